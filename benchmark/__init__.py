@@ -1,0 +1,1 @@
+"""Prompt-tag accuracy of any diffusers text-to-image model."""
