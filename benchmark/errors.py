@@ -1,0 +1,26 @@
+"""What a person did wrong, in one line: what, where, how to mend it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class InputError(Exception):
+    """Bad input. Its text is one line; the command line prints it after `error: ` and exits with status 2."""
+
+
+def did_you_mean(word: str, known: Iterable[str], *, most: int = 12) -> str:
+    """The end of an error message about an unknown `word`: the nearest known one, or what there is.
+
+    Starts with a space, so that it can be put straight after a sentence. Empty where nothing is known.
+    """
+    names = list(dict.fromkeys(known))
+    lowered = {name.lower(): name for name in reversed(names)}
+    near = get_close_matches(word.lower(), list(lowered), n=1, cutoff=0.6)
+    if near:
+        return f" Did you mean '{lowered[near[0]]}'?"
+    if not names:
+        return ""
+    shown = ", ".join(names[:most])
+    return f" Available: {shown}, and {len(names) - most} more." if len(names) > most else f" Available: {shown}."
