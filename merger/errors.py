@@ -1,0 +1,35 @@
+"""What can go wrong, as types. Every message is one line that says what, where, and how to mend it."""
+
+from __future__ import annotations
+
+from benchmark.errors import InputError, did_you_mean
+
+__all__ = [
+    "BlendNotApplied",
+    "CheckpointError",
+    "ConfigError",
+    "InputError",
+    "RecipeError",
+    "StudyError",
+    "did_you_mean",
+]
+
+
+class CheckpointError(InputError):
+    """A checkpoint file that is missing, damaged, of another format, or that does not fit the others."""
+
+
+class ConfigError(InputError):
+    """A configuration value that is unknown, of the wrong type, or out of range."""
+
+
+class RecipeError(InputError):
+    """A recipe that cannot be read, or whose sources cannot be found or have changed."""
+
+
+class StudyError(InputError):
+    """A study that is missing, or that was begun with other sources, prompts or settings."""
+
+
+class BlendNotApplied(RuntimeError):
+    """The live denoiser does not hold the blend that was asked for: a fault of ours or of the program around us."""

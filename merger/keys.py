@@ -1,0 +1,192 @@
+"""Tensor names: the original (LDM) single-file layout on one side, diffusers' on the other.
+
+The translation is *derived*, not listed: every key the original layout could have goes through diffusers' own
+converter as a tensor that holds nothing but its own number, and the place where the number comes out is the name.
+diffusers is imported inside the functions only.
+
+Words: a *name* is diffusers' (`down_blocks.0.resnets.0.conv1.weight`), a *key* is the original file's
+(`model.diffusion_model.input_blocks.1.0.in_layers.2.weight`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from merger.errors import CheckpointError
+
+DENOISER_PREFIX = "model.diffusion_model."
+VAE_PREFIX = "first_stage_model."
+TEXT_ENCODER_PREFIX = "cond_stage_model.transformer."
+
+_RESNET = ("in_layers.0", "in_layers.2", "emb_layers.1", "out_layers.0", "out_layers.3", "skip_connection")
+_LABELS = ("label_emb.0.0", "label_emb.0.2")
+_VAE_RESNET = ("norm1", "conv1", "norm2", "conv2", "nin_shortcut")
+_VAE_ATTENTION = ("norm", "q", "k", "v", "proj_out")
+_VAE_LINEARS = ("to_q.weight", "to_k.weight", "to_v.weight", "to_out.0.weight")
+
+
+def denoiser_names(unet_config: Mapping[str, object]) -> dict[str, str]:
+    """Translate every tensor of a U-Net with this `unet/config.json` to its key in an original single file.
+
+    Returns {diffusers name: key with `model.diffusion_model.`} in the order of the network's own state dict.
+    Raises CheckpointError where the original layout has no place for a tensor.
+    """
+    from diffusers import UNet2DConditionModel
+
+    names = _names_of(UNet2DConditionModel, unet_config)
+    blocks = unet_config.get("layers_per_block", 2)
+    if not isinstance(blocks, int):
+        raise CheckpointError(f"layers_per_block is {blocks!r}: the original layout has one number for all levels")
+    found = _land(_unet_candidates(names, blocks), _unet_converter(blocks, "add_embedding.linear_1.weight" in names))
+    return _complete(names, found, DENOISER_PREFIX, "U-Net")
+
+
+def denoiser_names_in(keys: Iterable[str], prefix: str = DENOISER_PREFIX) -> dict[str, str]:
+    """Translate the U-Net keys that a file really has, without a configuration.
+
+    keys: all keys of the file; those that begin with `prefix` are the denoiser's. Returns {diffusers name: key}; a key
+    that diffusers' converter does not know is left out. The number of levels and blocks is counted from the keys.
+    """
+    bare = [key.removeprefix(prefix) for key in keys if key.startswith(prefix)]
+    inputs = {key.split(".")[1] for key in bare if key.startswith("input_blocks.")}
+    levels = 1 + sum(key.startswith("input_blocks.") and key.endswith(".0.op.weight") for key in bare)
+    blocks, odd = divmod(len(inputs), levels)
+    if odd or blocks < 2:
+        return {}
+    found = _land(bare, _unet_converter(blocks - 1, "label_emb.0.0.weight" in bare))
+    return {name: prefix + key for name, key in found.items()}
+
+
+def vae_names(vae_config: Mapping[str, object]) -> dict[str, str]:
+    """Translate every tensor of an AutoencoderKL with this `vae/config.json` to its key (`first_stage_model.`).
+
+    Returns {diffusers name: key}; raises CheckpointError where the original layout has no place for a tensor.
+    """
+    from diffusers import AutoencoderKL
+    from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+
+    names = _names_of(AutoencoderKL, vae_config)
+    levels = len({name.split(".")[2] for name in names if name.startswith("encoder.down_blocks.")})
+    counted = dict.fromkeys(("down_block_types", "up_block_types"), range(levels))  # the converter only counts them
+    found = _land(_vae_candidates(names, levels), lambda marked: convert_ldm_vae_checkpoint(marked, counted))
+    return _complete(names, found, VAE_PREFIX, "VAE")
+
+
+def text_encoder_names(names: Iterable[str]) -> dict[str, str]:
+    """Translate CLIPTextModel names to keys, whether or not they carry transformers 4's `text_model.` already."""
+    return {name: f"{TEXT_ENCODER_PREFIX}text_model.{name.removeprefix('text_model.')}" for name in names}
+
+
+def save_single_file(
+    path: Path,
+    *,
+    unet: Mapping[str, Tensor],
+    vae: Mapping[str, Tensor],
+    text_encoder: Mapping[str, Tensor],
+    unet_config: Mapping[str, object],
+    vae_config: Mapping[str, object],
+    dtype: torch.dtype = torch.float16,
+    metadata: Mapping[str, str] | None = None,
+) -> Path:
+    """Write diffusers state dicts as one `.safetensors` file in the original single-file layout.
+
+    Floating tensors are stored as `dtype`. The VAE's attention projections [C, C] become the 1×1 convolutions
+    [C, C, 1, 1] they are in the original. Raises CheckpointError when a state dict is not that of its configuration.
+    """
+    from safetensors.torch import save_file
+
+    tensors: dict[str, Tensor] = {}
+    parts = (
+        ("U-Net", denoiser_names(unet_config), unet),
+        ("VAE", vae_names(vae_config), vae),
+        ("text encoder", text_encoder_names(text_encoder), text_encoder),
+    )
+    for part, translation, state in parts:
+        if odd := sorted(set(translation) ^ set(state)):
+            raise CheckpointError(
+                f"the {part}'s tensors are not those of its configuration: {odd[0]} and {len(odd) - 1} more"
+            )
+        for name, key in translation.items():
+            tensor = state[name]
+            if part == "VAE" and ".attentions." in name and name.endswith(_VAE_LINEARS):
+                tensor = tensor[:, :, None, None]
+            kind = dtype if tensor.is_floating_point() else tensor.dtype
+            tensors[key] = tensor.detach().to("cpu", kind).contiguous().clone()
+    save_file(tensors, path, metadata={"format": "pt"} | dict(metadata or {}))
+    return path
+
+
+def _names_of(network: type, config: Mapping[str, object]) -> list[str]:
+    """Names of the tensors of a network, built on the meta device: no memory, no random numbers."""
+    with torch.device("meta"):
+        built: torch.nn.Module = network.from_config(dict(config))  # type: ignore[attr-defined]
+    return list(built.state_dict())
+
+
+def _land(keys: Iterable[str], convert: Callable[[dict[str, Tensor]], Mapping[str, Tensor]]) -> dict[str, str]:
+    """Send each key through `convert` as a tensor holding its own number: {name it came out under: key}."""
+    numbered = list(dict.fromkeys(keys))
+    landed = convert({key: torch.tensor(i) for i, key in enumerate(numbered)})
+    return {name: numbered[int(marker)] for name, marker in landed.items() if marker is not None}
+
+
+def _unet_converter(layers_per_block: int, text_time: bool) -> Callable[[dict[str, Tensor]], Mapping[str, Tensor]]:
+    """diffusers' converter, asked about keys that have lost their prefix."""
+    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+
+    config: dict[str, object] = {"layers_per_block": layers_per_block}
+    if text_time:
+        config["addition_embed_type"] = "text_time"
+
+    def convert(marked: dict[str, Tensor]) -> Mapping[str, Tensor]:
+        return convert_ldm_unet_checkpoint({DENOISER_PREFIX + key: marker for key, marker in marked.items()}, config)
+
+    return convert
+
+
+def _complete(names: list[str], found: Mapping[str, str], prefix: str, part: str) -> dict[str, str]:
+    """Keep the places that are real names, and insist on all of them: candidates may be too many, never too few."""
+    if missing := [name for name in names if name not in found]:
+        raise CheckpointError(
+            f"the original single-file layout has no key for the {part}'s {missing[0]} ({len(missing)} such)"
+        )
+    return {name: prefix + found[name] for name in names}
+
+
+def _unet_candidates(names: list[str], layers_per_block: int) -> list[str]:
+    """Every key an original U-Net of this size might have; more than it has, for the names decide afterwards."""
+    levels = len({name.split(".")[1] for name in names if name.startswith("down_blocks.")})
+    per_level = layers_per_block + 1
+    # What follows a transformer block's own number is called the same on both sides, so the network's names supply it.
+    attention = sorted({name.split(".attentions.", 1)[1].split(".", 1)[1] for name in names if ".attentions." in name})
+    stems = ["time_embed.0", "time_embed.2", "input_blocks.0.0", "out.0", "out.2", *_LABELS]
+    for i in range(1, levels * per_level):
+        stems += [f"input_blocks.{i}.0.{part}" for part in (*_RESNET, "op")]
+    for i in range(levels * per_level):
+        stems += [f"output_blocks.{i}.0.{part}" for part in _RESNET]
+        level, j = divmod(i, per_level)
+        # The upsampler follows whatever else the block holds: third after an attention, second without one.
+        place = 2 if f"up_blocks.{level}.attentions.{j}.norm.weight" in names else 1
+        stems.append(f"output_blocks.{i}.{place}.conv")
+    stems += [f"middle_block.{i}.{part}" for i in (0, 2) for part in _RESNET]
+    keys = [f"{stem}.{kind}" for stem in stems for kind in ("weight", "bias")] + ["label_emb.weight"]
+    places = [f"{side}.{i}.1" for side in ("input_blocks", "output_blocks") for i in range(levels * per_level)]
+    return keys + [f"{place}.{rest}" for place in (*places, "middle_block.1") for rest in attention]
+
+
+def _vae_candidates(names: list[str], levels: int) -> list[str]:
+    """Every key an original VAE of this size might have, and more."""
+    resnets = 1 + max(int(name.split(".")[4]) for name in names if "_blocks." in name and ".resnets." in name)
+    stems = ["quant_conv", "post_quant_conv"]
+    for half, side, sampler in (("encoder", "down", "downsample"), ("decoder", "up", "upsample")):
+        stems += [f"{half}.{part}" for part in ("conv_in", "conv_out", "norm_out")]
+        stems += [f"{half}.mid.block_{i}.{part}" for i in (1, 2) for part in _VAE_RESNET]
+        stems += [f"{half}.mid.attn_1.{part}" for part in _VAE_ATTENTION]
+        for level in range(levels):
+            stems.append(f"{half}.{side}.{level}.{sampler}.conv")
+            stems += [f"{half}.{side}.{level}.block.{i}.{part}" for i in range(resnets) for part in _VAE_RESNET]
+    return [f"{stem}.{kind}" for stem in stems for kind in ("weight", "bias")]
