@@ -1,0 +1,223 @@
+"""The seam of the generators: prompts in, images out. With diffusers, or painted by a fake.
+
+An image depends on its prompt, its seed and the settings only: all its noise comes from one generator on the CPU,
+seeded with the prompt's seed, and its text is encoded alone. What else is in its batch changes only kernel rounding.
+
+B images of a batch, of H x W pixels; L tokens of text, E their width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from benchmark.errors import InputError
+from benchmark.pipelines import OWN_SAMPLER, Pipeline, make_scheduler
+from benchmark.prompts import Prompt, normal_tag
+from benchmark.taggers import Images, grid_side
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """How images are drawn. `batch_size` None finds one that fits; it is no part of what the image is."""
+
+    steps: int = 20
+    sampler: str = OWN_SAMPLER
+    guidance: float = 7.0
+    width: int = 512
+    height: int = 512
+    negative_prompt: str = ""
+    batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise InputError(f"steps {self.steps}: use 1 or more.")
+        if self.width < 8 or self.height < 8 or self.width % 8 or self.height % 8:
+            raise InputError(f"size {self.width}x{self.height}: both sides must be multiples of 8.")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise InputError(f"batch_size {self.batch_size}: use 1 or more, or leave it out.")
+
+
+class ImageGenerator(Protocol):
+    """Draws prompts, in their order, in batches of its own choice."""
+
+    def generate(self, prompts: Sequence[Prompt]) -> Iterator[Images]:
+        """Yield uint8 [B, H, W, 3] RGB until every prompt is drawn; a broken image (NaN) is black, never dropped."""
+
+
+class DiffusersGenerator:
+    """Any diffusers text-to-image pipeline. See `ImageGenerator`.
+
+    Text embeddings are kept, once per text; they are those of the pipeline as it was when it was handed in, so a
+    changed text encoder needs a new generator. The denoiser may change between calls.
+    """
+
+    def __init__(self, pipeline: Pipeline, settings: GenerationSettings):
+        self.pipeline, self.settings = pipeline, settings
+        self.batch_size = settings.batch_size or _first_batch_size(pipeline, settings)
+        self._scheduler = make_scheduler(pipeline, settings.sampler)
+        self._embeddings: dict[str, dict[str, Tensor]] = {}
+        self._takes = inspect.signature(pipeline.__call__).parameters
+
+    def generate(self, prompts: Sequence[Prompt]) -> Iterator[Images]:
+        """Yield uint8 [B, H, W, 3]. On a GPU without room the batch is halved, and stays so."""
+        import torch
+
+        start = 0
+        while start < len(prompts):
+            batch = prompts[start : start + self.batch_size]
+            try:
+                images = self._draw(batch)
+            except torch.OutOfMemoryError:
+                if self.batch_size == 1:
+                    raise
+                self.batch_size = (self.batch_size + 1) // 2
+                torch.cuda.empty_cache()
+                continue
+            start += len(batch)
+            yield images
+
+    def _draw(self, batch: Sequence[Prompt]) -> Images:
+        """One batch: [B, H, W, 3] uint8."""
+        import torch
+
+        settings = self.settings
+        with _lent_scheduler(self.pipeline, self._scheduler), warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # diffusers' schedulers speak numpy 1
+            drawn = self.pipeline(
+                **self._text_arguments([prompt.text for prompt in batch]),
+                generator=[torch.Generator("cpu").manual_seed(prompt.seed) for prompt in batch],
+                num_inference_steps=settings.steps,
+                guidance_scale=settings.guidance,
+                width=settings.width,
+                height=settings.height,
+                output_type="pt",
+                return_dict=False,
+            )[0]
+        return to_bytes(drawn)
+
+    def _text_arguments(self, texts: Sequence[str]) -> dict[str, Any]:
+        """The pipeline's arguments that hold the text: embeddings where it takes the usual ones, else the words."""
+        if "negative_prompt_embeds" not in self._takes or not hasattr(self.pipeline, "encode_prompt"):
+            words: dict[str, Any] = {"prompt": list(texts)}
+            if "negative_prompt" in self._takes:
+                words["negative_prompt"] = [self.settings.negative_prompt] * len(texts)
+            return words
+        for text in texts:
+            if text not in self._embeddings:
+                self._embeddings[text] = self._encode(text)
+        parts = [self._embeddings[text] for text in texts]
+        return {name: _stack([part[name] for part in parts]) for name in parts[0]}
+
+    def _encode(self, text: str) -> dict[str, Tensor]:
+        """One text and the negative one: the pipeline's arguments by name, each [1, ...]."""
+        import torch
+
+        guided = self.settings.guidance > 1
+        with torch.inference_mode():
+            encoded = self.pipeline.encode_prompt(
+                prompt=[text],
+                device=self.pipeline._execution_device,
+                num_images_per_prompt=1,
+                do_classifier_free_guidance=guided,
+                negative_prompt=[self.settings.negative_prompt] if guided else None,
+            )
+        names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+        return {name: value for name, value in zip(names, encoded, strict=False) if value is not None}
+
+
+@contextmanager
+def _lent_scheduler(pipeline: Pipeline, scheduler: Any) -> Iterator[None]:
+    """The pipeline with another scheduler for one call; its own stays what `default` means."""
+    own, pipeline.scheduler = pipeline.scheduler, scheduler
+    try:
+        yield
+    finally:
+        pipeline.scheduler = own
+
+
+def _stack(parts: Sequence[Tensor]) -> Tensor:
+    """[1, L_i, E] or [1, E] each -> [B, L, E] or [B, E].
+
+    Texts of different length are repeated whole to their least common multiple: attention over k copies of the same
+    keys and values is attention over one, so an image does not notice how long its neighbours' prompts are.
+    """
+    import torch
+
+    if parts[0].ndim == 3:
+        length = math.lcm(*(part.shape[1] for part in parts))
+        parts = [part.repeat(1, length // part.shape[1], 1) for part in parts]
+    return torch.cat(list(parts))
+
+
+def to_bytes(images: Tensor) -> Images:
+    """[B, 3, H, W] in 0..1 -> uint8 [B, H, W, 3]; an image with a NaN or an infinity anywhere becomes black."""
+    import torch
+
+    whole = torch.isfinite(images).flatten(1).all(dim=1)
+    pixels = torch.where(whole[:, None, None, None], images.float(), 0.0).mul(255).round().clamp(0, 255)
+    array: Images = pixels.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    return array
+
+
+def _first_batch_size(pipeline: Pipeline, settings: GenerationSettings) -> int:
+    """A batch to start with: on a GPU by its free memory (halved later if that was too much), on a CPU by pixels."""
+    import torch
+
+    pixels = settings.width * settings.height
+    device: torch.device = pipeline.device
+    if device.type != "cuda":
+        return max(1, min(16, 4 * 512 * 512 // pixels))
+    free, _ = torch.cuda.mem_get_info(device)
+    return max(1, min(256, free // (6000 * pixels)))  # SD 1.5 in fp16 takes about 1.5 GB an image of 512 x 512
+
+
+class FakeGenerator:
+    """A generator without a model: paints a square for each tag of a vocabulary, for `FakeTagger` to read.
+
+    `skill` [0..1] or one per tag is the chance that a tag asked for is painted bright enough to be found. Deterministic
+    in the prompt; equal luck for two skills, so their difference is paired.
+    """
+
+    def __init__(
+        self,
+        tags: Sequence[str],
+        skill: float | dict[str, float] = 0.8,
+        size: int = 64,
+        batch_size: int = 4,
+        seed: int = 0,
+    ):
+        self._tags, self._skill, self._size, self.batch_size, self._seed = tuple(tags), skill, size, batch_size, seed
+
+    def generate(self, prompts: Sequence[Prompt]) -> Iterator[Images]:
+        """Yield uint8 [B, size, size, 3]."""
+        for start in range(0, len(prompts), self.batch_size):
+            yield np.stack([self._paint(prompt) for prompt in prompts[start : start + self.batch_size]])
+
+    def _paint(self, prompt: Prompt) -> Images:
+        digest = hashlib.sha256(f"{prompt.text}/{prompt.seed}/{self._seed}".encode()).digest()
+        draw = np.random.default_rng(list(digest[:16]))
+        luck, colours = draw.random(len(self._tags)), draw.integers(0, 60, (len(self._tags), 3))
+        asked = {normal_tag(tag) for tag in prompt.tags}
+        side = grid_side(len(self._tags))
+        image = np.zeros((self._size, self._size, 3), dtype=np.uint8)
+        for number, tag in enumerate(self._tags):
+            skill = self._skill if isinstance(self._skill, float | int) else self._skill.get(tag, 0.0)
+            bright = normal_tag(tag) in asked and luck[number] < skill
+            row, column = divmod(number, side)
+            rows = slice(row * self._size // side, (row + 1) * self._size // side)
+            columns = slice(column * self._size // side, (column + 1) * self._size // side)
+            image[rows, columns] = (195 + colours[number]) if bright else colours[number]
+        return image

@@ -1,0 +1,161 @@
+"""Scores with their uncertainty. Pure numpy.
+
+I  images                      asked: bool [I, T]  whether the image's prompt asked for the tag
+T  tags                        probabilities: float [I, T]  what the tagger says of the image
+C  prompts, the clusters       prompt_of: int [I]  the prompt each image belongs to
+B  bootstrap resamples
+
+Images of one prompt, and tags of one image, are not independent: every standard error and interval here resamples whole
+prompts. A score is a ratio, sum(hits) / sum(asked), over prompts; its standard error is that of a ratio estimator
+(Cochran, Sampling Techniques, 3rd ed., ch. 2.11), its interval the percentile bootstrap (Efron 1979).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+RESAMPLES = 2000
+LEVEL = 0.95
+_SEED = 20240229  # of the resampling only: the same numbers always get the same interval
+
+Floats = NDArray[np.floating[Any]]
+Bools = NDArray[np.bool_]
+Integers = NDArray[np.integer[Any]]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its standard error and 95 % interval. All are NaN where there was nothing to score."""
+
+    value: float
+    stderr: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What each prompt contributes: `hits` [C] out of `asked` [C]. `prompts` [C] are the prompts' indices, rising."""
+
+    prompts: Integers
+    hits: Floats
+    asked: Floats
+
+
+def tally(values: Floats, asked: Bools, prompt_of: Integers) -> Tally:
+    """Sum `values` [I, T] and the count of `asked` [I, T] over each prompt, looking only where asked."""
+    if values.shape != asked.shape or len(prompt_of) != len(values):
+        raise ValueError(f"values {values.shape}, asked {asked.shape} and prompt_of {np.shape(prompt_of)} do not fit")
+    prompts, position = np.unique(np.asarray(prompt_of), return_inverse=True)
+    hits = np.where(asked, values, 0.0).sum(axis=1, dtype=np.float64)
+    return Tally(
+        prompts,
+        np.bincount(position, weights=hits, minlength=len(prompts)).astype(np.float64),
+        np.bincount(position, weights=asked.sum(axis=1), minlength=len(prompts)).astype(np.float64),
+    )
+
+
+def estimate(counts: Tally) -> Estimate:
+    """The ratio sum(hits) / sum(asked), with both uncertainties clustered by prompt."""
+    return _ratio(counts.hits, counts.asked, bounded=True)
+
+
+def paired_difference(a: Tally, b: Tally) -> Estimate:
+    """Score of `a` minus score of `b`, which must have been asked the same: prompt by prompt, so that what a prompt's
+    difficulty adds to both cancels. Raises ValueError where the prompts differ.
+    """
+    if not (np.array_equal(a.prompts, b.prompts) and np.array_equal(a.asked, b.asked)):
+        raise ValueError("a paired difference needs two scores of the same prompts")
+    return _ratio(a.hits - b.hits, a.asked, bounded=False)
+
+
+def tag_accuracy(probabilities: Floats, asked: Bools, prompt_of: Integers, threshold: float) -> Estimate:
+    """Tags asked for and found (probability >= threshold) / tags asked for."""
+    return estimate(tally(found(probabilities, threshold), asked, prompt_of))
+
+
+def mean_probability(probabilities: Floats, asked: Bools, prompt_of: Integers) -> Estimate:
+    """The mean probability of the tags asked for."""
+    return estimate(tally(probabilities, asked, prompt_of))
+
+
+def mean_log_probability(probabilities: Floats, asked: Bools, prompt_of: Integers, floor: float = 1e-4) -> Estimate:
+    """The mean natural logarithm of the probability of the tags asked for, at least `floor` each."""
+    counts = tally(np.log(np.maximum(probabilities, floor)), asked, prompt_of)
+    return _ratio(counts.hits, counts.asked, bounded=False)
+
+
+def found(probabilities: Floats, threshold: float) -> Floats:
+    """1.0 where the tag counts as found, else 0.0; same shape. NaN is not found."""
+    return (probabilities >= threshold).astype(np.float64)
+
+
+def per_category(
+    values: Floats, asked: Bools, prompt_of: Integers, tags: Sequence[str], category_of: Callable[[str], str]
+) -> dict[str, Estimate]:
+    """An estimate for each category of `tags` [T] that was asked about, in the order in which they appear."""
+    categories = np.array([category_of(tag) for tag in tags])
+    scores: dict[str, Estimate] = {}
+    for category in dict.fromkeys(categories.tolist()):
+        columns = categories == category
+        if asked[:, columns].any():
+            scores[category] = estimate(tally(values[:, columns], asked[:, columns], prompt_of))
+    return scores
+
+
+def per_tag(values: Floats, asked: Bools, tags: Sequence[str]) -> dict[str, tuple[float, int]]:
+    """(mean value where asked, times asked) for each tag that was asked about."""
+    times = asked.sum(axis=0)
+    sums = np.where(asked, values, 0.0).sum(axis=0, dtype=np.float64)
+    return {tag: (float(sums[t] / times[t]), int(times[t])) for t, tag in enumerate(tags) if times[t]}
+
+
+def per_prompt(counts: Tally) -> Floats:
+    """Each prompt's own score [C]; NaN where it was asked nothing."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(counts.hits / counts.asked)
+
+
+def as_dict(scores: Mapping[str, Estimate]) -> dict[str, dict[str, float]]:
+    """Plain values, for JSON."""
+    return {
+        name: {"value": score.value, "stderr": score.stderr, "low": score.low, "high": score.high}
+        for name, score in scores.items()
+    }
+
+
+def _ratio(hits: Floats, asked: Floats, *, bounded: bool) -> Estimate:
+    """sum(hits) / sum(asked) over prompts that were asked something. `bounded`: hits lie in 0..asked."""
+    used = asked > 0
+    hits, asked = hits[used], asked[used]
+    clusters = len(hits)
+    if clusters == 0:
+        return Estimate(*(float("nan"),) * 4)
+    value = float(hits.sum() / asked.sum())
+    if clusters == 1:  # one prompt says nothing of how prompts differ
+        return Estimate(value, float("nan"), 0.0 if bounded else float("nan"), 1.0 if bounded else float("nan"))
+    residuals = hits - value * asked
+    stderr = float(np.sqrt(clusters / (clusters - 1) * (residuals**2).sum()) / asked.sum())
+    if bounded and (np.all(hits == asked) or np.all(hits == 0)):
+        # No resample can differ. With accuracy p a run of C whole prompts like this has a chance of at most p^C.
+        margin = 1.0 - ((1.0 - LEVEL) / 2) ** (1.0 / clusters)
+        return Estimate(value, stderr, value - margin if value else 0.0, value + margin if not value else 1.0)
+    times = _resamples(clusters)
+    resampled = (times @ hits) / (times @ asked)
+    low, high = np.quantile(resampled, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+    return Estimate(value, stderr, float(low), float(high))
+
+
+@lru_cache(maxsize=64)
+def _resamples(clusters: int) -> Floats:
+    """How often each prompt is in each resample: float64 [B, C], rows sum to C."""
+    draws = np.random.default_rng(_SEED).integers(0, clusters, (RESAMPLES, clusters))
+    rows = np.repeat(np.arange(RESAMPLES), clusters) * clusters
+    times = np.bincount(rows + draws.ravel(), minlength=RESAMPLES * clusters)
+    return times.reshape(RESAMPLES, clusters).astype(np.float64)
