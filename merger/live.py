@@ -1,0 +1,223 @@
+"""The resident denoiser: donors held ready, blends written in place, and a checksum that proves it.
+
+    P   elements of a layer's buffer: its tensors end to end, each begun on a multiple of 64 elements, zeros between
+    D   donors
+
+A layer's parameters become views into one flat buffer [P] of the module's dtype; base and donors are held in flat
+buffers of the same arrangement in the dtype of their files. A blend is one pass over each layer.
+
+What is scored is what is exported: blended values are rounded to the dtype of the base file's tensors first, to the
+module's afterwards, exactly as if the exported file had been loaded.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from merger.blending import blend_into
+from merger.checkpoints import Checkpoint
+from merger.errors import BlendNotApplied, CheckpointError, ConfigError, did_you_mean
+
+Weights = Mapping[str, Mapping[str, float]]
+
+_ALIGN = 64  # elements; kernels want tensors on at least 64 bytes
+_ROW = 4096  # bytes; a buffer is a whole number of rows, so that its checksum needs no special ends
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Neighbouring tensors that the base file keeps in one dtype: elements `start` to `end` of a layer's buffer."""
+
+    start: int
+    end: int
+    stored: torch.dtype
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One layer: the live buffer [P], the base [P], the donors [D][P], and the parameters that view into `live`."""
+
+    live: Tensor
+    base: Tensor
+    donors: tuple[Tensor, ...]
+    runs: tuple[_Run, ...]
+    parameters: Mapping[str, nn.Parameter]
+    places: Mapping[str, int]  # first element of each tensor
+
+
+class LiveDenoiser:
+    """A module whose parameters are a blend that can be changed in a moment.
+
+    module: the denoiser, already of its dtype and on its device; it must stay there. base, donors: opened checkpoints
+    that fit (`merger.checkpoints.check_fit`). layers: {layer: tensor names}, together all of the module's parameters.
+    It holds D + 2 copies of the denoiser. Begins as the base. Raises CheckpointError where module, base and layers do
+    not agree on the tensors.
+    """
+
+    def __init__(
+        self, module: nn.Module, base: Checkpoint, donors: Sequence[Checkpoint], layers: Mapping[str, Sequence[str]]
+    ) -> None:
+        self.module = module
+        self.donors = tuple(donor.name for donor in donors)
+        parameters = dict(module.named_parameters())
+        _check(parameters, base, layers)
+        self._layers = {
+            layer: _hold({name: parameters[name] for name in names}, base, donors) for layer, names in layers.items()
+        }
+        self.weights: dict[str, tuple[float, ...]] = {}
+        self._digests: dict[str, bytes] = {}
+        self.checksum = self.restore()
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the layers, in order."""
+        return tuple(self._layers)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held: live buffers, base and donors."""
+        return sum(t.nbytes for layer in self._layers.values() for t in (layer.live, layer.base, *layer.donors))
+
+    def apply(self, weights: Weights) -> str:
+        """Make the module the blend of these weights ({layer: {donor: weight}}, what is missing is 0).
+
+        Returns the checksum of the live weights, 32 hex digits: the same blend gives the same one on any device.
+        Raises ConfigError for a layer or donor that is not there, and BlendNotApplied where the module does not hold
+        the blend afterwards; the module is then in no known state, and `restore` is the way back.
+        """
+        for layer in weights:
+            if layer not in self._layers:
+                raise ConfigError(f"layer '{layer}' does not exist.{did_you_mean(layer, self._layers)}")
+        rows = {layer: self._row(layer, weights.get(layer, {})) for layer in self._layers}
+        self._check_views()
+        with torch.no_grad():
+            for layer, row in rows.items():
+                _blend_layer(self._layers[layer], row)
+        digests = {layer: _digest(held.live) for layer, held in self._layers.items()}
+        for layer, row in rows.items():
+            # Equal bits are right where donors agree, or where the change drowns in rounding: only then.
+            if digests[layer] == self._digests.get(layer) and row != self.weights.get(layer):
+                self._check_blend(layer, row)
+        self.weights, self._digests = rows, digests
+        self.checksum = _join(digests)
+        return self.checksum
+
+    def restore(self) -> str:
+        """Make the module the base again, bit for bit. Returns its checksum."""
+        return self.apply({})
+
+    def _row(self, layer: str, row: Mapping[str, float]) -> tuple[float, ...]:
+        for donor in row:
+            if donor not in self.donors:
+                raise ConfigError(f"{layer}: '{donor}' is not a donor.{did_you_mean(donor, self.donors)}")
+        return tuple(float(row.get(donor, 0.0)) for donor in self.donors)
+
+    def _check_views(self) -> None:
+        """The module's parameters must still be the ones that view into our buffers, where they were put."""
+        current = dict(self.module.named_parameters())
+        for layer in self._layers.values():
+            for name, parameter in layer.parameters.items():
+                address = layer.live.data_ptr() + layer.places[name] * layer.live.element_size()
+                if current.get(name) is not parameter or parameter.data_ptr() != address:
+                    raise BlendNotApplied(
+                        f"'{name}' no longer lies in the blended buffer: the module was moved, cast or given new "
+                        "parameters after it became live. Make it live again."
+                    )
+
+    def _check_blend(self, layer: str, row: tuple[float, ...]) -> None:
+        held = self._layers[layer]
+        afresh = _Layer(torch.empty_like(held.live), held.base, held.donors, held.runs, {}, {})
+        _blend_layer(afresh, row)
+        if _digest(afresh.live) != _digest(held.live):
+            raise BlendNotApplied(
+                f"the weights of {layer} were changed to {list(row)}, but its tensors did not change."
+            )
+
+
+def checksum_of(buffers: Mapping[str, Tensor]) -> str:
+    """The checksum `LiveDenoiser.apply` returns, of buffers [P] whose bytes are a whole number of rows of 4096."""
+    return _join({layer: _digest(buffer) for layer, buffer in buffers.items()})
+
+
+def _check(parameters: Mapping[str, nn.Parameter], base: Checkpoint, layers: Mapping[str, Sequence[str]]) -> None:
+    """Module, base file and layers speak of the same tensors, each once, of the same shapes, in one dtype and place."""
+    named = [name for names in layers.values() for name in names]
+    if len(named) != len(set(named)):
+        raise CheckpointError("a tensor is in two layers: every tensor must be in exactly one")
+    if odd := sorted(set(named) ^ set(parameters)):
+        where = "no layer" if odd[0] in parameters else "the layers, but not in the module"
+        raise CheckpointError(f"'{odd[0]}' is in {where} ({len(odd)} such): is it the U-Net of this pipeline?")
+    for name, parameter in parameters.items():
+        info = base.denoiser.get(name)
+        if info is None or info.shape != tuple(parameter.shape):
+            found = "nothing" if info is None else list(info.shape)
+            raise CheckpointError(
+                f"{base.path.name}: '{name}' is {found} in the file, the pipeline's U-Net has {list(parameter.shape)}."
+            )
+    if len({(parameter.dtype, parameter.device) for parameter in parameters.values()}) != 1:
+        raise CheckpointError("the denoiser's parameters must all have one dtype and be on one device")
+
+
+def _hold(parameters: Mapping[str, nn.Parameter], base: Checkpoint, donors: Sequence[Checkpoint]) -> _Layer:
+    """Lay a layer's tensors end to end, fill base and donors, and turn the parameters into views."""
+    first = next(iter(parameters.values()))
+    places: dict[str, int] = {}
+    runs: list[_Run] = []
+    at = 0
+    for name, parameter in parameters.items():
+        places[name] = at
+        end = at + -(-parameter.numel() // _ALIGN) * _ALIGN
+        stored = base.denoiser[name].dtype
+        if runs and runs[-1].stored == stored:
+            runs[-1] = _Run(runs[-1].start, end, stored)
+        else:
+            runs.append(_Run(at, end, stored))
+        at = end
+    total = -(-at // _ROW) * _ROW  # elements, so bytes as well
+    held = [_flat(source, parameters, places, total, first.device) for source in (base, *donors)]
+    live = torch.zeros(total, dtype=first.dtype, device=first.device)
+    for name, parameter in parameters.items():
+        parameter.data = live[places[name] : places[name] + parameter.numel()].view(parameter.shape)
+    return _Layer(live, held[0], tuple(held[1:]), tuple(runs), dict(parameters), places)
+
+
+def _flat(
+    source: Checkpoint, names: Mapping[str, nn.Parameter], places: Mapping[str, int], total: int, device: torch.device
+) -> Tensor:
+    """One checkpoint's tensors of a layer, in a dtype that holds all of them exactly (float32 at most)."""
+    widest = functools.reduce(torch.promote_types, (source.denoiser[name].dtype for name in names))
+    flat = torch.zeros(total, dtype=torch.float32 if widest == torch.float64 else widest, device=device)
+    for name in names:
+        tensor = source.read(name)
+        flat[places[name] : places[name] + tensor.numel()].copy_(tensor.reshape(-1))
+    return flat
+
+
+def _blend_layer(layer: _Layer, row: Sequence[float]) -> None:
+    for run in layer.runs:
+        here = slice(run.start, run.end)
+        donors = [donor[here] for donor in layer.donors]
+        blend_into(layer.live[here], layer.base[here], donors, row, stored=run.stored)
+
+
+def _digest(buffer: Tensor) -> bytes:
+    """The sums of a buffer's rows and columns, its bytes seen as 64-bit integers [rows, 512], modulo 2**64.
+
+    Any one bit that changes changes a sum, and moved or exchanged values change sums of their rows or columns; integer
+    sums come out the same in any order, so on any device. Costs two reads of the buffer; 1/512 of it is carried over.
+    """
+    words = buffer.view(torch.int64).view(-1, _ROW // 8)
+    return b"".join(words.sum(dim).cpu().numpy().tobytes() for dim in (0, 1))
+
+
+def _join(digests: Mapping[str, bytes]) -> str:
+    hashed = hashlib.blake2b(digest_size=16)
+    for layer, digest in digests.items():
+        hashed.update(layer.encode() + b"\0" + digest)
+    return hashed.hexdigest()
