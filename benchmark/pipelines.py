@@ -30,6 +30,7 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "dpm++2m-karras": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "use_karras_sigmas": True}),
     "unipc": ("UniPCMultistepScheduler", {}),
 }
+_LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError)
 OWN_SAMPLER = "default"  # the one the checkpoint or its configuration folder brings
 
 
@@ -61,28 +62,52 @@ def load_pipeline(
 
 def _load(source: str, config: str | None, dtype: torch.dtype) -> Pipeline:
     import diffusers
+    from diffusers.loaders.single_file_utils import SingleFileComponentError
     from safetensors import SafetensorError
 
-    path = Path(source)
     options: dict[str, Any] = {"torch_dtype": dtype, "safety_checker": None}
+    advice = ""
     try:
-        if path.is_file():
-            _check_single_file(path)
-            if config is not None:
-                local = Path(config).exists()
-                options |= {"config": config, "local_files_only": local}
-            return _single_file_class(path, config).from_single_file(source, **options)
+        path = local_source(source)
         if path.is_dir():
-            if not (path / "model_index.json").is_file():
-                raise InputError(f"{path}: is no diffusers folder; it has no model_index.json.")
             return diffusers.DiffusionPipeline.from_pretrained(
-                source, use_safetensors=True, local_files_only=True, **options
+                path, use_safetensors=True, local_files_only=True, **options
             )
-        if path.suffix or path.is_absolute() or source.startswith(".") or source.count("/") != 1:
-            raise InputError(f"{source}: there is no such file or folder.")
-        return diffusers.DiffusionPipeline.from_pretrained(source, use_safetensors=True, **options)
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, SafetensorError) as error:
-        raise InputError(f"{source}: diffusers cannot load it ({first_line(error)}).") from error
+        _check_single_file(path)
+        if config is None:
+            advice = " Name the folder of its pipeline's configuration with --pipeline."
+        else:
+            options |= {"config": config, "local_files_only": Path(config).exists()}
+        return _single_file_class(path, config).from_single_file(source, **options)
+    except NotImplementedError as error:  # a parameter without a value stayed on torch's "meta" device
+        expects = config or "its family"
+        raise InputError(f"{source}: lacks tensors that {expects} expects. Is it whole, and of this family?") from error
+    except (*_LOADING_ERRORS, SafetensorError, SingleFileComponentError) as error:
+        raise InputError(f"{source}: diffusers cannot load it ({first_line(error)}).{advice}") from error
+
+
+def local_source(source: Path | str) -> Path:
+    """The file or folder that a source is on this disk; a hub id (`owner/name`) is fetched first, where it is not.
+
+    Raises InputError for what is neither.
+    """
+    path, text = Path(source), str(source)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        if not (path / "model_index.json").is_file():
+            raise InputError(f"{path}: is no diffusers folder; it has no model_index.json.")
+        return path
+    if path.suffix == ".safetensors" or path.is_absolute() or text.startswith(".") or text.count("/") != 1:
+        raise InputError(f"{text}: there is no such file or folder.")
+    import diffusers
+
+    try:
+        return Path(diffusers.DiffusionPipeline.download(text, use_safetensors=True))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{text}: is no file here, and cannot be fetched from the hub ({first_line(error)})."
+        ) from error
 
 
 def _check_single_file(path: Path) -> None:

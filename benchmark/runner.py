@@ -5,8 +5,9 @@ I  images (one for each prompt value)    T  tags scored (a column each)
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,13 +28,15 @@ class Evaluation:
     """What a pass found out. Thresholds and categories come later: nothing is redrawn for another one.
 
     `tags` [T]; `asked` [I, T]; `prompt_of` [I] (the clusters); `probabilities[tagger]` [I, T] float32;
-    `broken_images` [I]: black, NaN or flat pictures, whose probabilities are 0; `images` the first few, [K, H, W, 3].
+    `broken_images` [I]: black, NaN or flat pictures, whose probabilities are 0; `digests` [I]: equal for equal pixels;
+    `images` the first few, [K, H, W, 3].
     """
 
     prompts: tuple[Prompt, ...]
     tags: tuple[str, ...]
     probabilities: Mapping[str, Probabilities]
     broken_images: Bools
+    digests: Integers
     seconds: float
     images: Images | None = None
     asked: Bools = field(init=False)
@@ -120,27 +123,63 @@ def evaluate(
     """
     tags = tuple(tags) if tags is not None else tags_asked(prompts)
     asked = asked_matrix(prompts, tags)
-    columns = {name: columns_of(tagger, tags) for name, tagger in taggers.items()}
     probabilities = {name: np.zeros((len(prompts), len(tags)), dtype=np.float32) for name in taggers}
     broken = np.zeros(len(prompts), dtype=np.bool_)
+    digests = np.zeros(len(prompts), dtype=np.int64)
     kept: list[Images] = []
-    done, started = 0, time.perf_counter()
-    for images in generator.generate(prompts):
-        rows = slice(done, done + len(images))
-        broken[rows] = is_broken(images)
-        for name, tagger in taggers.items():
-            said = tagger.probabilities(images)[:, columns[name]]
-            probabilities[name][rows] = np.where(broken[rows, None], 0, np.nan_to_num(said, nan=0.0))
-        if done < keep_images:
-            kept.append(images[: keep_images - done])
-        done = rows.stop
+    started = time.perf_counter()
+    for batch in score_batches(generator, taggers, prompts, tags):
+        rows = slice(batch.start, batch.start + len(batch.images))
+        broken[rows], digests[rows] = batch.broken, batch.digests
+        for name, said in batch.probabilities.items():
+            probabilities[name][rows] = said
+        if batch.start < keep_images:
+            kept.append(batch.images[: keep_images - batch.start])
         if report is not None:
-            first = next(iter(probabilities.values()))[:done]
-            report(done, float(scores.found(first, threshold)[asked[:done]].mean()))
+            first = next(iter(probabilities.values()))[: rows.stop]
+            report(rows.stop, float(scores.found(first, threshold)[asked[: rows.stop]].mean()))
+    seconds = time.perf_counter() - started
+    images = np.concatenate(kept) if kept else None
+    return Evaluation(tuple(prompts), tags, probabilities, broken, digests, seconds, images)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images [B, H, W, 3] of the prompts from `start` on, with what each tagger said, [B, T], and which are broken.
+
+    `digests` [B] are equal for equal pixels.
+    """
+
+    start: int
+    images: Images
+    probabilities: Mapping[str, Probabilities]
+    broken: Bools
+    digests: Integers
+
+
+def score_batches(
+    generator: ImageGenerator, taggers: Mapping[str, Tagger], prompts: Sequence[Prompt], tags: Sequence[str]
+) -> Iterator[Batch]:
+    """Draw and tag, batch by batch. The columns are `tags`; a broken image's probabilities are 0.
+
+    Raises InputError, before anything is drawn, for a tag that a tagger does not know.
+    """
+    columns = {name: columns_of(tagger, tags) for name, tagger in taggers.items()}
+    done = 0
+    for images in generator.generate(prompts):
+        broken = is_broken(images)
+        said = {name: tagger.probabilities(images)[:, columns[name]] for name, tagger in taggers.items()}
+        said = {name: np.where(broken[:, None], np.float32(0), np.nan_to_num(p, nan=0.0)) for name, p in said.items()}
+        yield Batch(done, images, said, broken, _digests(images))
+        done += len(images)
     if done != len(prompts):
         raise RuntimeError(f"the generator drew {done} images for {len(prompts)} prompts")
-    seconds = time.perf_counter() - started
-    return Evaluation(tuple(prompts), tags, probabilities, broken, seconds, np.concatenate(kept) if kept else None)
+
+
+def _digests(images: Images) -> Integers:
+    """[B] int64: the first eight bytes of the SHA-256 of each image's pixels."""
+    digests = b"".join(hashlib.sha256(np.ascontiguousarray(image).data).digest()[:8] for image in images)
+    return np.frombuffer(digests, dtype="<i8").astype(np.int64)
 
 
 def is_broken(images: Images) -> Bools:

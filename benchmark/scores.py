@@ -87,7 +87,12 @@ def mean_probability(probabilities: Floats, asked: Bools, prompt_of: Integers) -
 
 def mean_log_probability(probabilities: Floats, asked: Bools, prompt_of: Integers, floor: float = 1e-4) -> Estimate:
     """The mean natural logarithm of the probability of the tags asked for, at least `floor` each."""
-    counts = tally(np.log(np.maximum(probabilities, floor)), asked, prompt_of)
+    return mean_value(np.log(np.maximum(probabilities, floor)), asked, prompt_of)
+
+
+def mean_value(values: Floats, asked: Bools, prompt_of: Integers) -> Estimate:
+    """The mean of any values [I, T] where `asked`, with intervals that may leave 0..1."""
+    counts = tally(values, asked, prompt_of)
     return _ratio(counts.hits, counts.asked, bounded=False)
 
 

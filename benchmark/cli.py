@@ -1,0 +1,114 @@
+"""The command line of the benchmark: `python -m benchmark MODEL...`, and the same as `merger benchmark`.
+
+Tables go to standard output, progress and errors to standard error. Status 0 done, 2 bad input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmark.errors import InputError
+
+DESCRIPTION = "Draws prompts made of tags, asks a tagger which tags it finds again, and compares the models by that."
+EXAMPLE = """example:
+  python -m benchmark a.safetensors b.safetensors --pipeline sd15/ --tagger wd-tagger/ --tags top:200 --prompts 100
+
+The first model is the one the others are compared with. Interrupted, the same command goes on where it stopped; what
+is drawn is kept in OUTPUT/rows and never drawn again for the same model, prompts, settings and taggers.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `python -m benchmark`. Returns the exit status."""
+    parser = argparse.ArgumentParser(
+        "python -m benchmark",
+        description=DESCRIPTION,
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_arguments(parser)
+    args = parser.parse_args(argv)
+    try:
+        return run(args)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Stopped. The same command goes on from here.", file=sys.stderr)
+        return 130
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Give a parser the benchmark's arguments; `run` takes what it parses."""
+    parser.add_argument(
+        "models",
+        nargs="+",
+        metavar="MODEL",
+        help="a .safetensors file, a diffusers folder or a hub id; NAME=MODEL names it in the tables",
+    )
+    judged = parser.add_argument_group("taggers and tags")
+    judged.add_argument("--tagger", required=True, metavar="FOLDER", help="the tagger that looks for the tags")
+    judged.add_argument("--tagger-kind", choices=("transformers", "wd"), help="where the folder holds both")
+    judged.add_argument("--judge", metavar="FOLDER", help="a second tagger, to check the first")
+    judged.add_argument("--judge-kind", choices=("transformers", "wd"), help="where the folder holds both")
+    judged.add_argument(
+        "--threshold", type=float, default=0.5, help="probability from which a tag is found (%(default)s)"
+    )
+    judged.add_argument("--judge-threshold", type=float, help="the same for the judge (as --threshold)")
+    judged.add_argument(
+        "--tags",
+        "--vocabulary",
+        default="top:200",
+        metavar="FILE|top:K",
+        help="a CSV with the columns tag,category,group, or the tagger's K most common general tags (%(default)s)",
+    )
+    asked = parser.add_argument_group("prompts")
+    asked.add_argument("--prompts", type=int, default=100, metavar="N", help="how many, of each size (%(default)s)")
+    asked.add_argument("--images", type=int, default=1, metavar="N", help="images of each prompt (%(default)s)")
+    asked.add_argument(
+        "--tags-per-prompt",
+        "--per-prompt",
+        default="4",
+        metavar="N",
+        help="4, a range such as 3-6, or sizes to tell apart such as 2,4,8 (%(default)s)",
+    )
+    asked.add_argument("--template", default="{tags}", help="the prompt around the tags (%(default)s)")
+    asked.add_argument("--negative", default="", metavar="TEXT", help="the negative prompt")
+    asked.add_argument("--seed", type=int, default=0, help="of prompts and noise (%(default)s)")
+    drawn = parser.add_argument_group("drawing")
+    drawn.add_argument(
+        "--pipeline", metavar="FOLDER", help="configuration of single files: a diffusers folder or hub id"
+    )
+    drawn.add_argument("--steps", type=int, default=20, help="(%(default)s)")
+    drawn.add_argument("--sampler", default="dpm++2m-karras", help="default is the model's own (%(default)s)")
+    drawn.add_argument("--guidance", type=float, default=7.0, help="(%(default)s)")
+    drawn.add_argument("--size", default="512x512", metavar="WxH", help="(%(default)s)")
+    drawn.add_argument("--batch-size", type=int, metavar="N", help="found by itself where not given")
+    drawn.add_argument("--device", help="cpu, cuda, cuda:1 ... (a GPU where there is one)")
+    drawn.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), help="(fp16 on a GPU, else fp32)")
+    drawn.add_argument("--threads", type=int, help="processor threads of ONNX taggers (all)")
+    kept = parser.add_argument_group("results")
+    kept.add_argument("--output", type=Path, default=Path("results"), metavar="DIR", help="(%(default)s)")
+    kept.add_argument("--keep-images", action="store_true", help="keep every image, as WebP")
+    kept.add_argument("--json", action="store_true", help="print the figures as JSON instead of tables")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Score the models and print their tables. Returns 0; raises InputError for what is wrong with the arguments."""
+    from benchmark.session import Session
+
+    session = Session.from_arguments(args)
+    models = session.compare()
+    from benchmark.tables import as_json, as_markdown
+
+    document = {"settings": session.settings_for_json(), "models": as_json(models)}
+    text = json.dumps(document, indent=1, allow_nan=False)
+    markdown = as_markdown(models)
+    (args.output / "result.json").write_text(text + "\n", encoding="utf-8")
+    (args.output / "result.md").write_text(markdown, encoding="utf-8")
+    print(text if args.json else markdown, end="\n" if args.json else "")
+    return 0

@@ -1,0 +1,250 @@
+"""One run of the benchmark from the command line: check every argument, then draw what is missing, model by model."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from benchmark.errors import InputError
+from benchmark.generation import DiffusersGenerator, GenerationSettings, ImageGenerator
+from benchmark.pipelines import OWN_SAMPLER, SAMPLERS, load_pipeline, local_source
+from benchmark.prompts import (
+    Prompt,
+    Vocabulary,
+    derive_seed,
+    fingerprint,
+    make_prompts,
+    read_vocabulary,
+    vocabulary_from_tags,
+)
+from benchmark.results import Plan, Rows, complete_rows, joint_fingerprint, model_fingerprint
+from benchmark.runner import Batch, Evaluation
+from benchmark.tables import ModelScores, compare
+from benchmark.taggers import Tagger, columns_of, open_tagger
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a command line asks for, checked. `models`: name -> file or folder on this disk."""
+
+    models: Mapping[str, Path]
+    taggers: Mapping[str, Tagger]
+    thresholds: Mapping[str, float]
+    vocabulary: Vocabulary
+    prompts: tuple[Prompt, ...]
+    settings: GenerationSettings
+    pipeline: str | None
+    device: str
+    dtype: str | None
+    output: Path
+    keep_images: bool
+
+    @classmethod
+    def from_arguments(cls, args: argparse.Namespace) -> Session:
+        """Check the arguments of `cli.add_arguments`. Raises InputError, before anything is loaded or written."""
+        width, height = _size(args.size)
+        settings = GenerationSettings(
+            args.steps, args.sampler, args.guidance, width, height, args.negative, args.batch_size
+        )
+        if settings.sampler not in (OWN_SAMPLER, *SAMPLERS):
+            from benchmark.errors import did_you_mean
+
+            raise InputError(f"Unknown sampler '{args.sampler}'.{did_you_mean(args.sampler, [OWN_SAMPLER, *SAMPLERS])}")
+        thresholds = {"tagger": args.threshold}
+        if args.judge:
+            thresholds["judge"] = args.threshold if args.judge_threshold is None else args.judge_threshold
+        for role, threshold in thresholds.items():
+            if not 0 < threshold < 1:
+                raise InputError(f"The threshold of the {role} is {threshold}; it must lie between 0 and 1.")
+        sizes = parse_sizes(args.tags_per_prompt)
+        models = _models(args.models)
+        if args.pipeline and not Path(args.pipeline).is_dir() and args.pipeline.count("/") != 1:
+            raise InputError(f"{args.pipeline}: there is no such folder (--pipeline).")
+        device = args.device or _default_device()
+        taggers = {"tagger": open_tagger(args.tagger, kind=args.tagger_kind, device=device, threads=args.threads)}
+        if args.judge:
+            taggers["judge"] = open_tagger(args.judge, kind=args.judge_kind, device=device, threads=args.threads)
+        vocabulary = _vocabulary(args.tags, taggers["tagger"])
+        for tagger in taggers.values():
+            columns_of(tagger, vocabulary.tags)
+        prompts = prompts_of_sizes(vocabulary, args.prompts, sizes, args.seed, args.template, args.images)
+        return cls(
+            models,
+            taggers,
+            thresholds,
+            vocabulary,
+            prompts,
+            settings,
+            args.pipeline,
+            device,
+            args.dtype,
+            args.output,
+            args.keep_images,
+        )
+
+    def compare(self) -> tuple[ModelScores, ...]:
+        """Draw what is missing, and compare. Raises InputError where a model cannot be loaded."""
+        evaluations = {}
+        for number, (name, path) in enumerate(self.models.items(), start=1):
+            evaluations[name] = self._evaluate(name, path, f"{name} ({number}/{len(self.models)})")
+        return compare(evaluations, self.vocabulary.category, self.thresholds)
+
+    def settings_for_json(self) -> dict[str, Any]:
+        """What decides the figures."""
+        settings = asdict(replace(self.settings, batch_size=None))
+        del settings["batch_size"]
+        return {
+            **settings,
+            "images": len(self.prompts),
+            "prompts": len({prompt.index for prompt in self.prompts}),
+            "prompts_sha256": fingerprint(self.prompts),
+            "tags": len(self.vocabulary.tags),
+            "taggers": {role: tagger.name for role, tagger in self.taggers.items()},
+            "thresholds": dict(self.thresholds),
+        }
+
+    def _evaluate(self, name: str, path: Path, label: str) -> Evaluation:
+        config = Path(self.pipeline) if self.pipeline else None
+        parts = [model_fingerprint(path), self.dtype or self.device.partition(":")[0]]
+        if config is not None and path.is_file():
+            parts.append(model_fingerprint(config) if config.is_dir() else str(config))
+        plan = Plan(
+            name,
+            joint_fingerprint(parts),
+            self.settings,
+            self.prompts,
+            self.vocabulary.tags,
+            {role: tagger.fingerprint for role, tagger in self.taggers.items()},
+        )
+
+        def open_generator(batch_size: int | None) -> ImageGenerator:
+            pipeline = load_pipeline(path, config=self.pipeline, dtype=_dtype(self.dtype), device=self.device)
+            settings = replace(self.settings, batch_size=self.settings.batch_size or batch_size)
+            return DiffusersGenerator(pipeline, settings)
+
+        rows = Rows(self.output, plan)
+        images = rows.folder / "images" if self.keep_images else None
+        if images is not None and rows.complete and not images.is_dir():
+            print(f"{label}: drawn before without images; remove {rows.folder} to draw them again.", file=sys.stderr)
+        progress = Progress(label, len(self.prompts), images)
+        return complete_rows(rows, open_generator, self.taggers, progress)
+
+
+class Progress:
+    """A line on standard error: images done, images a second, time left. Keeps the images where it is told a folder."""
+
+    def __init__(self, label: str, total: int, images: Path | None, clock: Callable[[], float] = time.monotonic):
+        self._label, self._total, self._images, self._clock = label, total, images, clock
+        self._first, self._started = 0, clock()
+
+    def __call__(self, done: int, batch: Batch | None) -> None:
+        """Say how far the model is, after a batch or (None) before the first."""
+        if batch is None:
+            self._first, self._started = done, self._clock()
+        elif self._images is not None:
+            save_images(self._images, done - len(batch.images), batch)
+        line = f"{self._label}: {done}/{self._total} images"
+        seconds = self._clock() - self._started
+        if done > self._first and seconds > 0:
+            rate = (done - self._first) / seconds
+            line += f", {rate:.1f} images/s, {time_left((self._total - done) / rate)} left"
+        if sys.stderr.isatty():
+            print(f"\r{line:<70}", end="\n" if done == self._total else "", file=sys.stderr, flush=True)
+        elif batch is None or done == self._total:
+            print(line, file=sys.stderr, flush=True)
+
+
+def save_images(folder: Path, start: int, batch: Batch) -> None:
+    """Write a batch's images as `000012.webp`, numbered by row."""
+    from PIL import Image
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, pixels in enumerate(batch.images, start=start):
+        Image.fromarray(pixels).save(folder / f"{number:06}.webp", quality=90)
+
+
+def time_left(seconds: float) -> str:
+    """`0:07`, `12:30`, `1:05:00`."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def parse_sizes(text: str) -> list[tuple[int, int]]:
+    """`4` -> [(4, 4)], `3-6` -> [(3, 6)], `2,4,8` -> three sizes. Raises InputError for anything else."""
+    sizes = []
+    for part in text.split(","):
+        low, dash, high = part.strip().partition("-")
+        if not low.isdecimal() or (dash and not high.isdecimal()):
+            raise InputError(f"tags per prompt '{text}': give a number (4), a range (3-6) or a list (2,4,8).")
+        sizes.append((int(low), int(high or low)))
+    return sizes
+
+
+def prompts_of_sizes(
+    vocabulary: Vocabulary, count: int, sizes: Sequence[tuple[int, int]], seed: int, template: str, images: int
+) -> tuple[Prompt, ...]:
+    """`count` prompts of each size, one set after another, indices rising through all of them."""
+    prompts: list[Prompt] = []
+    for size in sizes:
+        made = make_prompts(
+            vocabulary,
+            count,
+            tags_per_prompt=size,
+            seed=derive_seed(seed, "benchmark", *size),
+            template=template,
+            images=images,
+        )
+        offset = prompts[-1].index + 1 if prompts else 0
+        prompts += [replace(prompt, index=prompt.index + offset) for prompt in made]
+    return tuple(prompts)
+
+
+def _models(arguments: Sequence[str]) -> dict[str, Path]:
+    """name -> local source, for `MODEL` and `NAME=MODEL`; names of equal files get their folder's name in front."""
+    models: dict[str, Path] = {}
+    for argument in arguments:
+        named, equals, source = argument.partition("=")
+        if not equals or Path(argument).exists():
+            named, source = "", argument
+        path = local_source(source)
+        name = named or (path.stem if path.is_file() else Path(source).name)
+        if name in models and not named:
+            name = f"{path.resolve().parent.name}/{name}"
+        if name in models:
+            raise InputError(f"Two models are called '{name}'. Name them apart with NAME=MODEL.")
+        models[name] = path
+    return models
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, cross, height = text.lower().partition("x")
+    if not width.isdecimal() or (cross and not height.isdecimal()):
+        raise InputError(f"size '{text}': give WIDTHxHEIGHT, such as 512x768.")
+    return int(width), int(height or width)
+
+
+def _vocabulary(text: str, tagger: Tagger) -> Vocabulary:
+    word, colon, number = text.partition(":")
+    if word != "top" or not colon:
+        return read_vocabulary(Path(text))
+    if not number.isdecimal():
+        raise InputError(f"tags '{text}': give a CSV file, or top:K with a number K.")
+    return vocabulary_from_tags(tagger.general, int(number))
+
+
+def _default_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _dtype(name: str | None) -> Any:
+    import torch
+
+    return {None: None, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[name]

@@ -1,0 +1,163 @@
+"""The command line: what it prints, where, with which status; and that asking for help is quick."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmark import session
+from benchmark.cli import main
+from benchmark.errors import InputError
+from benchmark.prompts import Vocabulary
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def arguments(
+    tiny_family: dict[str, Path],
+    tiny_pipeline_folder: Path,
+    tiny_wd_tagger: Path,
+    tiny_tagger_folder: Path,
+    tmp_path: Path,
+) -> dict[str, Any]:
+    options = {
+        "--pipeline": tiny_pipeline_folder,
+        "--tagger": tiny_wd_tagger,
+        "--judge": tiny_tagger_folder,
+        "--tags": "top:10",
+        "--prompts": 3,
+        "--tags-per-prompt": "1,2",
+        "--steps": 1,
+        "--size": "32x32",
+        "--batch-size": 2,
+        "--device": "cpu",
+        "--threads": 1,
+        "--output": tmp_path / "out",
+    }
+    return {"models": [tiny_family["base"], f"hot={tiny_family['warm']}"], **options}
+
+
+def call(arguments: dict[str, Any], *more: str, **changes: Any) -> int:
+    options = {**arguments, **{f"--{name.replace('_', '-')}": value for name, value in changes.items()}}
+    models = options.pop("models")
+    flat = [str(word) for pair in options.items() for word in pair]
+    return main([*map(str, models), *flat, *more])
+
+
+def test_tables_json_and_rows_come_out_and_are_the_same_again_without_a_model(
+    arguments: dict[str, Any], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert call(arguments, "--keep-images") == 0
+    told = capfd.readouterr()
+    assert told.out.startswith("| model | accuracy by tagger")
+    assert "| hot " in told.out
+    assert "against base by judge" in told.out
+    assert "base (1/2): 6/6 images" in told.err
+    output = arguments["--output"]
+    assert (output / "result.md").read_text() == told.out
+    assert len(list(output.glob("rows/*/images/*.webp"))) == 12
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a model was loaded again")
+
+    monkeypatch.setattr(session, "load_pipeline", refuse)
+    assert call(arguments) == 0
+    assert capfd.readouterr().out == told.out
+    assert call(arguments, "--json", threshold=0.3) == 0  # another threshold needs no image either
+    document = json.loads(capfd.readouterr().out)
+    assert [model["name"] for model in document["models"]] == ["base", "hot"]
+    assert document["settings"]["thresholds"] == {"tagger": 0.3, "judge": 0.3}
+    assert document == json.loads((output / "result.json").read_text())
+
+
+def test_an_interrupted_command_goes_on(
+    arguments: dict[str, Any], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(self: session.Progress, done: int, batch: object) -> None:
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(session.Progress, "__call__", stop)
+        assert call(arguments) == 130
+    assert "goes on from here" in capfd.readouterr().err
+    assert call(arguments) == 0
+    told = capfd.readouterr()
+    assert "base (1/2): 4/6 images" in told.err
+    assert call(arguments, output=arguments["--output"] / "fresh") == 0
+    assert capfd.readouterr().out == told.out
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tagger": "nowhere"}, "nowhere: there is no such folder"),
+        ({"tags": "nowhere.csv"}, "nowhere.csv: there is no such file"),
+        ({"tags": "top:many"}, "top:K with a number"),
+        ({"tags_per_prompt": "few"}, "give a number (4), a range (3-6) or a list (2,4,8)"),
+        ({"tags_per_prompt": "5-2"}, "smaller first"),
+        ({"size": "huge"}, "give WIDTHxHEIGHT"),
+        ({"size": "33x32"}, "multiples of 8"),
+        ({"sampler": "dppm"}, "Unknown sampler 'dppm'"),
+        ({"threshold": 1.5}, "between 0 and 1"),
+        ({"pipeline": "nowhere"}, "nowhere: there is no such folder (--pipeline)"),
+        ({"prompts": 0}, "must be 1 or more"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    arguments: dict[str, Any], capfd: pytest.CaptureFixture[str], changes: dict[str, Any], message: str
+) -> None:
+    assert call(arguments, **changes) == 2
+    told = capfd.readouterr()
+    assert told.out == ""
+    assert told.err.startswith("error: ")
+    assert told.err.count("\n") == 1
+    assert message in told.err
+    assert not arguments["--output"].exists()
+
+
+def test_a_missing_model_and_two_of_one_name(arguments: dict[str, Any], capfd: pytest.CaptureFixture[str]) -> None:
+    base = arguments["models"][0]
+    assert call({**arguments, "models": [base, "none.safetensors"]}) == 2
+    assert "none.safetensors: there is no such file or folder" in capfd.readouterr().err
+    assert call({**arguments, "models": [f"x={base}", f"x={base}"]}) == 2
+    assert "Two models are called 'x'" in capfd.readouterr().err
+
+
+def test_a_tag_the_judge_does_not_know(
+    arguments: dict[str, Any], capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "tags.csv").write_text("tag\nsmile\naya_(example)\n")
+    assert call(arguments, tags=tmp_path / "tags.csv", tags_per_prompt=1) == 2
+    assert "vit does not know the tag 'aya_(example)'" in capfd.readouterr().err
+
+
+def test_sizes() -> None:
+    assert session.parse_sizes("2, 4-6,8") == [(2, 2), (4, 6), (8, 8)]
+    with pytest.raises(InputError):
+        session.parse_sizes("2-")
+    prompts = session.prompts_of_sizes(Vocabulary(tuple("abcdef")), 4, [(1, 1), (3, 3)], 0, "{tags}", 2)
+    assert [p.index for p in prompts] == [n for n in range(8) for _ in range(2)]
+    assert [len(p.tags) for p in prompts] == [1] * 8 + [3] * 8
+
+
+def test_times() -> None:
+    assert [session.time_left(s) for s in (7, 750, 3900)] == ["0:07", "12:30", "1:05:00"]
+
+
+def test_help_is_quick_and_importing_loads_nothing_heavy() -> None:
+    heavy = "{'torch', 'diffusers', 'transformers', 'onnxruntime', 'optuna'}"
+    modules = ", ".join(f"benchmark.{file.stem}" for file in (ROOT / "benchmark").glob("*.py") if file.stem[0] != "_")
+    code = f"import sys, {modules}; print({heavy} & set(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert loaded.stdout.strip() == "set()"
+    asked = subprocess.run(
+        [sys.executable, "-m", "benchmark", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "python -m benchmark a.safetensors b.safetensors" in asked.stdout
