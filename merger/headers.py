@@ -126,7 +126,7 @@ def _check_offsets(path: Path, entries: Mapping[str, Entry], have: int) -> None:
 def _refuse_other_formats(path: Path, head: bytes) -> None:
     if len(head) < 8:
         raise CheckpointError(f"{path}: not a safetensors file: it has only {len(head)} bytes.")
-    if head.startswith(b"PK\x03\x04") or (head[:1] == b"\x80" and head[1] in range(2, 6) and head[7] != 0):
+    if head.startswith(b"PK\x03\x04") or (head[:1] == b"\x80" and head[1] in range(2, 6) and any(head[4:8])):
         raise CheckpointError(
             f"{path}: a pickle checkpoint, which could run any program when opened, so it never is. "
             "Convert it to .safetensors first."

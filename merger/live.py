@@ -132,7 +132,7 @@ class LiveDenoiser:
 
     def _check_blend(self, layer: str, row: tuple[float, ...]) -> None:
         held = self._layers[layer]
-        afresh = _Layer(torch.empty_like(held.live), held.base, held.donors, held.runs, {}, {})
+        afresh = _Layer(torch.zeros_like(held.live), held.base, held.donors, held.runs, {}, {})
         _blend_layer(afresh, row)
         if _digest(afresh.live) != _digest(held.live):
             raise BlendNotApplied(
