@@ -73,6 +73,12 @@ def test_no_weight_is_the_base_and_one_weight_of_one_is_the_donor(dtype: torch.d
     assert bits(blend(base, [], [])) == bits(base)
 
 
+def test_a_weight_is_the_float32_it_rounds_to() -> None:
+    base, donor = drawn(500), drawn(500, seed=1)
+    assert bits(blend(base, [donor], [1 + 1e-12])) == bits(donor)
+    assert bits(blend(base, [donor], [0.1])) == bits(blend(base, [donor], [float(np.float32(0.1))]))
+
+
 def test_where_donors_agree_with_the_base_nothing_moves() -> None:
     base = drawn(500)
     assert bits(blend(base, [base.clone(), base.clone()], [0.37, -1.9])) == bits(base)

@@ -18,13 +18,14 @@ from merger.blending import blend
 from merger.checkpoints import Checkpoint, open_checkpoint
 from merger.errors import CheckpointError, RecipeError
 from merger.export import export, verify
-from merger.headers import read_header
+from merger.headers import pack_header, read_header
 from merger.keys import DENOISER_PREFIX
 from merger.layers import group
 from merger.live import LiveDenoiser
 from merger.recipe import METADATA_KEY, Recipe
 
 CONV_IN = DENOISER_PREFIX + "input_blocks.0.0.weight"
+BIAS = DENOISER_PREFIX + "input_blocks.0.0.bias"
 VAE_KEY = "first_stage_model.decoder.conv_in.weight"
 
 
@@ -155,18 +156,26 @@ def test_another_dtype_is_for_every_floating_tensor(
 
 
 def test_integers_stay_integers_and_wider_types_come_first(tiny_family: dict[str, Path], tmp_path: Path) -> None:
-    extra = {"a.position_ids": torch.arange(3), "b.flag": torch.tensor([True]), CONV_IN: torch.ones(8, 8, 3, 3)}
-    save_file(load_file(tiny_family["base"]) | extra, tmp_path / "mixed.safetensors")
+    """The base is of another writer, in an order of its own: one byte of truth first, then whatever follows."""
+    extra = {"a.flag": torch.tensor([True]), "a.position_ids": torch.arange(3), CONV_IN: torch.ones(8, 8, 3, 3)}
+    tensors = extra | {key: tensor for key, tensor in load_file(tiny_family["base"]).items() if key not in extra}
+    layout = {key: (tensor.dtype, tuple(tensor.shape)) for key, tensor in tensors.items()}
+    body = b"".join(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() for tensor in tensors.values())
+    (tmp_path / "mixed.safetensors").write_bytes(pack_header(layout, {}) + body)
     base, warm = open_checkpoint(tmp_path / "mixed.safetensors"), open_checkpoint(tiny_family["warm"])
     recipe = Recipe.of(base, [warm], "block", {"IN00": {"warm": 0.5}})
     for dtype in (None, "fp16", "fp32"):
         output = export(recipe, tmp_path / f"{dtype}.safetensors", base=base, donors=[warm], dtype=dtype)
         made = load_file(output)
         assert torch.equal(made["a.position_ids"], extra["a.position_ids"])
-        assert torch.equal(made["b.flag"], extra["b.flag"])
-        assert all(entry.start % entry.dtype.itemsize == 0 for entry in read_header(output).tensors.values())
-        assert verify(output).ok
+        assert torch.equal(made["a.flag"], extra["a.flag"])
         assert made[CONV_IN].dtype == (torch.float16 if dtype == "fp16" else torch.float32)
+        assert verify(output).ok
+        entries = read_header(output).tensors
+        if dtype is None:
+            assert list(entries) == list(tensors)
+        else:
+            assert all(entry.start % entry.dtype.itemsize == 0 for entry in entries.values())
 
 
 def test_verify_compares_every_tensor(blended: Path, recipe: Recipe, tiny_family: dict[str, Path]) -> None:
@@ -186,10 +195,11 @@ def test_tensors_missing_added_or_of_another_type_are_found(blended: Path, tmp_p
     del tensors[VAE_KEY]
     tensors["added"] = torch.zeros(2)
     tensors[CONV_IN] = tensors[CONV_IN].float()
+    tensors[BIAS] = tensors[BIAS].view(torch.bfloat16)  # the same bytes
     save_file(tensors, tmp_path / "x.safetensors", metadata=dict(read_header(blended).metadata))
     found = verify(tmp_path / "x.safetensors")
     assert not found.ok
-    assert set(found.differing) == {VAE_KEY, "added", CONV_IN}
+    assert set(found.differing) == {VAE_KEY, "added", CONV_IN, BIAS}
 
 
 def test_sources_may_have_moved_but_not_changed(tiny_family: dict[str, Path], tmp_path: Path) -> None:
