@@ -87,6 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     drawn.add_argument("--sampler", default="dpm++2m-karras", help="default is the model's own (%(default)s)")
     drawn.add_argument("--guidance", type=float, default=7.0, help="(%(default)s)")
     drawn.add_argument("--size", default="512x512", metavar="WxH", help="(%(default)s)")
+    drawn.add_argument("--clip-skip", type=int, default=1, metavar="N", help="as web UIs count it: 1 skips none (1)")
     drawn.add_argument("--batch-size", type=int, metavar="N", help="found by itself where not given")
     drawn.add_argument("--device", help="cpu, cuda, cuda:1 ... (a GPU where there is one)")
     drawn.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), help="(fp16 on a GPU, else fp32)")

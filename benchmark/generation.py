@@ -23,6 +23,7 @@ from benchmark.errors import InputError
 from benchmark.pipelines import OWN_SAMPLER, Pipeline, make_scheduler
 from benchmark.prompts import Prompt, normal_tag
 from benchmark.taggers import Images, grid_side
+from benchmark.text import encode_clip, knows_clip, plain_text
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +32,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """How images are drawn. `batch_size` None finds one that fits; it is no part of what the image is."""
+    """How images are drawn. `batch_size` None finds one that fits; it is no part of what the image is.
+
+    `clip_skip` leaves out that many of the text encoder's last layers; web UIs count from 1, this from 0.
+    """
 
     steps: int = 20
     sampler: str = OWN_SAMPLER
@@ -40,8 +44,11 @@ class GenerationSettings:
     height: int = 512
     negative_prompt: str = ""
     batch_size: int | None = None
+    clip_skip: int = 0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.clip_skip <= 10:
+            raise InputError(f"clip_skip {self.clip_skip}: use 0 (none) to 10.")
         if self.steps < 1:
             raise InputError(f"steps {self.steps}: use 1 or more.")
         if self.width < 8 or self.height < 8 or self.width % 8 or self.height % 8:
@@ -69,6 +76,7 @@ class DiffusersGenerator:
         self.batch_size = settings.batch_size or _first_batch_size(pipeline, settings)
         self._scheduler = make_scheduler(pipeline, settings.sampler)
         self._embeddings: dict[str, dict[str, Tensor]] = {}
+        self._negative: tuple[Tensor, Tensor | None] | None = None
         self._takes = inspect.signature(pipeline.__call__).parameters
 
     def generate(self, prompts: Sequence[Prompt]) -> Iterator[Images]:
@@ -111,31 +119,48 @@ class DiffusersGenerator:
     def _text_arguments(self, texts: Sequence[str]) -> dict[str, Any]:
         """The pipeline's arguments that hold the text: embeddings where it takes the usual ones, else the words."""
         if "negative_prompt_embeds" not in self._takes or not hasattr(self.pipeline, "encode_prompt"):
-            words: dict[str, Any] = {"prompt": list(texts)}
+            words: dict[str, Any] = {"prompt": [plain_text(text) for text in texts]}
             if "negative_prompt" in self._takes:
-                words["negative_prompt"] = [self.settings.negative_prompt] * len(texts)
+                words["negative_prompt"] = [plain_text(self.settings.negative_prompt)] * len(texts)
             return words
         for text in texts:
             if text not in self._embeddings:
                 self._embeddings[text] = self._encode(text)
-        parts = [self._embeddings[text] for text in texts]
-        return {name: _stack([part[name] for part in parts]) for name in parts[0]}
+        rows = [self._embeddings[text] for text in texts]
+        length = math.lcm(*(value.shape[1] for row in rows for value in row.values() if value.ndim == 3))
+        return {name: _stack([row[name] for row in rows], length) for name in rows[0]}
 
     def _encode(self, text: str) -> dict[str, Tensor]:
         """One text and the negative one: the pipeline's arguments by name, each [1, ...]."""
         import torch
 
-        guided = self.settings.guidance > 1
+        guided, settings = self.settings.guidance > 1, self.settings
+        if knows_clip(self.pipeline):
+            encoded = encode_clip(self.pipeline, text, settings.clip_skip)
+            arguments = {"prompt_embeds": encoded[0], "pooled_prompt_embeds": encoded[1]}
+            if guided:
+                against = self._encode_negative(encoded)
+                arguments |= {"negative_prompt_embeds": against[0], "negative_pooled_prompt_embeds": against[1]}
+            return {name: value for name, value in arguments.items() if value is not None}
         with torch.inference_mode():
-            encoded = self.pipeline.encode_prompt(
-                prompt=[text],
+            values = self.pipeline.encode_prompt(
+                prompt=[plain_text(text)],
                 device=self.pipeline._execution_device,
                 num_images_per_prompt=1,
                 do_classifier_free_guidance=guided,
-                negative_prompt=[self.settings.negative_prompt] if guided else None,
+                negative_prompt=[plain_text(settings.negative_prompt)] if guided and settings.negative_prompt else None,
             )
         names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
-        return {name: value for name, value in zip(names, encoded, strict=False) if value is not None}
+        return {name: value for name, value in zip(names, values, strict=False) if value is not None}
+
+    def _encode_negative(self, encoded: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:
+        """The negative prompt's embeddings, encoded once; zeros for an empty one where the model was trained so."""
+        empty = not self.settings.negative_prompt
+        if empty and self.pipeline.config.get("force_zeros_for_empty_prompt", False):
+            return encoded[0].new_zeros(encoded[0].shape), None if encoded[1] is None else encoded[1] * 0
+        if self._negative is None:
+            self._negative = encode_clip(self.pipeline, self.settings.negative_prompt, self.settings.clip_skip)
+        return self._negative
 
 
 @contextmanager
@@ -148,18 +173,15 @@ def _lent_scheduler(pipeline: Pipeline, scheduler: Any) -> Iterator[None]:
         pipeline.scheduler = own
 
 
-def _stack(parts: Sequence[Tensor]) -> Tensor:
-    """[1, L_i, E] or [1, E] each -> [B, L, E] or [B, E].
+def _stack(parts: Sequence[Tensor], length: int) -> Tensor:
+    """[1, L_i, E] or [1, E] each -> [B, length, E] or [B, E]; `length` is a multiple of every L_i.
 
-    Texts of different length are repeated whole to their least common multiple: attention over k copies of the same
-    keys and values is attention over one, so an image does not notice how long its neighbours' prompts are.
+    Shorter texts are repeated whole: attention over k copies of the same keys and values is attention over one, so an
+    image does not notice how long its neighbours' prompts are, nor the negative one.
     """
     import torch
 
-    if parts[0].ndim == 3:
-        length = math.lcm(*(part.shape[1] for part in parts))
-        parts = [part.repeat(1, length // part.shape[1], 1) for part in parts]
-    return torch.cat(list(parts))
+    return torch.cat([part.repeat(1, length // part.shape[1], 1) if part.ndim == 3 else part for part in parts])
 
 
 def to_bytes(images: Tensor) -> Images:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmark.errors import InputError, did_you_mean
+from benchmark.text import escaped
 
 NO_CATEGORY = "general"
 
@@ -42,7 +43,7 @@ def normal_tag(tag: str) -> str:
 
 
 def spoken(tag: str) -> str:
-    """The words of a prompt for one tag: `blue_hair` -> `blue hair`; faces such as `^_^` and `o_o` stay as they are."""
+    """The words of one tag: `blue_hair` -> `blue hair`; faces such as `^_^` and `o_o` stay as they are."""
     return tag.replace("_", " ") if re.search(r"[^\W\d_]{2}", tag) else tag
 
 
@@ -175,7 +176,8 @@ def make_prompts(
 ) -> tuple[Prompt, ...]:
     """`count` prompts of random, balanced tags, each `images` times with other noise: `count * images` values.
 
-    `tags_per_prompt` is a number or a range with both ends; `template` has `{tags}` where the tags go. The same
+    `tags_per_prompt` is a number or a range with both ends; `template` has `{tags}` where the tags go, and may have
+    emphasis, `(like this:1.2)`; parentheses of a tag are escaped, so that they are not read as such. The same
     arguments give the same prompts on every machine; give each purpose (search, validation, test) its own
     `derive_seed(seed, purpose)`. Raises InputError where the vocabulary cannot fill a prompt.
     """
@@ -201,7 +203,7 @@ def make_prompts(
         tags = _least_asked(vocabulary, asked, size, draw)
         for tag in tags:
             asked[tag] += 1
-        text = template.replace("{tags}", ", ".join(spoken(tag) for tag in tags))
+        text = template.replace("{tags}", ", ".join(escaped(spoken(tag)) for tag in tags))
         prompts += [Prompt(index, text, tags, derive_seed(seed, index, number)) for number in range(images)]
     return tuple(prompts)
 

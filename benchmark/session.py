@@ -49,7 +49,7 @@ class Session:
         """Check the arguments of `cli.add_arguments`. Raises InputError, before anything is loaded or written."""
         width, height = _size(args.size)
         settings = GenerationSettings(
-            args.steps, args.sampler, args.guidance, width, height, args.negative, args.batch_size
+            args.steps, args.sampler, args.guidance, width, height, args.negative, args.batch_size, args.clip_skip - 1
         )
         if settings.sampler not in (OWN_SAMPLER, *SAMPLERS):
             from benchmark.errors import did_you_mean

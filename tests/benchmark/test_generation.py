@@ -148,7 +148,7 @@ def test_an_image_with_a_nan_is_black_and_the_others_stay() -> None:
 def test_texts_of_unequal_length_share_a_batch_without_changing_attention() -> None:
     draw = torch.Generator().manual_seed(0)
     short, long = (torch.randn(1, length, 4, generator=draw, dtype=torch.float64) for length in (2, 6))
-    stacked = _stack([short, long])
+    stacked = _stack([short, long], 6)
     assert stacked.shape == (2, 6, 4)
     query = torch.randn(1, 3, 4, generator=draw, dtype=torch.float64)
     attention = torch.nn.functional.scaled_dot_product_attention
@@ -161,6 +161,7 @@ def test_texts_of_unequal_length_share_a_batch_without_changing_attention() -> N
         ({"steps": 0}, "steps 0"),
         ({"width": 33}, "multiples of 8"),
         ({"batch_size": 0}, "batch_size 0"),
+        ({"clip_skip": -1}, "clip_skip -1"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(options: dict, message: str) -> None:
