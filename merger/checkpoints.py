@@ -86,10 +86,13 @@ class Checkpoint:
 
 
 def reader(file: Path) -> Any:
-    """safetensors' own reader of one file, memory-mapped: `get_tensor(key)`."""
-    from safetensors import safe_open
+    """safetensors' own reader of one file, memory-mapped: `get_tensor(key)`. Raises CheckpointError."""
+    from safetensors import SafetensorError, safe_open
 
-    return safe_open(file, framework="pt", device="cpu")
+    try:
+        return safe_open(file, framework="pt", device="cpu")
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{file}: cannot be read ({error}).") from None
 
 
 def open_checkpoint(
@@ -256,8 +259,11 @@ def _denoiser_files(folder: Path) -> tuple[Path, ...]:
 
 
 def _sha256(path: Path) -> str:
-    status = path.stat()
-    return _sha256_of(path.resolve(), status.st_size, status.st_mtime_ns)
+    try:
+        status = path.stat()
+        return _sha256_of(path.resolve(), status.st_size, status.st_mtime_ns)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from None
 
 
 @functools.cache

@@ -53,12 +53,7 @@ def export(
     """
     recipe = replace(recipe, dtype=dtype) if dtype is not None else recipe
     output = Path(output)
-    if base.layout == "folder":
-        raise CheckpointError(f"{base.path}: a diffusers folder cannot be the base of an export: use a single file.")
-    if output.suffix != ".safetensors":
-        raise CheckpointError(f"{output}: the name must end in .safetensors.")
-    if any(output.resolve() == source.path.resolve() for source in (base, *donors)):
-        raise CheckpointError(f"{output}: is one of the blend's own sources. Choose another name.")
+    check_output(output, base, donors)
     plan = _Plan(recipe, base, donors)
     # What an earlier blend said of itself (its recipe, its score) is not true of this one.
     kept = {key: value for key, value in base.metadata.items() if not key.startswith("layermerge.")}
@@ -78,6 +73,16 @@ def export(
     finally:
         partial.unlink(missing_ok=True)
     return output
+
+
+def check_output(output: Path, base: Checkpoint, donors: Sequence[Checkpoint]) -> None:
+    """Refuse, with a CheckpointError, what could not be exported: to be asked before a long search, too."""
+    if base.layout == "folder":
+        raise CheckpointError(f"{base.path}: a diffusers folder cannot be the base of an export: use a single file.")
+    if output.suffix != ".safetensors":
+        raise CheckpointError(f"{output}: the name must end in .safetensors.")
+    if any(output.resolve() == source.path.resolve() for source in (base, *donors)):
+        raise CheckpointError(f"{output}: is one of the blend's own sources. Choose another name.")
 
 
 def verify(file: Path, search: Sequence[Path] = ()) -> Verification:

@@ -75,13 +75,13 @@ def read_header(path: Path) -> Header:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from None
     try:
         table = json.loads(raw)
-        metadata = table.pop("__metadata__", {})
+        metadata = {str(key): str(value) for key, value in table.pop("__metadata__", {}).items()}
         entries = {key: _entry(value) for key, value in table.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a safetensors file, or a damaged one (header: {_line(error)}).") from None
     ordered = dict(sorted(entries.items(), key=lambda item: (item[1].start, item[1].end)))
     _check_offsets(path, ordered, size - 8 - length)
-    return Header(ordered, {str(key): str(value) for key, value in metadata.items()})
+    return Header(ordered, metadata)
 
 
 def pack_header(tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], metadata: Mapping[str, str]) -> bytes:
@@ -99,11 +99,13 @@ def pack_header(tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], meta
 
 def _entry(value: Mapping[str, Any]) -> Entry:
     start, end = value["data_offsets"]
-    shape = tuple(int(side) for side in value["shape"])
+    shape = tuple(value["shape"])
     code = value["dtype"]
+    if not all(type(number) is int and number >= 0 for number in (start, end, *shape)):
+        raise ValueError(f"{list(shape)} at bytes {start} to {end} is no shape or no place")
     if code not in DTYPES:
         raise ValueError(f"dtype {code} is not supported")
-    if not 0 <= start <= end or end - start != math.prod(shape) * DTYPES[code].itemsize:
+    if end - start != math.prod(shape) * DTYPES[code].itemsize:
         raise ValueError(f"{list(shape)} of {code} does not fill bytes {start} to {end}")
     return Entry(DTYPES[code], shape, start, end)
 

@@ -107,6 +107,9 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
         {"a": {"dtype": "F12", "shape": [1], "data_offsets": [0, 8]}},
         {"a": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}},
         {"a": {"dtype": "F32", "shape": [2]}},
+        {"a": {"dtype": "F32", "shape": [1.5], "data_offsets": [0, 6]}},
+        {"a": {"dtype": "F32", "shape": [True, 2], "data_offsets": [0, 8]}},
+        {"a": {"dtype": "F32", "shape": ["2"], "data_offsets": [0, 8]}},
         {"a": {"dtype": ["F32"], "shape": [2], "data_offsets": [0, 8]}},
         {"a": 3},
         {"__metadata__": 3},
@@ -116,4 +119,10 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
 )
 def test_a_header_that_lies_is_refused(tmp_path: Path, entries: object) -> None:
     text = json.dumps(entries).encode()
-    refusal(tmp_path, len(text).to_bytes(8, "little") + text + bytes(8))
+    for body in (b"", bytes(8)):
+        refusal(tmp_path, len(text).to_bytes(8, "little") + text + body)
+
+
+def test_a_header_nested_without_end_is_refused(tmp_path: Path) -> None:
+    text = b"[" * 100_000
+    assert "damaged" in refusal(tmp_path, len(text).to_bytes(8, "little") + text)
