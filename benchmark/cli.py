@@ -60,6 +60,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     judged.add_argument("--judge-threshold", type=float, help="the same for the judge (as --threshold)")
     judged.add_argument(
+        "--encoder", metavar="FOLDER", help="a transformers CLIP model, for diversity, CLIP score and R-precision"
+    )
+    judged.add_argument(
         "--tags",
         "--vocabulary",
         default="top:200",

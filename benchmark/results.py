@@ -5,7 +5,8 @@
         part-000000.npz  the rows of one batch, named by the first; while the run is under way
         rows.npz         all rows, once complete
 
-Columns of an .npz: `prompt`, `seed`, `broken`, `digest` (of the pixels) [n], and `probabilities/TAGGER` float32 [n, T].
+Columns of an .npz: `prompt`, `seed`, `broken`, `digest` (of the pixels) [n], and `probabilities/TAGGER` float32 [n, T];
+with an encoder also `embedding` float32 [n, E].
 The fingerprint covers all that decides a row, so rows of another model version, tagger, vocabulary or setting have
 another folder.
 """
@@ -24,6 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmark.encoders import Encoder
 from benchmark.errors import InputError
 from benchmark.generation import GenerationSettings, ImageGenerator
 from benchmark.prompts import Prompt, fingerprint
@@ -36,7 +38,10 @@ Columns = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Plan:
-    """All that decides the rows of one model. `taggers`: role -> fingerprint; `tags`: the T columns."""
+    """All that decides the rows of one model.
+
+    `taggers`: role -> fingerprint; `tags`: the T columns; `encoder`: its fingerprint, "" for none.
+    """
 
     name: str
     model: str
@@ -44,6 +49,7 @@ class Plan:
     prompts: tuple[Prompt, ...]
     tags: tuple[str, ...]
     taggers: Mapping[str, str]
+    encoder: str = ""
 
     def about(self) -> dict[str, Any]:
         """What is written beside the rows, and fingerprinted. The name and the batch size decide nothing."""
@@ -56,6 +62,7 @@ class Plan:
             "prompts_sha256": fingerprint(self.prompts),
             "tags": list(self.tags),
             "taggers": dict(sorted(self.taggers.items())),
+            "encoder": self.encoder,
         }
 
     @property
@@ -103,6 +110,8 @@ class Rows:
             "digest": batch.digests,
         }
         columns |= {f"probabilities/{role}": said for role, said in batch.probabilities.items()}
+        if batch.embeddings is not None:
+            columns["embedding"] = batch.embeddings
         _write_columns(self.folder / f"part-{start:06}.npz", columns)
 
     def finish(self) -> None:
@@ -121,13 +130,22 @@ class Rows:
         columns = _read_columns(self.folder / "rows.npz")
         seeds = np.array([prompt.seed for prompt in self.plan.prompts], dtype=np.int64)
         roles = {f"probabilities/{role}": role for role in self.plan.taggers}
-        whole = columns is not None and {"seed", "broken", "digest", *roles} <= columns.keys()
+        needed = {"seed", "broken", "digest", *roles, *(["embedding"] if self.plan.encoder else [])}
+        whole = columns is not None and needed <= columns.keys()
         if columns is None or not whole or not np.array_equal(columns["seed"], seeds):
             raise InputError(
                 f"{self.folder / 'rows.npz'}: is damaged. Remove the folder, and its images are drawn again."
             )
         said = {role: columns[name] for name, role in roles.items()}
-        return Evaluation(self.plan.prompts, self.plan.tags, said, columns["broken"], columns["digest"], float("nan"))
+        return Evaluation(
+            self.plan.prompts,
+            self.plan.tags,
+            said,
+            columns["broken"],
+            columns["digest"],
+            float("nan"),
+            embeddings=columns.get("embedding"),
+        )
 
     def _parts(self) -> list[Columns]:
         """The readable parts that follow one another from row 0; what follows a gap is drawn again."""
@@ -147,6 +165,7 @@ def complete_rows(
     open_generator: Callable[[int | None], ImageGenerator],
     taggers: Mapping[str, Tagger],
     progress: Callable[[int, Batch | None], None] | None = None,
+    encoder: Encoder | None = None,
 ) -> Evaluation:
     """Draw and tag what is missing, row by row on disk, and read all of it.
 
@@ -161,7 +180,7 @@ def complete_rows(
         missing = rows.plan.prompts[start:]
         if missing:
             generator = open_generator(rows.batch_size)
-            for batch in score_batches(generator, taggers, missing, rows.plan.tags):
+            for batch in score_batches(generator, taggers, missing, rows.plan.tags, encoder):
                 rows.add(start + batch.start, batch)
                 if progress is not None:
                     progress(start + batch.start + len(batch.images), batch)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from benchmark import scores
+from benchmark.encoders import Embeddings, Encoder
 from benchmark.errors import InputError
 from benchmark.generation import ImageGenerator
 from benchmark.prompts import Prompt, normal_tag
@@ -29,7 +30,7 @@ class Evaluation:
 
     `tags` [T]; `asked` [I, T]; `prompt_of` [I] (the clusters); `probabilities[tagger]` [I, T] float32;
     `broken_images` [I]: black, NaN or flat pictures, whose probabilities are 0; `digests` [I]: equal for equal pixels;
-    `images` the first few, [K, H, W, 3].
+    `images` the first few, [K, H, W, 3]; `embeddings` [I, E] where an encoder looked at the images.
     """
 
     prompts: tuple[Prompt, ...]
@@ -39,6 +40,7 @@ class Evaluation:
     digests: Integers
     seconds: float
     images: Images | None = None
+    embeddings: Embeddings | None = None
     asked: Bools = field(init=False)
     prompt_of: Integers = field(init=False)
 
@@ -147,7 +149,7 @@ def evaluate(
 class Batch:
     """Images [B, H, W, 3] of the prompts from `start` on, with what each tagger said, [B, T], and which are broken.
 
-    `digests` [B] are equal for equal pixels.
+    `digests` [B] are equal for equal pixels; `embeddings` [B, E] are the encoder's, where there is one.
     """
 
     start: int
@@ -155,10 +157,15 @@ class Batch:
     probabilities: Mapping[str, Probabilities]
     broken: Bools
     digests: Integers
+    embeddings: Embeddings | None = None
 
 
 def score_batches(
-    generator: ImageGenerator, taggers: Mapping[str, Tagger], prompts: Sequence[Prompt], tags: Sequence[str]
+    generator: ImageGenerator,
+    taggers: Mapping[str, Tagger],
+    prompts: Sequence[Prompt],
+    tags: Sequence[str],
+    encoder: Encoder | None = None,
 ) -> Iterator[Batch]:
     """Draw and tag, batch by batch. The columns are `tags`; a broken image's probabilities are 0.
 
@@ -170,7 +177,8 @@ def score_batches(
         broken = is_broken(images)
         said = {name: tagger.probabilities(images)[:, columns[name]] for name, tagger in taggers.items()}
         said = {name: np.where(broken[:, None], np.float32(0), np.nan_to_num(p, nan=0.0)) for name, p in said.items()}
-        yield Batch(done, images, said, broken, _digests(images))
+        embeddings = None if encoder is None else encoder.images(images)
+        yield Batch(done, images, said, broken, _digests(images), embeddings)
         done += len(images)
     if done != len(prompts):
         raise RuntimeError(f"the generator drew {done} images for {len(prompts)} prompts")

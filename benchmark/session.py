@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmark.errors import InputError
+from benchmark.encoders import ClipEncoder, Encoder
+from benchmark.errors import InputError, did_you_mean
 from benchmark.generation import DiffusersGenerator, GenerationSettings, ImageGenerator
 from benchmark.pipelines import OWN_SAMPLER, SAMPLERS, load_pipeline, local_source
 from benchmark.prompts import (
@@ -34,6 +35,7 @@ class Session:
 
     models: Mapping[str, Path]
     taggers: Mapping[str, Tagger]
+    encoder: Encoder | None
     thresholds: Mapping[str, float]
     vocabulary: Vocabulary
     prompts: tuple[Prompt, ...]
@@ -52,8 +54,6 @@ class Session:
             args.steps, args.sampler, args.guidance, width, height, args.negative, args.batch_size, args.clip_skip - 1
         )
         if settings.sampler not in (OWN_SAMPLER, *SAMPLERS):
-            from benchmark.errors import did_you_mean
-
             raise InputError(f"Unknown sampler '{args.sampler}'.{did_you_mean(args.sampler, [OWN_SAMPLER, *SAMPLERS])}")
         thresholds = {"tagger": args.threshold}
         if args.judge:
@@ -69,6 +69,7 @@ class Session:
         taggers = {"tagger": open_tagger(args.tagger, kind=args.tagger_kind, device=device, threads=args.threads)}
         if args.judge:
             taggers["judge"] = open_tagger(args.judge, kind=args.judge_kind, device=device, threads=args.threads)
+        encoder = ClipEncoder(args.encoder, device=device) if args.encoder else None
         vocabulary = _vocabulary(args.tags, taggers["tagger"])
         for tagger in taggers.values():
             columns_of(tagger, vocabulary.tags)
@@ -76,6 +77,7 @@ class Session:
         return cls(
             models,
             taggers,
+            encoder,
             thresholds,
             vocabulary,
             prompts,
@@ -92,7 +94,10 @@ class Session:
         evaluations = {}
         for number, (name, path) in enumerate(self.models.items(), start=1):
             evaluations[name] = self._evaluate(name, path, f"{name} ({number}/{len(self.models)})")
-        return compare(evaluations, self.vocabulary.category, self.thresholds)
+        texts = None
+        if self.encoder is not None:
+            texts = self.encoder.texts(list({prompt.index: prompt.text for prompt in self.prompts}.values()))
+        return compare(evaluations, self.vocabulary.category, self.thresholds, texts)
 
     def settings_for_json(self) -> dict[str, Any]:
         """What decides the figures."""
@@ -105,6 +110,7 @@ class Session:
             "prompts_sha256": fingerprint(self.prompts),
             "tags": len(self.vocabulary.tags),
             "taggers": {role: tagger.name for role, tagger in self.taggers.items()},
+            "encoder": self.encoder.name if self.encoder is not None else None,
             "thresholds": dict(self.thresholds),
         }
 
@@ -120,6 +126,7 @@ class Session:
             self.prompts,
             self.vocabulary.tags,
             {role: tagger.fingerprint for role, tagger in self.taggers.items()},
+            self.encoder.fingerprint if self.encoder is not None else "",
         )
 
         def open_generator(batch_size: int | None) -> ImageGenerator:
@@ -132,7 +139,7 @@ class Session:
         if images is not None and rows.complete and not images.is_dir():
             print(f"{label}: drawn before without images; remove {rows.folder} to draw them again.", file=sys.stderr)
         progress = Progress(label, len(self.prompts), images)
-        return complete_rows(rows, open_generator, self.taggers, progress)
+        return complete_rows(rows, open_generator, self.taggers, progress, self.encoder)
 
 
 class Progress:

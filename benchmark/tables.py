@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from benchmark import scores
+from benchmark import metrics, scores
 from benchmark.prompts import normal_tag, spoken
 from benchmark.runner import Evaluation
-from benchmark.scores import Bools, Estimate, Integers
+from benchmark.scores import Bools, Estimate, Floats, Integers
 
 ONE_TAGGER = "only one tagger sees it"
+CANDIDATES = 100  # prompts among which an image's own must be the nearest, for R-precision
 _LISTED = 5  # tags named as most and least reliable, and as drawn without being asked for
 
 
@@ -41,19 +42,24 @@ class ModelScores:
     tags: Mapping[str, tuple[float, int]]
     added: Mapping[str, tuple[float, int]]
     added_per_image: Estimate
+    metrics: Mapping[str, Estimate]
 
 
 def compare(
-    evaluations: Mapping[str, Evaluation], category_of: Callable[[str], str], thresholds: Mapping[str, float]
+    evaluations: Mapping[str, Evaluation],
+    category_of: Callable[[str], str],
+    thresholds: Mapping[str, float],
+    texts: Floats | None = None,
 ) -> tuple[ModelScores, ...]:
     """Score every model, the first of which is what the others are compared with.
 
-    `thresholds`: role of each tagger -> where a tag counts as found; the first role is the main tagger. Raises
-    ValueError where the models did not draw the same prompts.
+    `thresholds`: role of each tagger -> where a tag counts as found; the first role is the main tagger.
+    `texts` [P, E]: the embedding of each prompt by its index, where an encoder looked at the images. Raises ValueError
+    where the models did not draw the same prompts.
     """
     reference = next(iter(evaluations.values()))
     return tuple(
-        _model(name, evaluation, None if evaluation is reference else reference, category_of, thresholds)
+        _model(name, evaluation, None if evaluation is reference else reference, category_of, thresholds, texts)
         for name, evaluation in evaluations.items()
     )
 
@@ -64,6 +70,7 @@ def _model(
     reference: Evaluation | None,
     category_of: Callable[[str], str],
     thresholds: Mapping[str, float],
+    texts: Floats | None,
 ) -> ModelScores:
     main = next(iter(thresholds))
     found = {role: evaluation.found(role, threshold) for role, threshold in thresholds.items()}
@@ -100,6 +107,7 @@ def _model(
         tags=scores.per_tag(found[main], evaluation.asked, evaluation.tags),
         added=scores.per_tag(found[main], ~evaluation.asked, evaluation.tags),
         added_per_image=_added_per_image(evaluation, found[main]),
+        metrics=_metrics(evaluation, texts),
     )
 
 
@@ -123,11 +131,26 @@ def duplicates(evaluation: Evaluation) -> int:
     return repeated
 
 
-def _added_per_image(evaluation: Evaluation, found: scores.Floats) -> Estimate:
+def _added_per_image(evaluation: Evaluation, found: Floats) -> Estimate:
     """Tags of the vocabulary found in an image that did not ask for them."""
     added = np.where(evaluation.asked, 0.0, found).sum(axis=1, keepdims=True)
     everything = np.ones_like(added, dtype=np.bool_)
     return scores.mean_value(added, everything, evaluation.prompt_of)
+
+
+def _metrics(evaluation: Evaluation, texts: Floats | None) -> dict[str, Estimate]:
+    """What an encoder's embeddings tell; empty without. Broken images show nothing and are left out."""
+    if evaluation.embeddings is None or texts is None:
+        return {}
+    whole = ~evaluation.broken_images
+    embeddings, prompt_of = evaluation.embeddings[whole], evaluation.prompt_of[whole]
+    return {
+        "diversity": metrics.diversity(embeddings, prompt_of),
+        "CLIP score": metrics.clip_score(embeddings, texts, prompt_of),
+        f"R-precision of {min(len(texts), CANDIDATES)}": metrics.r_precision(
+            embeddings, texts, prompt_of, candidates=CANDIDATES
+        ),
+    }
 
 
 def _note(difference: Mapping[str, Estimate]) -> str:
@@ -156,6 +179,8 @@ def as_markdown(models: Sequence[ModelScores]) -> str:
         sections.append(_by_key(models, "tags in the prompt", lambda m: m.by_count))
     if any(len(next(iter(model.by_position.values()))) > 1 for model in models):
         sections.append(_by_key(models, "place in the prompt", lambda m: m.by_position))
+    if models[0].metrics:
+        sections.append(_embedded(models))
     sections += [_reliability(models), _added(models)]
     return "\n\n".join(sections) + "\n"
 
@@ -209,6 +234,14 @@ def _by_key(
         lines.append(["overall", *(_bold(interval(cell), n in best) for n, cell in enumerate(cells))])
         tables.append(_table([f"{what}, by {role}", *(_cell(model.name) for model in models)], lines))
     return "\n\n".join(tables)
+
+
+def _embedded(models: Sequence[ModelScores]) -> str:
+    names = list(models[0].metrics)
+    lines = []
+    for model in models:
+        lines.append([_cell(model.name), *(interval(model.metrics[name]) for name in names)])
+    return _table(["model", *names], lines)
 
 
 def _reliability(models: Sequence[ModelScores]) -> str:

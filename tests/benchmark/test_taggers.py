@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 
 from benchmark.errors import InputError
+from benchmark.preprocessing import Preprocessing, read_preprocessing
 from benchmark.taggers import FakeTagger, Tagger, columns_of, open_tagger
-from benchmark.transformers_tagger import Preprocessing, TransformersTagger, read_preprocessing
+from benchmark.transformers_tagger import TransformersTagger
 from benchmark.wd_tagger import read_selected_tags, wd_input
 
 

@@ -1,0 +1,90 @@
+"""A tiny CLIP model: the encoder against transformers' own, and its figures from the command line's parts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmark.encoders import ClipEncoder
+from benchmark.errors import InputError
+from benchmark.generation import FakeGenerator, GenerationSettings
+from benchmark.prompts import make_prompts, vocabulary_from_tags
+from benchmark.results import Plan, Rows, complete_rows
+from benchmark.tables import as_markdown, compare
+from benchmark.taggers import FakeTagger
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, tiny_pipeline_folder: Path) -> Path:
+    from transformers import CLIPConfig, CLIPModel
+
+    made = tmp_path_factory.mktemp("clip") / "clip"
+    shutil.copytree(tiny_pipeline_folder / "tokenizer", made)
+    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {**size, "vocab_size": 400, "max_position_embeddings": 77, "bos_token_id": 0, "eos_token_id": 1}
+    config = CLIPConfig(text_config=text, vision_config={**size, "image_size": 16, "patch_size": 8}, projection_dim=8)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(60)
+        CLIPModel(config).save_pretrained(made)
+    preprocessing = {
+        "image_processor_type": "CLIPImageProcessor",
+        "size": {"shortest_edge": 16},
+        "crop_size": {"height": 16, "width": 16},
+        "do_center_crop": True,
+        "do_normalize": True,
+        "image_mean": [0.48, 0.46, 0.41],
+        "image_std": [0.27, 0.26, 0.28],
+        "resample": 3,
+    }
+    (made / "preprocessor_config.json").write_text(json.dumps(preprocessing))
+    return made
+
+
+def test_embeddings_are_those_of_the_whole_model(folder: Path) -> None:
+    from transformers import CLIPModel
+
+    encoder = ClipEncoder(folder)
+    images = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
+    texts = ["smile", "red dress, (hat:1.4)", "blonde hair, " * 60]
+    model = CLIPModel.from_pretrained(folder).eval()
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2) / 255
+    mean, std = torch.tensor([0.48, 0.46, 0.41]), torch.tensor([0.27, 0.26, 0.28])
+    words = ["smile", "red dress, hat", "blonde hair, " * 60]
+    ids = encoder._tokenizer(words, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
+    with torch.inference_mode():
+        out = model(input_ids=ids, pixel_values=(pixels - mean[:, None, None]) / std[:, None, None])
+    seen, read = encoder.images(images), encoder.texts(texts)
+    assert seen.dtype == np.float32
+    for ours, theirs in ((seen, out.image_embeds), (read, out.text_embeds)):
+        assert ours / np.linalg.norm(ours, axis=1, keepdims=True) == pytest.approx(theirs.numpy(), abs=1e-5)
+    assert encoder.images(images[:0]).shape == (0, 8)
+    assert encoder.name == "clip"
+
+
+def test_diversity_and_the_rest_come_with_the_tables_and_survive_the_disk(folder: Path, tmp_path: Path) -> None:
+    tags = tuple("abcd")
+    prompts = make_prompts(vocabulary_from_tags(tags, 4), 6, tags_per_prompt=2, seed=0, images=2)
+    encoder, tagger = ClipEncoder(folder), FakeTagger(tags)
+    plan = Plan("m", "0" * 64, GenerationSettings(), prompts, tags, {"tagger": tagger.fingerprint}, encoder.fingerprint)
+    rows = Rows(tmp_path, plan)
+    done = complete_rows(rows, lambda _: FakeGenerator(tags), {"tagger": tagger}, encoder=encoder)
+    images = np.concatenate(list(FakeGenerator(tags).generate(prompts)))
+    assert done.embeddings == pytest.approx(encoder.images(images), abs=1e-6)
+    texts = encoder.texts([p.text for p in prompts[::2]])
+    (model,) = compare({"m": done}, lambda _: "all", {"tagger": 0.5}, texts)
+    assert set(model.metrics) == {"diversity", "CLIP score", "R-precision of 6"}
+    assert 0 < model.metrics["diversity"].value < 1
+    assert "| model | diversity" in as_markdown([model])
+    assert compare({"m": done}, lambda _: "all", {"tagger": 0.5})[0].metrics == {}
+
+
+def test_a_folder_that_is_no_clip_model_is_named(tmp_path: Path, tiny_tagger_folder: Path) -> None:
+    with pytest.raises(InputError, match=r"is no CLIP folder; it has no config\.json"):
+        ClipEncoder(tmp_path)
+    with pytest.raises(InputError, match=r"it has no tokenizer_config\.json"):
+        ClipEncoder(tiny_tagger_folder)
