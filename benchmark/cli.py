@@ -51,10 +51,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a .safetensors file, a diffusers folder or a hub id; NAME=MODEL names it in the tables",
     )
     judged = parser.add_argument_group("taggers and tags")
-    judged.add_argument("--tagger", required=True, metavar="FOLDER", help="the tagger that looks for the tags")
-    judged.add_argument("--tagger-kind", choices=("transformers", "wd"), help="where the folder holds both")
+    judged.add_argument("--tagger", required=True, metavar="FOLDER", help="looks for the tags; a folder or a hub id")
+    judged.add_argument("--tagger-kind", choices=("transformers", "wd", "ml-danbooru"), help="where it holds several")
     judged.add_argument("--judge", metavar="FOLDER", help="a second tagger, to check the first")
-    judged.add_argument("--judge-kind", choices=("transformers", "wd"), help="where the folder holds both")
+    judged.add_argument("--judge-kind", choices=("transformers", "wd", "ml-danbooru"), help="where it holds several")
     judged.add_argument(
         "--threshold", type=float, default=0.5, help="probability from which a tag is found (%(default)s)"
     )

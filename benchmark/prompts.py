@@ -13,6 +13,7 @@ import random
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from benchmark.errors import InputError, did_you_mean
@@ -145,18 +146,29 @@ def read_vocabulary(path: Path) -> Vocabulary:
         raise InputError(f"{path}: {error}") from None
 
 
-def vocabulary_from_tags(tags: Sequence[str], top: int, categories: Mapping[str, str] | None = None) -> Vocabulary:
-    """The first `top` of a tagger's list (most common first). Sexual tags are left out, and those that are refused."""
+@lru_cache(maxsize=1)
+def shipped_vocabulary() -> Vocabulary:
+    """About 600 ordinary tags with categories and groups, for a general audience; written by hand for this project."""
+    return read_vocabulary(Path(__file__).with_name("categories.csv"))
+
+
+def vocabulary_from_tags(tags: Sequence[str], top: int, known: Vocabulary | None = None) -> Vocabulary:
+    """The first `top` of a tagger's list (most common first), with the categories and groups that `known` gives them.
+
+    `known` None is the shipped vocabulary. Sexual tags are left out, and those that are refused.
+    """
     if top < 1:
         raise InputError(f"top: {top} tags make no vocabulary. Use 1 or more.")
+    known = known or shipped_vocabulary()
     chosen = []
     for tag in dict.fromkeys(normal_tag(tag) for tag in tags):
         if not is_sexual(tag) and not _REFUSED.search(tag):
             chosen.append(tag)
         if len(chosen) == top:
             break
-    known = categories or {}
-    return Vocabulary(tuple(chosen), {tag: known[tag] for tag in chosen if tag in known})
+    categories = {tag: known.categories[tag] for tag in chosen if tag in known.categories}
+    groups = {tag: known.groups[tag] for tag in chosen if tag in known.groups}
+    return Vocabulary(tuple(chosen), categories, groups)
 
 
 def derive_seed(seed: int, *names: object) -> int:

@@ -19,8 +19,12 @@ from benchmark.prompts import normal_tag
 Images = NDArray[np.uint8]  # [B, H, W, 3], RGB
 Probabilities = NDArray[np.float32]  # [B, T], 0..1
 
-KINDS = ("transformers", "wd")
-MODEL_FILES = {"transformers": ("config.json", "model.safetensors"), "wd": ("selected_tags.csv", "model.onnx")}
+KINDS = ("transformers", "wd", "ml-danbooru")
+MODEL_FILES = {
+    "transformers": ("config.json", "model.safetensors"),
+    "wd": ("selected_tags.csv", "model.onnx"),
+    "ml-danbooru": ("classes.json",),
+}
 
 
 class Tagger(Protocol):
@@ -49,17 +53,15 @@ class Tagger(Protocol):
 def open_tagger(
     path: Path | str, *, kind: str | None = None, device: str = "cpu", threads: int | None = None
 ) -> Tagger:
-    """Open the tagger in a folder: WD (`model.onnx`, `selected_tags.csv`) or a transformers image classifier.
+    """Open a tagger: WD (`model.onnx`, `selected_tags.csv`), ML-Danbooru (`classes.json` and an `.onnx`), transformers.
 
-    A folder that holds both opens as `kind`, or as transformers where none is given (it can be differentiated).
-    `threads` is for ONNX; None takes all cores. Raises InputError for what is missing or unreadable.
+    `path` is a folder, or a hub id (`owner/name`), which is fetched. What holds several opens as `kind`, or as the
+    first of `KINDS` (transformers, which can be differentiated). `threads` is for ONNX; None takes all cores. Raises
+    InputError for what is missing or unreadable.
     """
-    folder = Path(path)
     if kind is not None and kind not in KINDS:
         raise InputError(f"Unknown kind of tagger '{kind}'.{did_you_mean(kind, KINDS)}")
-    if not folder.is_dir():
-        what = "is a file; name the folder it is in" if folder.is_file() else "there is no such folder"
-        raise InputError(f"{folder}: {what} (a tagger is a folder with {_needed(kind)}).")
+    folder = _local_folder(path, kind)
     present = [name for name in KINDS if all((folder / file).is_file() for file in MODEL_FILES[name])]
     if kind is None and present:
         kind = present[0]
@@ -69,9 +71,33 @@ def open_tagger(
         from benchmark.wd_tagger import WDTagger
 
         return WDTagger(folder, device=device, threads=threads)
+    if kind == "ml-danbooru":
+        from benchmark.ml_danbooru_tagger import MLDanbooruTagger
+
+        return MLDanbooruTagger(folder, device=device, threads=threads)
     from benchmark.transformers_tagger import TransformersTagger
 
     return TransformersTagger(folder, device=device)
+
+
+def _local_folder(path: Path | str, kind: str | None) -> Path:
+    """The folder on this disk; a hub id is fetched (the files that a tagger needs, no pickles)."""
+    folder = Path(path)
+    if folder.is_dir():
+        return folder
+    text = str(path)
+    if folder.is_file():
+        raise InputError(f"{folder}: is a file; name the folder it is in (a tagger is a folder with {_needed(kind)}).")
+    if text.count("/") != 1 or folder.is_absolute() or text.startswith("."):
+        raise InputError(f"{folder}: there is no such folder (a tagger is a folder with {_needed(kind)}).")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(text, allow_patterns=["*.json", "*.csv", "*.onnx", "model.safetensors"]))
+    except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        reason = next((line for line in str(error).splitlines() if line), type(error).__name__)
+        raise InputError(f"{text}: is no folder here, and cannot be fetched from the hub ({reason}).") from None
 
 
 def _needed(kind: str | None) -> str:

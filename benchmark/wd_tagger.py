@@ -1,4 +1,4 @@
-"""Taggers in the contract of the WD v2/v3 models: `model.onnx` with `selected_tags.csv`. onnxruntime only here.
+"""Taggers in the contract of the WD v2/v3 models: `model.onnx` with `selected_tags.csv`.
 
 The contract: NHWC float32, BGR, 0..255, one square size; the picture is padded with white to a square and resized
 (bicubic); out come probabilities, one for each row of the CSV (`tag_id,name,category,count`; category 0 general,
@@ -8,7 +8,6 @@ The contract: NHWC float32, BGR, 0..255, one square size; the picture is padded 
 from __future__ import annotations
 
 import csv
-import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmark.errors import InputError
+from benchmark.onnx_models import open_onnx
 from benchmark.taggers import MODEL_FILES, Images, Probabilities, check_images, files_fingerprint
 
 GENERAL, CHARACTER, RATING = 0, 4, 9
@@ -56,28 +56,13 @@ class WDTagger:
     """A WD tagger in a folder. See `Tagger`."""
 
     def __init__(self, folder: Path, *, device: str = "cpu", threads: int | None = None, batch_size: int = 32):
-        import onnxruntime
-
         self.name = folder.resolve().name
         self._files = [folder / file for file in MODEL_FILES["wd"]]
         rows = read_selected_tags(folder / "selected_tags.csv")
         self.tags = tuple(row.name for row in rows)
         general = (row for row in rows if row.category == GENERAL)
         self.general = tuple(row.name for row in sorted(general, key=lambda row: -row.count))
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or int(os.environ.get("OMP_NUM_THREADS") or 0) or _cores()
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3  # errors; the warnings speak of graph details nobody here can mend
-        wanted = ["CUDAExecutionProvider"] if device.startswith("cuda") else []
-        providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
-        try:
-            self._session = onnxruntime.InferenceSession(
-                folder / "model.onnx", options, providers=[*providers, "CPUExecutionProvider"]
-            )
-        except onnxruntime.capi.onnxruntime_pybind11_state.InvalidProtobuf as error:
-            raise InputError(f"{folder / 'model.onnx'}: is no ONNX model, or was cut short ({error}).") from None
-        except onnxruntime.capi.onnxruntime_pybind11_state.Fail as error:
-            raise InputError(f"{folder / 'model.onnx'}: onnxruntime cannot load it ({_first_line(error)}).") from None
+        self._session = open_onnx(folder / "model.onnx", device=device, threads=threads)
         self._batch_size = batch_size
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         shape, width = inputs[0].shape, outputs[0].shape[-1]
@@ -119,11 +104,3 @@ def wd_input(images: Images, side: int) -> NDArray[np.float32]:
         resized = [Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC) for image in square]
         square = np.stack([np.asarray(image) for image in resized])
     return np.ascontiguousarray(square[..., ::-1], dtype=np.float32)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -10,8 +10,11 @@ from benchmark.prompts import (
     Vocabulary,
     derive_seed,
     fingerprint,
+    is_sexual,
     make_prompts,
+    normal_tag,
     read_vocabulary,
+    shipped_vocabulary,
     spoken,
     vocabulary_from_tags,
 )
@@ -127,11 +130,24 @@ def test_tags_that_sexualise_minors_are_refused_alone_and_together() -> None:
 
 def test_a_list_from_a_tagger_leaves_out_what_is_not_for_everyone() -> None:
     tags = ["1girl", "nude", "long hair", "loli", "smile", "hat"]
-    assert vocabulary_from_tags(tags, 3, {"smile": "face"}) == Vocabulary(
-        ("1girl", "long_hair", "smile"), {"smile": "face"}
-    )
+    known = Vocabulary(("smile", "sun"), {"smile": "face", "sun": "sky"}, {"smile": "mood"})
+    expected = Vocabulary(("1girl", "long_hair", "smile"), {"smile": "face"}, {"smile": "mood"})
+    assert vocabulary_from_tags(tags, 3, known) == expected
+    assert vocabulary_from_tags(tags, 3).categories == {"1girl": "people", "long_hair": "hair length", "smile": "face"}
     with pytest.raises(InputError, match="top"):
         vocabulary_from_tags(tags, 0)
+
+
+def test_the_shipped_vocabulary_is_for_everyone_and_fills_long_prompts() -> None:
+    shipped = shipped_vocabulary()
+    assert len(shipped.tags) > 500
+    assert not [tag for tag in shipped.tags if is_sexual(tag)]
+    assert all(tag == normal_tag(tag) and shipped.category(tag) != "general" for tag in shipped.tags)
+    assert shipped.most_per_prompt() >= 128
+    (prompt,) = make_prompts(shipped, 1, tags_per_prompt=128, seed=0)
+    assert len({shipped.groups[tag] for tag in prompt.tags if tag in shipped.groups}) == sum(
+        tag in shipped.groups for tag in prompt.tags
+    )
 
 
 def test_a_vocabulary_can_be_narrowed_and_names_what_it_has_not() -> None:

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from benchmark.errors import InputError
+from benchmark.ml_danbooru_tagger import ml_danbooru_input
 from benchmark.preprocessing import Preprocessing, read_preprocessing
 from benchmark.taggers import FakeTagger, Tagger, columns_of, open_tagger
 from benchmark.transformers_tagger import TransformersTagger
@@ -26,12 +27,40 @@ def pictures(count: int, height: int, width: int) -> np.ndarray:
     return np.stack([np.asarray(image) for image in resized])
 
 
-@pytest.fixture(params=["wd", "transformers", "fake"])
-def tagger(request: pytest.FixtureRequest, tiny_wd_tagger: Path, tiny_tagger_folder: Path) -> Tagger:
+@pytest.fixture(scope="module")
+def tiny_ml_danbooru(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny.onnx` (any size of NCHW RGB 0..1; logits linear in the three mean colours) with `classes.json`."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    folder = tmp_path_factory.mktemp("mld")
+    tags = ["smile", "hat", "glasses", "blue_hair"]
+    weights = np.random.default_rng(70).normal(0, 8, (3, len(tags))).astype(np.float32)
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["input"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["flat"], axis=1),
+        helper.make_node("MatMul", ["flat", "weights"], ["output"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "tiny_ml_danbooru",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 3, "height", "width"])],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["batch", len(tags)])],
+        [numpy_helper.from_array(weights, "weights")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), folder / "tiny.onnx")
+    (folder / "classes.json").write_text(json.dumps(tags))
+    return folder
+
+
+@pytest.fixture(params=["wd", "transformers", "ml-danbooru", "fake"])
+def tagger(
+    request: pytest.FixtureRequest, tiny_wd_tagger: Path, tiny_tagger_folder: Path, tiny_ml_danbooru: Path
+) -> Tagger:
     if request.param == "fake":
         return FakeTagger(("a", "b", "c"), noise=0.1)
-    folder = tiny_wd_tagger if request.param == "wd" else tiny_tagger_folder
-    return open_tagger(folder, threads=1)
+    folders = {"wd": tiny_wd_tagger, "transformers": tiny_tagger_folder, "ml-danbooru": tiny_ml_danbooru}
+    return open_tagger(folders[request.param], threads=1)
 
 
 class TestTaggerContract:
@@ -99,6 +128,28 @@ def test_wd_input_follows_the_published_description() -> None:
             canvas.paste(Image.fromarray(image), ((side - width) // 2, (side - height) // 2))
             expected = np.asarray(canvas.resize((24, 24), Image.Resampling.BICUBIC), dtype=np.float32)[:, :, ::-1]
             assert np.array_equal(made, expected)
+            assert made.dtype == np.float32
+
+
+def test_ml_danbooru_takes_rgb_0_to_1_and_gives_logits(tiny_ml_danbooru: Path) -> None:
+    import onnx
+    from onnx import numpy_helper
+
+    images = pictures(3, 40, 40)
+    weights = numpy_helper.to_array(onnx.load(tiny_ml_danbooru / "tiny.onnx").graph.initializer[0])
+    tagger = open_tagger(tiny_ml_danbooru, threads=1)
+    logits = images.reshape(3, -1, 3).mean(axis=1) / 255 @ weights
+    assert tagger.probabilities(images) == pytest.approx(1 / (1 + np.exp(-logits)), abs=0.02)  # resizing moves the mean
+    assert tagger.tags == tagger.general == ("smile", "hat", "glasses", "blue_hair")
+
+
+def test_ml_danbooru_input_follows_the_published_description() -> None:
+    """Shorter side to 512, ratio kept, sides down to multiples of 4, bilinear: with Pillow, one by one."""
+    for (height, width), size in {(64, 64): (512, 512), (30, 50): (512, 852), (50, 31): (824, 512)}.items():
+        images = pictures(2, height, width)
+        for image, made in zip(images, ml_danbooru_input(images), strict=True):
+            expected = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
+            assert np.array_equal(np.round(made * 255), expected.transpose(2, 0, 1))
             assert made.dtype == np.float32
 
 
@@ -172,7 +223,7 @@ def test_a_folder_of_both_opens_as_asked(tiny_wd_tagger: Path, tiny_tagger_folde
     shutil.copytree(tiny_tagger_folder, folder, dirs_exist_ok=True)
     assert isinstance(open_tagger(folder), TransformersTagger)
     assert type(open_tagger(folder, kind="wd")).__name__ == "WDTagger"
-    with pytest.raises(InputError, match="Available: transformers, wd"):
+    with pytest.raises(InputError, match="Available: transformers, wd, ml-danbooru"):
         open_tagger(folder, kind="clip9")
 
 
@@ -211,6 +262,24 @@ class TestBadFolders:
         (folder / "selected_tags.csv").write_text(table)
         (folder / "model.onnx").write_bytes((folder / "model.onnx").read_bytes()[:2000])
         self.refused(folder, "model.onnx: is no ONNX model, or was cut short|cannot load it")
+
+    def test_ml_danbooru(self, tiny_ml_danbooru: Path, tmp_path: Path) -> None:
+        folder = self.copy(tiny_ml_danbooru, tmp_path)
+        (folder / "classes.json").write_text('["a", "b"]')
+        self.refused(folder, "4 outputs, classes.json 2 tags")
+        (folder / "classes.json").write_text('{"a": 1}')
+        self.refused(folder, "must be a list of tags")
+        (folder / "tiny.onnx").unlink()
+        self.refused(folder, r"needs one \.onnx beside classes\.json, and has 0")
+
+    def test_a_hub_id_that_cannot_be_fetched(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        import huggingface_hub
+
+        def offline(*_: object, **__: object) -> str:
+            raise huggingface_hub.errors.LocalEntryNotFoundError("no network")
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+        self.refused(Path("owner/name"), r"cannot be fetched from the hub \(no network\)")
 
     def test_transformers(self, tiny_tagger_folder: Path, tmp_path: Path) -> None:
         from safetensors.numpy import load_file, save_file
