@@ -1,0 +1,8 @@
+"""`python -m merger`: the same as the console command `merger`."""
+
+import sys
+
+from merger.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

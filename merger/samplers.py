@@ -1,0 +1,151 @@
+"""Who proposes the next blend: Optuna's samplers and ours, all in Optuna's terms. Part of the study: Optuna lives here.
+
+A sampler is made anew for every trial, from the seed and the trial's number, and reads all else from the finished
+trials. So a search that was stopped and taken up again proposes what it would have proposed without the stop.
+"""
+
+from __future__ import annotations
+
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial, TrialState
+
+from benchmark.errors import did_you_mean
+from merger.errors import StudyError
+from merger.space import Space
+
+WEIGHTS = "weights"
+"""The user attribute that holds a trial's blend: all weights as one list, however many there are."""
+
+Seen = tuple[dict[str, float], float]
+"""(the value of every parameter, the trial's value): one finished trial inside the space."""
+
+
+def make_sampler(method: str, space: Space, *, seed: int, number: int) -> BaseSampler:
+    """The sampler of trial `number`. Raises `StudyError` for a method that does not exist."""
+    if method not in _SAMPLERS:
+        raise StudyError(f"method: there is no '{method}'.{did_you_mean(method, sorted(_SAMPLERS))}")
+    return _SAMPLERS[method](space, int(np.random.SeedSequence([seed, number]).generate_state(1)[0]))
+
+
+def distributions(space: Space) -> dict[str, BaseDistribution]:
+    """The space in Optuna's words."""
+    return {parameter.name: FloatDistribution(parameter.low, parameter.high) for parameter in space.parameters}
+
+
+class HistorySampler(BaseSampler):
+    """A sampler whose proposal is a function of the finished trials alone, for any number of weights.
+
+    A subclass says `propose`. Trials outside the space (a donor alone, where it is beyond the bounds) are not shown.
+    """
+
+    def __init__(self, space: Space, seed: int) -> None:
+        self.space, self.seed = space, seed
+
+    @abstractmethod
+    def propose(self, given: Sequence[Seen], proposed: Sequence[Seen]) -> Mapping[str, float]:
+        """The next value of every parameter.
+
+        `given` are the finished trials that the study began with (parents, average), `proposed` those that a sampler
+        proposed; each in the order of their numbers.
+        """
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """The whole space, from the first trial on."""
+        return distributions(self.space)
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """`propose`, told of the study's trials."""
+        given: list[Seen] = []
+        proposed: list[Seen] = []
+        for done in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+            values = self.space.to_values(self.space.unflatten(done.user_attrs[WEIGHTS]))
+            if values is not None and done.value is not None:
+                (proposed if done.user_attrs["role"] == "search" else given).append((values, done.value))
+        return dict(self.propose(given, proposed))
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Never asked: every parameter is proposed at once."""
+        raise NotImplementedError(param_name)
+
+
+class CmaSampler(HistorySampler):
+    """Covariance-matrix adaptation from the best blend known, its state rebuilt by telling it the trials again.
+
+    It starts at the best of the given trials, with a spread of a fifth of the bounds' width. Above 200 weights the
+    covariance is kept diagonal.
+    """
+
+    spread = 0.2
+    largest_full = 200
+
+    def propose(self, given: Sequence[Seen], proposed: Sequence[Seen]) -> Mapping[str, float]:
+        """One draw from the distribution that the proposed trials lead to."""
+        import cmaes
+
+        names = [parameter.name for parameter in self.space.parameters]
+        low = np.array([parameter.low for parameter in self.space.parameters])
+        width = np.array([parameter.high for parameter in self.space.parameters]) - low
+
+        def to_unit(values: Mapping[str, float]) -> np.ndarray:
+            return (np.array([values[name] for name in names]) - low) / width
+
+        start = to_unit(max(given, key=lambda seen: seen[1])[0]) if given else np.full(len(names), 0.5)
+        kind = cmaes.CMA if 1 < len(names) <= self.largest_full else cmaes.SepCMA
+        unit = np.tile([0.0, 1.0], (len(names), 1))
+        # its seed is this trial's own: every draw of a generation is independent of the others
+        optimizer = kind(mean=start, sigma=self.spread, bounds=unit, seed=self.seed % 2**32)
+        size = optimizer.population_size
+        for first in range(0, len(proposed) - size + 1, size):
+            optimizer.tell([(to_unit(values), -value) for values, value in proposed[first : first + size]])
+        drawn = low + width * optimizer.ask()
+        return {name: float(value) for name, value in zip(names, drawn, strict=True)}
+
+
+class OptunaSampler(HistorySampler):
+    """One of Optuna's own samplers, asked in a study in memory that holds only the trials inside the space.
+
+    In the stored study Optuna would intersect the parameters of all trials, and a parent outside the bounds, which has
+    none, would leave nothing; and a trial under way when the search was killed would be taken for another worker's.
+    """
+
+    def __init__(self, space: Space, seed: int, make: Callable[[int], BaseSampler]) -> None:
+        super().__init__(space, seed)
+        self.make = make
+
+    def propose(self, given: Sequence[Seen], proposed: Sequence[Seen]) -> Mapping[str, float]:
+        """What the sampler proposes after these trials."""
+        space = distributions(self.space)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study = optuna.create_study(direction="maximize", sampler=self.make(self.seed))
+        study.add_trials(
+            [
+                optuna.trial.create_trial(params=values, distributions=space, value=value)
+                for values, value in [*given, *proposed]
+            ]
+        )
+        return {name: float(value) for name, value in study.ask(space).params.items()}
+
+
+def _of_optuna(make: Callable[[int], BaseSampler]) -> Callable[[Space, int], BaseSampler]:
+    return lambda space, seed: OptunaSampler(space, seed, make)
+
+
+_SAMPLERS: dict[str, Callable[[Space, int], BaseSampler]] = {
+    "cmaes": CmaSampler,
+    "gp": _of_optuna(lambda seed: optuna.samplers.GPSampler(seed=seed)),
+    "random": _of_optuna(lambda seed: optuna.samplers.RandomSampler(seed=seed)),
+    "tpe": _of_optuna(lambda seed: optuna.samplers.TPESampler(seed=seed, multivariate=True)),
+}

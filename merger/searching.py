@@ -1,0 +1,244 @@
+"""A search from its first trial to its last page: the study's trials, the honest end, the file, the report."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from benchmark.prompts import fingerprint
+from benchmark.runner import Evaluation
+from merger.ending import SHOWN, Cache, Ending, conclude
+from merger.errors import CheckpointError, StudyError
+from merger.export import export
+from merger.objective import TAGGER, evaluate_blend
+from merger.progress import Progress
+from merger.report import write_report, write_samples
+from merger.runs import Run
+from merger.session import Loaded, Session, open_session
+from merger.space import Weights
+from merger.study import Study, baselines_of, open_study, search
+from merger.trials import TrialRecord
+
+SCORE_KEY = "layermerge.score"
+"""The metadata key under which an exported blend carries the score its trial had."""
+
+
+class Interrupt:
+    """Whether the user asked for an end: the first Ctrl-C is noted and said, the second stops at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.doing = ""
+
+    def __call__(self) -> bool:
+        """Whether to end as soon as that loses nothing."""
+        return self.asked
+
+    def drop(self) -> None:
+        """Ends what can be done again at no loss of its own."""
+        if self.asked:
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def listening(self) -> Iterator[Interrupt]:
+        """Until the end of the block, the first Ctrl-C only sets `asked`."""
+        before = signal.signal(signal.SIGINT, self._handle)
+        try:
+            yield self
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        # os-level printing would be safer inside a handler, but nothing else writes this line
+        print(f"\nstopping after {self.doing or 'this'}; Ctrl-C again stops at once", file=sys.stderr, flush=True)
+
+
+def run_search(session: Session, run: Run, interrupt: Interrupt) -> dict[str, Any]:
+    """Begins or continues the search in `run`, to its end. Returns the result that is also written.
+
+    Raises `InputError` before anything is written, or `StudyError` where `run` was begun differently; and
+    `KeyboardInterrupt` when asked to stop, with all finished trials kept.
+    """
+    _check_before(session, run)
+    identity = session.identity()
+    loaded = session.load()
+    interrupt.drop()
+    begun = not run.exists()
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with run.lock():
+        study = _open(session, run, identity, begun)
+        return _search(session, loaded, study, run, interrupt)
+
+
+def _search(session: Session, loaded: Loaded, study: Study, run: Run, interrupt: Interrupt) -> dict[str, Any]:
+    config = session.config
+    baselines = baselines_of(session.space, session.base.name)
+    progress = Progress(config.trials, config.time_limit)
+    free = len(session.space.parameters)
+    progress.say(
+        f"{run.name}: {len(session.space.layers)} layers x {len(session.donors)} donors, {free} weights by "
+        f"{config.method}, {len(session.prompts['search'])} prompts a trial, {session.device}; "
+        f"{len(study.records())} trials done"
+    )
+
+    def start(number: int) -> None:
+        interrupt.doing = f"trial {number}"
+        progress.start(f"trial {number}")
+
+    reason = search(
+        session.objective(loaded),
+        study,
+        session.search_settings,
+        baselines=len(baselines),
+        interrupted=interrupt,
+        report=progress.drawn,
+        on_start=start,
+        on_trial=progress.trial,
+    )
+    if reason == "interrupted":
+        raise KeyboardInterrupt
+    progress.say(f"search ended ({reason}); choosing the winner on fresh prompts")
+    study.note("stopped_because", reason)
+    interrupt.doing = "this image batch"
+    records = study.records()
+    ending = conclude(
+        records,
+        baselines,
+        _evaluator(session, loaded, run, progress, interrupt),
+        thresholds=session.thresholds,
+        category_of=session.vocabulary.category,
+        name=run.name,
+        stopped_because=reason,
+    )
+    _write(session, run, records, ending)
+    return ending.result
+
+
+def _write(session: Session, run: Run, records: list[TrialRecord], ending: Ending) -> None:
+    """The files a finished search leaves; the result last, so that it never speaks of files that are not there."""
+    if session.base.layout != "folder":
+        export_trial(session, ending.winner, run.best)
+    prompts = session.prompts["test"][:SHOWN]
+    models = {
+        "base": ending.tests[session.base.name],
+        "best parent": ending.tests[ending.best_parent.name],
+        "winner": ending.tests[f"trial {ending.winner.number}"],
+    }
+    write_samples(run.samples, models)
+    write_report(run.report, session, records, ending, models, prompts)
+    run.write_result(ending.result)
+
+
+def export_trial(session: Session, trial: TrialRecord, output: Path, dtype: str | None = None) -> Path:
+    """Writes a trial's blend as a checkpoint that carries its recipe and its score."""
+    score = {
+        "trial": trial.number,
+        "accuracy": trial.score.accuracy,
+        "accuracy_stderr": trial.score.accuracy_stderr,
+        "probability": trial.score.probability,
+        "prompts": fingerprint(session.prompts["search"]),
+        "tagger": session.taggers[TAGGER].fingerprint,
+    }
+    return export(
+        session.recipe(trial.weights),
+        output,
+        base=session.base,
+        donors=session.donors,
+        dtype=dtype,
+        extra_metadata={SCORE_KEY: json.dumps(score)},
+    )
+
+
+def _check_before(session: Session, run: Run) -> None:
+    """What would otherwise fail only after hours."""
+    if session.base.layout == "folder":
+        print(
+            f"{session.base.path} is a diffusers folder: the winner cannot be written as one file, only its recipe",
+            file=sys.stderr,
+        )
+    if run.folder.exists() and not run.exists() and any(run.folder.iterdir()):
+        raise StudyError(f"{run.folder}: is there already and is no run; choose another --name")
+
+
+def _open(session: Session, run: Run, identity: Mapping[str, str], begun: bool) -> Study:
+    """The run's study; a folder made for a study that then cannot be opened does not stay."""
+    config = session.config
+    baselines = baselines_of(session.space, session.base.name)
+    try:
+        study = open_study(run.storage(config), run.name, session.space, identity=identity, baselines=baselines)
+        run.create(config)
+        return study
+    except StudyError:
+        if begun:
+            for file in run.folder.iterdir():
+                file.unlink()
+            run.folder.rmdir()
+        raise
+
+
+def _evaluator(session: Session, loaded: Loaded, run: Run, progress: Progress, interrupt: Interrupt) -> Any:
+    """How the ending scores a blend on a prompt set: kept on disk, said aloud, dropped when the user asks."""
+    fingerprints = {name: tagger.fingerprint for name, tagger in session.taggers.items()}
+    cache = Cache(run.scores, session.prompts, fingerprints)
+
+    def evaluate_once(which: str, weights: Weights) -> Evaluation:
+        kept = cache.get(which, weights)
+        if kept is not None:
+            return kept
+        progress.start(f"{which} prompts")
+
+        def report(images: int, value: float) -> None:
+            interrupt.drop()
+            progress.drawn(images, value)
+
+        evaluation = evaluate_blend(
+            loaded.live,
+            loaded.generator,
+            session.taggers,
+            session.prompts[which],
+            weights,
+            report=report,
+            keep_images=SHOWN if which == "test" else 0,
+        )
+        cache.put(which, weights, evaluation)
+        accuracy = evaluation.accuracy(TAGGER, session.thresholds[TAGGER])
+        progress.say(f"{which} prompts: {accuracy.value:.4f} ± {accuracy.stderr:.4f}")
+        return evaluation
+
+    return evaluate_once
+
+
+def score_file(file: Path, run: Run, recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Scores a checkpoint file as loaded from disk on its run's search prompts, and compares with what is recorded.
+
+    Raises `StudyError` where the run's prompts or tagger are no longer those of the record.
+    """
+    session = open_session(run.config())
+    if recorded.get("prompts") != fingerprint(session.prompts["search"]):
+        raise StudyError(f"{file}: its score was taken on other prompts than those of {run.folder}")
+    if recorded.get("tagger") != session.taggers[TAGGER].fingerprint:
+        raise StudyError(f"{file}: its score was taken with another tagger than that of {run.folder}")
+    generator = session.load_file(file)
+    from benchmark.runner import evaluate
+
+    evaluation = evaluate(generator, {TAGGER: session.taggers[TAGGER]}, session.prompts["search"])
+    score = session.yardstick.score(evaluation)
+    if not isinstance(recorded.get("accuracy"), float):
+        raise CheckpointError(f"{file}: its recorded score is damaged")
+    return {
+        "recorded_accuracy": recorded["accuracy"],
+        "accuracy": score.accuracy,
+        "recorded_probability": recorded["probability"],
+        "probability": score.probability,
+        "difference": score.accuracy - recorded["accuracy"],
+        "stderr": score.accuracy_stderr,
+    }

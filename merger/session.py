@@ -1,0 +1,204 @@
+"""Everything a configuration names, opened and checked before anything is written; then the search, whole.
+
+Two steps, because most bad input shows before the models are loaded: `open_session` reads headers, taggers and
+vocabulary; `Session.load` makes the denoiser live. Only then is the run folder made.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmark.generation import DiffusersGenerator, GenerationSettings, ImageGenerator
+from benchmark.pipelines import OWN_SAMPLER, SAMPLERS, load_pipeline
+from benchmark.prompts import (
+    Prompt,
+    Vocabulary,
+    derive_seed,
+    fingerprint,
+    make_prompts,
+    read_vocabulary,
+    vocabulary_from_tags,
+)
+from benchmark.taggers import Tagger, columns_of, files_fingerprint, open_tagger
+from merger.checkpoints import Checkpoint, check_fit, open_checkpoint, read_unet_config
+from merger.config import Config, TaggerSettings
+from merger.errors import ConfigError, did_you_mean
+from merger.layers import group
+from merger.live import LiveDenoiser
+from merger.objective import JUDGE, TAGGER, BlendObjective, Live, Yardstick
+from merger.recipe import Recipe
+from merger.space import Space, Weights, make_space
+from merger.study import SearchSettings
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+SETS = ("search", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a search works with. `prompts[set]` are three sets that share no prompt's noise."""
+
+    config: Config
+    base: Checkpoint
+    donors: tuple[Checkpoint, ...]
+    layers: Mapping[str, tuple[str, ...]]
+    space: Space
+    taggers: Mapping[str, Tagger]
+    vocabulary: Vocabulary
+    prompts: Mapping[str, tuple[Prompt, ...]]
+    device: str
+
+    @property
+    def yardstick(self) -> Yardstick:
+        """How evaluations become scores here."""
+        return Yardstick(self.config.objective, self.config.tagger_threshold, self.vocabulary.category)
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """From which probability each tagger has found a tag."""
+        return {TAGGER: self.config.tagger_threshold, JUDGE: self.config.judge_threshold}
+
+    @property
+    def search_settings(self) -> SearchSettings:
+        """What the study needs of the configuration."""
+        config = self.config
+        return SearchSettings(config.method, config.seed, config.trials, config.patience, config.time_limit)
+
+    def load(self) -> Loaded:
+        """Loads the base's pipeline and makes its denoiser live. Raises `InputError` in one line."""
+        if self.config.threads is not None:
+            torch.set_num_threads(self.config.threads)
+        pipeline = self._pipeline(self.base.path)
+        live = LiveDenoiser(pipeline.unet, self.base, self.donors, self.layers)
+        return Loaded(live, DiffusersGenerator(pipeline, generation_settings(self.config)))
+
+    def load_file(self, file: Path) -> ImageGenerator:
+        """A generator of another checkpoint file under the same settings, just as it lies on disk."""
+        return DiffusersGenerator(self._pipeline(file), generation_settings(self.config))
+
+    def objective(self, loaded: Loaded) -> BlendObjective:
+        """The search's objective."""
+        return BlendObjective(
+            loaded.live, loaded.generator, self.taggers[TAGGER], self.prompts["search"], self.yardstick
+        )
+
+    def recipe(self, weights: Weights) -> Recipe:
+        """How to rebuild a blend of this session's checkpoints."""
+        return Recipe.of(self.base, self.donors, self.config.granularity, weights)
+
+    def identity(self) -> dict[str, str]:
+        """All that must be the same for a search to be continued, by name. Hashes every source once."""
+        config = self.config
+        named: dict[str, Any] = {f"source {self.base.name}": self.base.sha256}
+        named |= {f"source {donor.name}": donor.sha256 for donor in self.donors}
+        named |= {role: f"{tagger.name} {tagger.fingerprint}" for role, tagger in self.taggers.items()}
+        if config.pipeline is not None:
+            files = sorted(file for file in config.pipeline.rglob("*") if file.is_file())
+            named["pipeline"] = files_fingerprint(files)
+        for key in ("granularity", "method", "objective", "steps", "sampler", "guidance", "size", "dtype", "seed"):
+            named[key] = getattr(config, key)
+        named["negative prompt"] = config.negative_prompt
+        named |= {f"threshold of the {role}": self.thresholds[role] for role in self.taggers}
+        named["weights searched"] = [asdict(parameter) for parameter in self.space.parameters]
+        named["frozen"] = dict(self.space.fixed)
+        named |= {f"number of {which} prompts": len(self.prompts[which]) for which in SETS}
+        named |= {f"{which} prompts": fingerprint(self.prompts[which]) for which in SETS}
+        return {key: value if isinstance(value, str) else json.dumps(value) for key, value in named.items()}
+
+    def _pipeline(self, path: Path) -> Any:
+        config = self.config.pipeline if path.is_file() else None
+        return load_pipeline(path, config=config, dtype=DTYPES[self.config.dtype], device=self.device)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The live denoiser and what draws with it."""
+
+    live: Live
+    generator: ImageGenerator
+
+
+def open_session(config: Config) -> Session:
+    """Opens and checks all that `config` names, but loads no model. Raises `InputError` in one line."""
+    if config.sampler not in (OWN_SAMPLER, *SAMPLERS):
+        known = [OWN_SAMPLER, *SAMPLERS]
+        raise ConfigError(f"sampler: there is no '{config.sampler}'.{did_you_mean(config.sampler, known)}")
+    device = _device(config.device)
+    unet_config = read_unet_config(config.pipeline) if config.pipeline is not None else None
+    base = open_checkpoint(config.base, name=config.named_base, unet_config=unet_config)
+    donors = tuple(
+        open_checkpoint(donor.path, name=name) for donor, name in zip(config.donors, config.donor_names, strict=True)
+    )
+    check_fit(base, donors)
+    layers = group(base.denoiser, config.granularity)
+    own_bounds = zip(config.donor_names, config.donors, strict=True)
+    space = make_space(
+        tuple(layers),
+        config.donor_names,
+        bounds=config.bounds,
+        donor_bounds={name: donor.bounds for name, donor in own_bounds if donor.bounds is not None},
+        frozen=config.frozen,
+        tied=config.tied,
+    )
+    taggers = {TAGGER: _tagger(config.tagger, config, device)}
+    if config.judge is not None:
+        taggers[JUDGE] = _tagger(config.judge, config, device)
+    vocabulary = _vocabulary(config, taggers[TAGGER])
+    for tagger in taggers.values():
+        columns_of(tagger, vocabulary.tags)
+    return Session(config, base, donors, layers, space, taggers, vocabulary, _prompts(config, vocabulary), device)
+
+
+def generation_settings(config: Config) -> GenerationSettings:
+    """How images are drawn, as the benchmark wants it."""
+    width, height = config.size
+    return GenerationSettings(
+        steps=config.steps,
+        sampler=config.sampler,
+        guidance=config.guidance,
+        width=width,
+        height=height,
+        negative_prompt=config.negative_prompt,
+        batch_size=config.batch_size,
+    )
+
+
+def _tagger(settings: TaggerSettings, config: Config, device: str) -> Tagger:
+    return open_tagger(settings.path, kind=settings.kind, device=device, threads=config.threads)
+
+
+def _vocabulary(config: Config, tagger: Tagger) -> Vocabulary:
+    if config.vocabulary.path is not None:
+        return read_vocabulary(config.vocabulary.path)
+    return vocabulary_from_tags(tagger.general, config.vocabulary.top or len(tagger.general))
+
+
+def _prompts(config: Config, vocabulary: Vocabulary) -> dict[str, tuple[Prompt, ...]]:
+    counts = (config.prompts, config.validation_prompts, config.test_prompts)
+    return {
+        which: make_prompts(
+            vocabulary,
+            count,
+            tags_per_prompt=config.tags_per_prompt,
+            seed=derive_seed(config.seed, which),
+            template=config.template,
+        )
+        for which, count in zip(SETS, counts, strict=True)
+    }
+
+
+def _device(named: str) -> str:
+    if named == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=named)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device: '{named}' cannot be used here ({reason})") from None
+    return named

@@ -1,0 +1,133 @@
+"""Layers x donors <-> the numbers a study proposes. Pure.
+
+L  layers, D  donors, N  free weights (parameters): N <= L * D, fewer where layers are frozen or tied.
+A parameter is named `layer/donor`, after the first of its tied layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from benchmark.errors import did_you_mean
+from merger.errors import ConfigError, StudyError
+
+Weights = Mapping[str, Mapping[str, float]]
+"""`weights[layer][donor]`; a weight left out is 0."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One free weight: it stands for `donor` in every one of `layers`, between `low` and `high`."""
+
+    name: str
+    donor: str
+    layers: tuple[str, ...]
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Space:
+    """What may be searched. `fixed[layer]` is the weight of every donor in a frozen layer."""
+
+    layers: tuple[str, ...]
+    donors: tuple[str, ...]
+    parameters: tuple[Parameter, ...]
+    fixed: Mapping[str, float] = field(default_factory=dict)
+
+    def to_weights(self, values: Mapping[str, float]) -> dict[str, dict[str, float]]:
+        """All L x D weights for a value of every parameter. Raises `StudyError` if one is missing or unknown."""
+        names = {parameter.name for parameter in self.parameters}
+        if values.keys() != names:
+            odd = sorted(values.keys() ^ names)
+            raise StudyError(f"weights for '{odd[0]}' do not belong to this search's {len(names)} parameters")
+        weights = {layer: dict.fromkeys(self.donors, self.fixed.get(layer, 0.0)) for layer in self.layers}
+        for parameter in self.parameters:
+            for layer in parameter.layers:
+                weights[layer][parameter.donor] = float(values[parameter.name])
+        return weights
+
+    def to_values(self, weights: Weights) -> dict[str, float] | None:
+        """The value of every parameter that gives `weights`, or None where they lie outside this space.
+
+        Outside means beyond the bounds, a frozen layer that differs, or tied layers that differ from each other.
+        """
+        values = {}
+        for parameter in self.parameters:
+            found = {weight_of(weights, layer, parameter.donor) for layer in parameter.layers}
+            value = found.pop()
+            if found or not parameter.low <= value <= parameter.high:
+                return None
+            values[parameter.name] = value
+        for layer, weight in self.fixed.items():
+            if any(weight_of(weights, layer, donor) != weight for donor in self.donors):
+                return None
+        return values
+
+    def flatten(self, weights: Weights) -> list[float]:
+        """`weights` as L * D numbers, layer by layer, each donor in turn."""
+        return [weight_of(weights, layer, donor) for layer in self.layers for donor in self.donors]
+
+    def unflatten(self, numbers: Sequence[float]) -> dict[str, dict[str, float]]:
+        """The inverse of `flatten`."""
+        if len(numbers) != len(self.layers) * len(self.donors):
+            raise StudyError(
+                f"a stored blend has {len(numbers)} weights, this search {len(self.layers)} layers "
+                f"x {len(self.donors)} donors"
+            )
+        rows = zip(*[iter(numbers)] * len(self.donors), strict=True)
+        return {
+            layer: dict(zip(self.donors, map(float, row), strict=True))
+            for layer, row in zip(self.layers, rows, strict=True)
+        }
+
+    def everywhere(self, weight: Mapping[str, float]) -> dict[str, dict[str, float]]:
+        """The blend with the same weight per donor in every layer, frozen ones too: parents and averages are such."""
+        return {layer: {donor: float(weight.get(donor, 0.0)) for donor in self.donors} for layer in self.layers}
+
+
+def weight_of(weights: Weights, layer: str, donor: str) -> float:
+    """One weight; 0 where it is not given."""
+    return float(weights.get(layer, {}).get(donor, 0.0))
+
+
+def make_space(
+    layers: Sequence[str],
+    donors: Sequence[str],
+    *,
+    bounds: tuple[float, float],
+    donor_bounds: Mapping[str, tuple[float, float]] | None = None,
+    frozen: Mapping[str, float] | None = None,
+    tied: Sequence[Sequence[str]] = (),
+) -> Space:
+    """The space of one free weight per layer and donor, less the frozen layers, one for each group of tied layers.
+
+    `bounds` are (lowest, highest) weight; `donor_bounds[donor]` go before them. Raises `ConfigError` for a layer that
+    does not exist, is tied twice, or is both tied and frozen, and where nothing is left to search.
+    """
+    frozen, own = frozen or {}, donor_bounds or {}
+    for key, named in (("frozen", list(frozen)), ("tied", [layer for group in tied for layer in group])):
+        for layer in named:
+            if layer not in layers:
+                raise ConfigError(f"{key}: there is no layer '{layer}'.{did_you_mean(layer, layers)}")
+    leader = {layer: layer for layer in layers}
+    for group in tied:
+        for layer in group:
+            if layer in frozen:
+                raise ConfigError(f"tied: layer '{layer}' is frozen; take it out of one of the two")
+            if leader[layer] != layer or sum(layer in other for other in tied) > 1:
+                raise ConfigError(f"tied: layer '{layer}' is in two groups; put them together in one")
+            leader[layer] = group[0]
+    free = [layer for layer in layers if layer not in frozen]
+    parameters = []
+    for layer in free:
+        if leader[layer] != layer:
+            continue
+        members = tuple(other for other in free if leader[other] == layer)
+        for donor in donors:
+            low, high = own.get(donor, bounds)
+            parameters.append(Parameter(f"{layer}/{donor}", donor, members, low, high))
+    if not parameters:
+        raise ConfigError("frozen: every layer is frozen, so there is nothing to search")
+    return Space(tuple(layers), tuple(donors), tuple(parameters), dict(frozen))

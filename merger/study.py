@@ -1,0 +1,274 @@
+"""The search itself: an Optuna study of blends, created or taken up again. Optuna lives here and in `samplers`.
+
+The study is handed its objective and knows nothing of it. Of every trial it keeps the whole blend as one attribute
+(and, up to 256 weights, as Optuna parameters), the value, and every field of the `Score` as a user attribute.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from merger.errors import StudyError
+from merger.samplers import WEIGHTS, make_sampler
+from merger.space import Space, Weights
+from merger.trials import Objective, Report, Score, TrialRecord, best_of, why_stop
+
+MOST_ROWS = 256
+"""Weights up to which each is also an Optuna parameter, a database row of its own (about 2.5 ms each)."""
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A blend that every study begins with: the base, each donor alone, the uniform average."""
+
+    role: str
+    name: str
+    weights: Weights
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """How to search and when to stop. `time_limit` is in seconds of trials, over all sittings."""
+
+    method: str
+    seed: int
+    trials: int
+    patience: int
+    time_limit: float | None = None
+
+
+def baselines_of(space: Space, base: str) -> tuple[Baseline, ...]:
+    """The base, each donor alone and the uniform average of all of them, in the order of their trials."""
+    share = 1.0 / (len(space.donors) + 1)
+    return (
+        Baseline("base", base, space.everywhere({})),
+        *(Baseline("donor", donor, space.everywhere({donor: 1.0})) for donor in space.donors),
+        Baseline("uniform", "uniform", space.everywhere(dict.fromkeys(space.donors, share))),
+    )
+
+
+class Study:
+    """A stored study of one space. Open it with `open_study`."""
+
+    def __init__(self, study: optuna.Study, space: Space) -> None:
+        self._study, self.space = study, space
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What was fixed when the study began: sources, tagger, prompts and settings by name."""
+        return dict(self._study.user_attrs["identity"])
+
+    def records(self) -> list[TrialRecord]:
+        """The finished trials in order."""
+        done = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        return [_record(trial, self.space) for trial in done]
+
+    def record(self, number: int) -> TrialRecord:
+        """The finished trial `number`. Raises `StudyError` if there is none."""
+        records = self.records()
+        for record in records:
+            if record.number == number:
+                return record
+        there = f"0 to {records[-1].number}" if records else "none yet"
+        raise StudyError(f"there is no finished trial {number} in this study (finished: {there})")
+
+    def note(self, key: str, value: Any) -> None:
+        """Keeps a JSON value with the study."""
+        self._study.set_user_attr(key, value)
+
+    def noted(self, key: str) -> Any:
+        """What was kept under `key`; None if nothing was."""
+        return self._study.user_attrs.get(key)
+
+    def next_trial(self, settings: SearchSettings) -> tuple[Trial, dict[str, dict[str, float]]]:
+        """The next trial and its blend: one that was left under way, else a baseline, else the sampler's proposal."""
+        left = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        every = self._study.get_trials(deepcopy=False)
+        waiting = [trial.number for trial in every if trial.state == TrialState.WAITING]
+        number = left[0].number if left else waiting[0] if waiting else len(every)
+        self._study.sampler = make_sampler(settings.method, self.space, seed=settings.seed, number=number)
+        trial = Trial(self._study, left[0]._trial_id) if left else self._study.ask()
+        given = trial.user_attrs.get(WEIGHTS)
+        if given is not None:
+            return trial, self.space.unflatten(given)
+        weights = self.space.to_weights(self._propose(trial))
+        trial.set_user_attr("role", "search")
+        trial.set_user_attr(WEIGHTS, self.space.flatten(weights))
+        return trial, weights
+
+    def finish(self, trial: Trial, score: Score) -> None:
+        """Keeps what was found. Raises `StudyError` for a value that is no number."""
+        if not math.isfinite(score.value):
+            raise StudyError(f"trial {trial.number} scored {score.value}: the search cannot go on from that")
+        fields = asdict(score)
+        for key, value in {**fields.pop("attributes"), **fields}.items():
+            trial.set_user_attr(key, list(value) if isinstance(value, tuple) else value)
+        self._study.tell(trial, score.value)
+
+    def _propose(self, trial: Trial) -> Mapping[str, float]:
+        """The sampler's values; written down as parameters too unless they are too many."""
+        if len(self.space.parameters) > MOST_ROWS:
+            return dict(trial.relative_params)
+        return {
+            parameter.name: trial.suggest_float(parameter.name, parameter.low, parameter.high)
+            for parameter in self.space.parameters
+        }
+
+
+def open_study(
+    storage: str,
+    name: str,
+    space: Space,
+    *,
+    identity: Mapping[str, str],
+    baselines: Sequence[Baseline] = (),
+    create: bool = True,
+) -> Study:
+    """The study `name` in `storage` (a database URL), created with `baselines` waiting if it is not there yet.
+
+    With `create` off it must be there. `identity` names all that must not change between sittings. Raises `StudyError`
+    where the stored study differs.
+    """
+    if not create:
+        read_study(storage, name)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with _stored(storage) as database:
+        study = optuna.create_study(storage=database(), study_name=name, direction="maximize", load_if_exists=True)
+    before = study.user_attrs.get("identity")
+    if before is None:
+        for baseline in baselines:
+            # no parameters: a parent may lie outside the bounds, and the sampler is shown the weights anyway
+            attributes = {"role": baseline.role, "name": baseline.name, WEIGHTS: space.flatten(baseline.weights)}
+            study.enqueue_trial({}, user_attrs=attributes)
+        study.set_user_attr("space", {"layers": space.layers, "donors": space.donors})
+        study.set_user_attr("identity", dict(identity))  # last: a study without it was not made whole
+        return Study(study, space)
+    differences = describe_difference(before, identity)
+    if differences:
+        raise StudyError(f"'{name}' was begun differently and cannot be continued: {'; '.join(differences)}")
+    return Study(study, space)
+
+
+def read_study(storage: str, name: str) -> Study:
+    """The study as it is, for looking at; none of its sources are needed. Raises `StudyError` if there is none."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        with _stored(storage) as database:
+            study = optuna.load_study(study_name=name, storage=database())
+        space = study.user_attrs["space"]
+    except KeyError:
+        raise StudyError(f"there is no study '{name}' in {storage}") from None
+    return Study(study, Space(tuple(space["layers"]), tuple(space["donors"]), ()))
+
+
+def describe_difference(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """What differs between two identities, one phrase each; long values (hashes) are cut."""
+    phrases = []
+    for key in [*before, *(key for key in now if key not in before)]:
+        old, new = before.get(key, "nothing"), now.get(key, "nothing")
+        if old != new:
+            short = [value if len(value) <= 40 else f"{value[:12]}…" for value in (old, new)]
+            phrases.append(f"{key} was {short[0]}, is {short[1]}")
+    return phrases
+
+
+def search(
+    objective: Objective,
+    study: Study,
+    settings: SearchSettings,
+    *,
+    baselines: int,
+    interrupted: Callable[[], bool] = lambda: False,
+    report: Report | None = None,
+    on_start: Callable[[int], None] = lambda number: None,
+    on_trial: Callable[[TrialRecord, Sequence[TrialRecord]], None] = lambda record, records: None,
+) -> str:
+    """Runs trials until there is a reason to stop, and returns it (see `trials.why_stop`; `interrupted` if asked to).
+
+    Whatever the objective raises goes through, and leaves its trial to be taken up again. `on_trial` gets each finished
+    trial and all of them so far.
+    """
+    records = study.records()
+    while True:
+        reason = why_stop(
+            records,
+            trials=settings.trials,
+            patience=settings.patience,
+            time_limit=settings.time_limit,
+            baselines=baselines,
+        )
+        if reason is not None:
+            return reason
+        if interrupted():
+            return "interrupted"
+        trial, weights = study.next_trial(settings)
+        on_start(trial.number)
+        began = time.perf_counter()
+        score = objective(weights, report)
+        study.finish(trial, _timed(score, time.perf_counter() - began))
+        records.append(study.record(trial.number))
+        on_trial(records[-1], records)
+
+
+def incumbent(study: Study) -> TrialRecord:
+    """The trial of the highest value. Raises `StudyError` if none is finished."""
+    best = best_of(study.records())
+    if best is None:
+        raise StudyError("no trial of this study is finished yet")
+    return best
+
+
+def _timed(score: Score, seconds: float) -> Score:
+    """`score` with its seconds, where the objective did not take the time itself."""
+    return score if score.seconds else Score(**{**score.__dict__, "seconds": seconds})
+
+
+def _record(trial: FrozenTrial, space: Space) -> TrialRecord:
+    stored = dict(trial.user_attrs)
+    weights = space.unflatten(stored.pop(WEIGHTS))
+    role, name = stored.pop("role"), stored.pop("name", "")
+    known = {key: stored.pop(key) for key in Score.__dataclass_fields__ if key in stored}
+    return TrialRecord(trial.number, role, name, weights, Score(**known, attributes=stored))
+
+
+@contextmanager
+def _stored(storage: str) -> Iterator[Callable[[], optuna.storages.BaseStorage]]:
+    """How to open the database: warnings of its libraries silenced, a URL they refuse a `StudyError`."""
+    import sqlalchemy
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield lambda: _database(storage)
+        except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise StudyError(f"storage {storage}: cannot be opened ({reason})") from None
+
+
+def _database(storage: str) -> optuna.storages.BaseStorage:
+    """The database at a URL; SQLite with a write-ahead log, so that no row waits for the disk.
+
+    Waiting cost 0.2 s a row on a busy disk, and a trial writes dozens. A crash of the program loses nothing; a power
+    cut may lose the last rows, never the file.
+    """
+    import sqlalchemy
+
+    database = optuna.storages.RDBStorage(storage, engine_kwargs={"connect_args": {"timeout": 30}})
+    if database.engine.dialect.name == "sqlite":
+
+        def prepare(connection: Any, _: Any) -> None:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=NORMAL")
+
+        sqlalchemy.event.listen(database.engine, "connect", prepare)
+        database.engine.dispose()  # the connection that made the tables was not prepared
+    return database
