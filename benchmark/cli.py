@@ -106,13 +106,17 @@ def run(args: argparse.Namespace) -> int:
     from benchmark.session import Session
 
     session = Session.from_arguments(args)
-    models = session.compare()
-    from benchmark.tables import as_json, as_markdown
+    models, samples = session.compare()
+    from benchmark.comparison import as_json
+    from benchmark.page import as_html
+    from benchmark.tables import as_markdown
 
-    document = {"settings": session.settings_for_json(), "models": as_json(models)}
-    text = json.dumps(document, indent=1, allow_nan=False)
+    settings = session.settings_for_json()
+    text = json.dumps({"settings": settings, "models": as_json(models)}, indent=1, allow_nan=False)
     markdown = as_markdown(models)
-    (args.output / "result.json").write_text(text + "\n", encoding="utf-8")
-    (args.output / "result.md").write_text(markdown, encoding="utf-8")
+    for name, content in (("result.json", text + "\n"), ("result.md", markdown)):
+        (args.output / name).write_text(content, encoding="utf-8")
+    (args.output / "report.html").write_text(as_html(models, settings, samples), encoding="utf-8")
     print(text if args.json else markdown, end="\n" if args.json else "")
+    print(f"Pictures and tables: {args.output / 'report.html'}", file=sys.stderr)
     return 0

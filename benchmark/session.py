@@ -10,9 +10,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from benchmark.comparison import ModelScores, compare
 from benchmark.encoders import ClipEncoder, Encoder
 from benchmark.errors import InputError, did_you_mean
 from benchmark.generation import DiffusersGenerator, GenerationSettings, ImageGenerator
+from benchmark.page import Sample
 from benchmark.pipelines import OWN_SAMPLER, SAMPLERS, load_pipeline, local_source
 from benchmark.prompts import (
     Prompt,
@@ -25,8 +27,10 @@ from benchmark.prompts import (
 )
 from benchmark.results import Plan, Rows, complete_rows, joint_fingerprint, model_fingerprint
 from benchmark.runner import Batch, Evaluation
-from benchmark.tables import ModelScores, compare
-from benchmark.taggers import Tagger, columns_of, open_tagger
+from benchmark.taggers import Images, Tagger, columns_of, open_tagger
+from benchmark.text import plain_text
+
+SAMPLES = 8  # images of each model that the page shows
 
 
 @dataclass(frozen=True)
@@ -89,15 +93,36 @@ class Session:
             args.keep_images,
         )
 
-    def compare(self) -> tuple[ModelScores, ...]:
-        """Draw what is missing, and compare. Raises InputError where a model cannot be loaded."""
-        evaluations = {}
+    def compare(self) -> tuple[tuple[ModelScores, ...], tuple[Sample, ...]]:
+        """Draw what is missing and compare: the figures, and a few prompts with every model's picture.
+
+        Raises InputError where a model cannot be loaded.
+        """
+        evaluations, folders = {}, {}
         for number, (name, path) in enumerate(self.models.items(), start=1):
-            evaluations[name] = self._evaluate(name, path, f"{name} ({number}/{len(self.models)})")
+            label = f"{name} ({number}/{len(self.models)})"
+            evaluations[name], folders[name] = self._evaluate(name, path, label)
         texts = None
         if self.encoder is not None:
             texts = self.encoder.texts(list({prompt.index: prompt.text for prompt in self.prompts}.values()))
-        return compare(evaluations, self.vocabulary.category, self.thresholds, texts)
+        models = compare(evaluations, self.vocabulary.category, self.thresholds, texts)
+        return models, self._samples(evaluations, folders)
+
+    def _samples(self, evaluations: Mapping[str, Evaluation], folders: Mapping[str, Path]) -> tuple[Sample, ...]:
+        """The first images of every model that kept its pictures, with the tags found and missed."""
+        main, threshold = next(iter(self.thresholds.items()))
+        samples = []
+        for row, prompt in enumerate(self.prompts[:SAMPLES]):
+            drawn = {}
+            for name, evaluation in evaluations.items():
+                picture = folders[name] / "images" / f"{row:06}.webp"
+                said = dict(zip(evaluation.tags, evaluation.probabilities[main][row], strict=True))
+                found = tuple(tag for tag in prompt.tags if said[tag] >= threshold)
+                if picture.is_file():
+                    drawn[name] = (picture, found, tuple(tag for tag in prompt.tags if tag not in found))
+            if drawn:
+                samples.append(Sample(plain_text(prompt.text), drawn))
+        return tuple(samples)
 
     def settings_for_json(self) -> dict[str, Any]:
         """What decides the figures."""
@@ -114,7 +139,8 @@ class Session:
             "thresholds": dict(self.thresholds),
         }
 
-    def _evaluate(self, name: str, path: Path, label: str) -> Evaluation:
+    def _evaluate(self, name: str, path: Path, label: str) -> tuple[Evaluation, Path]:
+        """The model's evaluation and the folder of its rows."""
         config = Path(self.pipeline) if self.pipeline else None
         parts = [model_fingerprint(path), self.dtype or self.device.partition(":")[0]]
         if config is not None and path.is_file():
@@ -135,26 +161,30 @@ class Session:
             return DiffusersGenerator(pipeline, settings)
 
         rows = Rows(self.output, plan)
-        images = rows.folder / "images" if self.keep_images else None
-        if images is not None and rows.complete and not images.is_dir():
+        images = rows.folder / "images"
+        if self.keep_images and rows.complete and len(list(images.glob("*.webp"))) < len(self.prompts):
             print(f"{label}: drawn before without images; remove {rows.folder} to draw them again.", file=sys.stderr)
-        progress = Progress(label, len(self.prompts), images)
-        return complete_rows(rows, open_generator, self.taggers, progress, self.encoder)
+        progress = Progress(label, len(self.prompts), images, None if self.keep_images else SAMPLES)
+        return complete_rows(rows, open_generator, self.taggers, progress, self.encoder), rows.folder
 
 
 class Progress:
-    """A line on standard error: images done, images a second, time left. Keeps the images where it is told a folder."""
+    """A line on standard error: images done, images a second, time left. Keeps the first `keep` images (None: all)."""
 
-    def __init__(self, label: str, total: int, images: Path | None, clock: Callable[[], float] = time.monotonic):
+    def __init__(
+        self, label: str, total: int, images: Path, keep: int | None, clock: Callable[[], float] = time.monotonic
+    ):
         self._label, self._total, self._images, self._clock = label, total, images, clock
+        self._keep = total if keep is None else keep
         self._first, self._started = 0, clock()
 
     def __call__(self, done: int, batch: Batch | None) -> None:
         """Say how far the model is, after a batch or (None) before the first."""
         if batch is None:
             self._first, self._started = done, self._clock()
-        elif self._images is not None:
-            save_images(self._images, done - len(batch.images), batch)
+        else:
+            start = done - len(batch.images)
+            save_images(self._images, start, batch.images[: max(0, self._keep - start)])
         line = f"{self._label}: {done}/{self._total} images"
         seconds = self._clock() - self._started
         if done > self._first and seconds > 0:
@@ -166,12 +196,12 @@ class Progress:
             print(line, file=sys.stderr, flush=True)
 
 
-def save_images(folder: Path, start: int, batch: Batch) -> None:
-    """Write a batch's images as `000012.webp`, numbered by row."""
+def save_images(folder: Path, start: int, images: Images) -> None:
+    """Write images [B, H, W, 3] as `000012.webp`, numbered by row."""
     from PIL import Image
 
     folder.mkdir(parents=True, exist_ok=True)
-    for number, pixels in enumerate(batch.images, start=start):
+    for number, pixels in enumerate(images, start=start):
         Image.fromarray(pixels).save(folder / f"{number:06}.webp", quality=90)
 
 

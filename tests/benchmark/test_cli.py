@@ -8,12 +8,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from benchmark import session
 from benchmark.cli import main
 from benchmark.errors import InputError
 from benchmark.prompts import Vocabulary
+from benchmark.runner import Batch
 
 ROOT = Path(__file__).parents[2]
 
@@ -62,6 +64,9 @@ def test_tables_json_and_rows_come_out_and_are_the_same_again_without_a_model(
     output = arguments["--output"]
     assert (output / "result.md").read_text() == told.out
     assert len(list(output.glob("rows/*/images/*.webp"))) == 12
+    html = (output / "report.html").read_text()
+    assert html.count('<img src="data:image/webp;base64,') == 12
+    assert "report.html" in told.err
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a model was loaded again")
@@ -145,6 +150,14 @@ def test_sizes() -> None:
     prompts = session.prompts_of_sizes(Vocabulary(tuple("abcdef")), 4, [(1, 1), (3, 3)], 0, "{tags}", 2)
     assert [p.index for p in prompts] == [n for n in range(8) for _ in range(2)]
     assert [len(p.tags) for p in prompts] == [1] * 8 + [3] * 8
+
+
+def test_a_few_images_are_kept_for_the_page(tmp_path: Path) -> None:
+    progress = session.Progress("m", 20, tmp_path / "images", keep=5)
+    for start in range(0, 20, 4):
+        images = np.full((4, 8, 8, 3), start, np.uint8)
+        progress(start + 4, Batch(start, images, {}, np.zeros(4, bool), np.zeros(4, np.int64)))
+    assert sorted(file.name for file in (tmp_path / "images").iterdir()) == [f"{n:06}.webp" for n in range(5)]
 
 
 def test_times() -> None:

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 
+from benchmark.comparison import compare
 from benchmark.encoders import ClipEncoder
 from benchmark.errors import InputError
 from benchmark.generation import FakeGenerator, GenerationSettings
+from benchmark.page import as_html
 from benchmark.prompts import make_prompts, vocabulary_from_tags
 from benchmark.results import Plan, Rows, complete_rows
-from benchmark.tables import as_markdown, compare
+from benchmark.tables import as_markdown
 from benchmark.taggers import FakeTagger
 
 
@@ -80,6 +82,8 @@ def test_diversity_and_the_rest_come_with_the_tables_and_survive_the_disk(folder
     assert set(model.metrics) == {"diversity", "CLIP score", "R-precision of 6"}
     assert 0 < model.metrics["diversity"].value < 1
     assert "| model | diversity" in as_markdown([model])
+    settings = dict.fromkeys(("images", "prompts", "width", "height", "steps", "sampler", "guidance"), 1)
+    assert "<circle" in as_html([model], settings, [])
     assert compare({"m": done}, lambda _: "all", {"tagger": 0.5})[0].metrics == {}
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmark import tables
+from benchmark import comparison, page, tables
 from benchmark.prompts import Prompt
 from benchmark.runner import Evaluation
 from benchmark.scores import Estimate
@@ -30,12 +31,12 @@ def evaluation(found: list[list[int]], judged: list[list[int]] | None = None, br
     return Evaluation(PROMPTS, TAGS, said, flags, np.array([1, 2, 3, 4, 5, 1]), 1.0)
 
 
-def compared(judge: bool = False) -> tuple[tables.ModelScores, ...]:
+def compared(judge: bool = False) -> tuple[comparison.ModelScores, ...]:
     models = {
         "base": evaluation(FIRST, FIRST if judge else None),
         "other": evaluation(SECOND, FIRST if judge else None, broken=1),
     }
-    return tables.compare(models, CATEGORY, {"tagger": 0.5, **({"judge": 0.5} if judge else {})})
+    return comparison.compare(models, CATEGORY, {"tagger": 0.5, **({"judge": 0.5} if judge else {})})
 
 
 def test_figures_by_hand() -> None:
@@ -67,8 +68,8 @@ def test_duplicates_are_equal_images_of_other_prompts_and_no_broken_ones() -> No
 def test_a_gain_that_only_one_tagger_sees_is_marked() -> None:
     _, other = compared(judge=True)
     assert other.difference["judge"].value == 0
-    assert other.note == tables.ONE_TAGGER
-    assert tables.ONE_TAGGER in tables.as_markdown(compared(judge=True))
+    assert other.note == comparison.ONE_TAGGER
+    assert comparison.ONE_TAGGER in tables.as_markdown(compared(judge=True))
     assert compared()[1].note == ""
 
 
@@ -90,17 +91,34 @@ def test_markdown_shows_every_table() -> None:
 
 def test_names_cannot_break_the_table() -> None:
     models = {"a|b_c<i>": evaluation(FIRST), "_x_ *y*": evaluation(SECOND)}
-    text = tables.as_markdown(tables.compare(models, CATEGORY, {"tagger": 0.5}))
+    text = tables.as_markdown(comparison.compare(models, CATEGORY, {"tagger": 0.5}))
     assert "a\\|b_c&lt;i>" in text
     assert "\\_x\\_ \\*y\\*" in text
 
 
+def test_the_page_shows_it_with_every_text_escaped(tmp_path: Path) -> None:
+    models = {"<b>a</b>": evaluation(FIRST), "b": evaluation(SECOND)}
+    picture = tmp_path / "000000.webp"
+    picture.write_bytes(b"RIFF")
+    samples = [page.Sample("<script>x</script>", {"b": (picture, ("blue_hair",), ("a<b",))})]
+    settings = dict.fromkeys(("images", "prompts", "width", "height", "steps", "sampler", "guidance"), "<i>")
+    html = page.as_html(comparison.compare(models, CATEGORY, {"tagger": 0.5}), settings, samples)
+    assert "<script>" not in html
+    assert "<b>a" not in html
+    assert "<i>" not in html
+    assert "a&lt;b" in html
+    assert '<span class="found">blue hair</span>' in html
+    assert "data:image/webp;base64,UklGRg==" in html
+    assert html.count("<tr>") == sum(1 + len(t.rows) for t in tables.make_tables(compared())) + 2
+    assert "<svg" not in html  # no encoder, no diversity
+
+
 def test_the_best_three_are_bold_with_ties() -> None:
-    assert tables._best([0.1, 0.9, 0.5, 0.7, 0.3]) == {1, 2, 3}
-    assert tables._best([0.9, 0.9, 0.9, 0.9, 0.1]) == {0, 1, 2, 3}
-    assert tables._best([0.4, 0.6]) == {1}
-    assert tables._best([0.5, 0.5]) == set()
-    assert tables._best([float("nan"), 0.5, 0.6]) == {2}
+    assert tables.best_three([0.1, 0.9, 0.5, 0.7, 0.3]) == {1, 2, 3}
+    assert tables.best_three([0.9, 0.9, 0.9, 0.9, 0.1]) == {0, 1, 2, 3}
+    assert tables.best_three([0.4, 0.6]) == {1}
+    assert tables.best_three([0.5, 0.5]) == set()
+    assert tables.best_three([float("nan"), 0.5, 0.6]) == {2}
 
 
 def test_intervals_are_written_short() -> None:
@@ -112,7 +130,7 @@ def test_intervals_are_written_short() -> None:
 
 
 def test_json_holds_all_of_it() -> None:
-    values = json.loads(json.dumps(tables.as_json(compared(judge=True)), allow_nan=False))
+    values = json.loads(json.dumps(comparison.as_json(compared(judge=True)), allow_nan=False))
     assert values[0]["name"] == "base"
     assert values[1]["difference"]["tagger"]["value"] == pytest.approx(0.4)
     assert values[0]["by_count"]["tagger"]["2"]["value"] == pytest.approx(5 / 8)
@@ -136,5 +154,5 @@ def test_three_models_of_a_thousand_prompts_take_little_time() -> None:
         for m in range(3)
     }
     started = time.process_time()
-    tables.as_markdown(tables.compare(models, lambda tag: f"c{int(tag[4:]) % 10}", {"tagger": 0.5, "judge": 0.5}))
+    tables.as_markdown(comparison.compare(models, lambda tag: f"c{int(tag[4:]) % 10}", {"tagger": 0.5, "judge": 0.5}))
     assert time.process_time() - started < 5
