@@ -142,7 +142,7 @@ class DiffusersGenerator:
                 against = self._encode_negative(encoded)
                 arguments |= {"negative_prompt_embeds": against[0], "negative_pooled_prompt_embeds": against[1]}
             return {name: value for name, value in arguments.items() if value is not None}
-        with torch.inference_mode():
+        with torch.no_grad():
             values = self.pipeline.encode_prompt(
                 prompt=[plain_text(text)],
                 device=self.pipeline._execution_device,

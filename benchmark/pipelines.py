@@ -73,7 +73,7 @@ def _load(source: str, config: str | None, dtype: torch.dtype) -> Pipeline:
             return diffusers.DiffusionPipeline.from_pretrained(
                 path, use_safetensors=True, local_files_only=True, **options
             )
-        _check_single_file(path)
+        check_single_file(path)
         if config is None:
             advice = " Name the folder of its pipeline's configuration with --pipeline."
         else:
@@ -110,8 +110,8 @@ def local_source(source: Path | str) -> Path:
         ) from error
 
 
-def _check_single_file(path: Path) -> None:
-    """Raise InputError unless the file is safetensors and whole."""
+def check_single_file(path: Path) -> None:
+    """Raise InputError unless the file is safetensors and whole, as its header says."""
     from safetensors import SafetensorError, safe_open
 
     if path.suffix in {".ckpt", ".pt", ".pth", ".bin"}:

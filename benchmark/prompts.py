@@ -11,6 +11,7 @@ import hashlib
 import json
 import random
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -34,7 +35,7 @@ _SEXUAL = re.compile(
     r"semen|ejaculation|orgasm|masturbation|fellatio|cunnilingus|handjob|paizuri|rape|bdsm|bondage|erection|topless|"
     r"bottomless|cameltoe|uncensored|censored|hentai|porn|nsfw|upskirt|panties|underwear|lingerie|ass|breasts?|cleavage|"
     r"groin|crotch|pubic_hair|ahegao|futanari|dildo|vibrator|fingering|groping|penetration|vaginal|condom|underboob|"
-    r"sideboob)(?:_|$)"
+    r"sideboob|bra|thong|spread_legs|suggestive|seductive)(?:_|$)"
 )
 
 
@@ -80,9 +81,9 @@ class Vocabulary:
     def __post_init__(self) -> None:
         if not self.tags:
             raise InputError("The vocabulary holds no tags.")
-        twice = next((tag for number, tag in enumerate(self.tags) if tag in self.tags[:number]), None)
-        if twice is not None:
-            raise InputError(f"The vocabulary has '{twice}' twice. Remove one.")
+        twice = [tag for tag, times in Counter(self.tags).items() if times > 1]
+        if twice:
+            raise InputError(f"The vocabulary has '{twice[0]}' twice. Remove one.")
         check_allowed(self.tags)
 
     def category(self, tag: str) -> str:
@@ -128,20 +129,20 @@ def read_vocabulary(path: Path) -> Vocabulary:
         raise InputError(f"{path}: cannot be read as CSV ({error}).") from None
     if "tag" not in columns:
         raise InputError(f"{path}: needs a first line 'tag,category,group' and at least one tag below it.")
-    tags, categories, groups = [], {}, {}
+    categories: dict[str, str] = {}
+    groups: dict[str, str] = {}
     for number, row in enumerate(rows, start=2):
         tag = normal_tag(row["tag"] or "")
         if not tag:
             raise InputError(f"{path}, line {number}: the tag is empty.")
-        if tag in tags:
+        if tag in categories:
             raise InputError(f"{path}, line {number}: '{tag}' is there twice. Remove one.")
-        tags.append(tag)
         categories[tag] = (row.get("category") or "").strip() or NO_CATEGORY
         group = (row.get("group") or "").strip()
         if group:
             groups[tag] = group
     try:
-        return Vocabulary(tuple(tags), categories, groups)
+        return Vocabulary(tuple(categories), categories, groups)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 

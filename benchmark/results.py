@@ -76,13 +76,10 @@ class Plan:
 
 
 class Rows:
-    """The rows of one plan, on disk. Opening it makes the folder, and reads how far an earlier run came."""
+    """The rows of one plan, on disk. The folder is made with the first rows."""
 
     def __init__(self, output: Path, plan: Plan):
         self.plan, self.folder = plan, plan.folder(output)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        about = {**plan.about(), "prompts": [[p.index, p.text, list(p.tags), p.seed] for p in plan.prompts]}
-        _write(self.folder / "about.json", json.dumps(about, indent=1).encode())
 
     @property
     def complete(self) -> bool:
@@ -102,6 +99,13 @@ class Rows:
 
     def add(self, start: int, batch: Batch) -> None:
         """Keep a batch's rows. `start` is the row of its first image."""
+        if not (self.folder / "about.json").is_file():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            about = {
+                **self.plan.about(),
+                "prompts": [[p.index, p.text, list(p.tags), p.seed] for p in self.plan.prompts],
+            }
+            _write(self.folder / "about.json", json.dumps(about, indent=1).encode())
         prompts = self.plan.prompts[start : start + len(batch.images)]
         columns: Columns = {
             "prompt": np.array([prompt.index for prompt in prompts], dtype=np.int64),

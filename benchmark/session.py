@@ -15,7 +15,7 @@ from benchmark.encoders import ClipEncoder, Encoder
 from benchmark.errors import InputError, did_you_mean
 from benchmark.generation import DiffusersGenerator, GenerationSettings, ImageGenerator
 from benchmark.page import Sample
-from benchmark.pipelines import OWN_SAMPLER, SAMPLERS, load_pipeline, local_source
+from benchmark.pipelines import OWN_SAMPLER, SAMPLERS, check_single_file, load_pipeline, local_source
 from benchmark.prompts import (
     Prompt,
     Vocabulary,
@@ -98,6 +98,10 @@ class Session:
 
         Raises InputError where a model cannot be loaded.
         """
+        try:
+            self.output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{self.output}: cannot be written to ({error.strerror}).") from None
         evaluations, folders = {}, {}
         for number, (name, path) in enumerate(self.models.items(), start=1):
             label = f"{name} ({number}/{len(self.models)})"
@@ -250,6 +254,8 @@ def _models(arguments: Sequence[str]) -> dict[str, Path]:
         if not equals or Path(argument).exists():
             named, source = "", argument
         path = local_source(source)
+        if path.is_file():
+            check_single_file(path)  # all of them now, not after hours of drawing with the first
         name = named or (path.stem if path.is_file() else Path(source).name)
         if name in models and not named:
             name = f"{path.resolve().parent.name}/{name}"

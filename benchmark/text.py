@@ -140,7 +140,7 @@ def encode_clip(pipeline: Any, prompt: str, clip_skip: int = 0) -> tuple[Tensor,
     parts: list[Tensor] = []
     pooled = None
     encoders = _encoders(pipeline)
-    with torch.inference_mode():
+    with torch.no_grad():  # no inference tensors: a search that differentiates the denoiser uses these too
         for tokenizer, encoder in encoders:
             chunks, scales = chunk_tokens(tokenizer, prompt)
             ids = torch.tensor(chunks, device=encoder.device)

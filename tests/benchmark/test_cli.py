@@ -127,10 +127,20 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert not arguments["--output"].exists()
 
 
-def test_a_missing_model_and_two_of_one_name(arguments: dict[str, Any], capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_or_damaged_model_and_two_of_one_name(
+    arguments: dict[str, Any], capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     base = arguments["models"][0]
     assert call({**arguments, "models": [base, "none.safetensors"]}) == 2
     assert "none.safetensors: there is no such file or folder" in capfd.readouterr().err
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(base.read_bytes()[:5000])
+    assert call({**arguments, "models": [base, cut]}) == 2
+    assert "cut.safetensors: is no safetensors file, or was cut short" in capfd.readouterr().err
+    (tmp_path / "file").touch()
+    assert call({**arguments, "--output": tmp_path / "file" / "out"}) == 2
+    assert "cannot be written to" in capfd.readouterr().err
+    assert not arguments["--output"].exists()
     assert call({**arguments, "models": [f"x={base}", f"x={base}"]}) == 2
     assert "Two models are called 'x'" in capfd.readouterr().err
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmark.generation import DiffusersGenerator, GenerationSettings
-from benchmark.pipelines import load_pipeline
+from benchmark.pipelines import load_pipeline, quiet_diffusers
 from benchmark.prompts import Prompt, Vocabulary, make_prompts
 from benchmark.text import Span, chunk_tokens, encode_clip, escaped, knows_clip, parse_emphasis, plain_text
 
@@ -197,6 +197,21 @@ def test_an_empty_negative_prompt_is_the_pipelines_own_with_two_encoders(two_enc
         output_type="np",
     ).images
     assert np.abs(draw(two_encoders, ["red dress"], 1)[0] - plain[0] * 255).max() <= 0.51
+
+
+def test_two_encoders_load_from_a_folder(two_encoders: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with quiet_diffusers():
+        two_encoders.save_pretrained(tmp_path / "xl")
+    capfd.readouterr()
+    loaded = load_pipeline(tmp_path / "xl")
+    assert capfd.readouterr() == ("", "")
+    assert np.array_equal(draw(loaded, ["smile"], 1), draw(two_encoders, ["smile"], 1))
+
+
+def test_embeddings_may_be_used_where_gradients_are_taken(pipeline: Any) -> None:
+    weight = torch.nn.Parameter(torch.ones(16))
+    (encode_clip(pipeline, "smile")[0] * weight).sum().backward()
+    assert weight.grad is not None
 
 
 def test_clip_skip_changes_the_image(pipeline: Any) -> None:
