@@ -69,8 +69,11 @@ SCHEDULER: dict[str, Any] = {
 def new_unet() -> UNet2DConditionModel:
     """Return an untrained denoiser: 12 input blocks, a middle and 12 output blocks, as SD 1.x has them."""
     from diffusers import UNet2DConditionModel
+    from diffusers.models.attention_processor import AttnProcessor
 
-    return UNet2DConditionModel(**UNET)
+    unet = UNet2DConditionModel(**UNET)
+    unet.set_attn_processor(AttnProcessor())  # at this size plain attention trains faster than the fused kernel
+    return unet
 
 
 def new_vae() -> AutoencoderKL:
@@ -173,7 +176,7 @@ def new_judge(tags: Sequence[str]) -> PreTrainedModel:
     from transformers import ConvNextV2Config, ConvNextV2ForImageClassification
 
     config = ConvNextV2Config(
-        hidden_sizes=[32, 48, 80, 112], depths=[1, 1, 2, 1], patch_size=2, image_size=IMAGE, **_labels(tags)
+        hidden_sizes=[40, 64, 96, 128], depths=[2, 2, 2, 1], patch_size=4, image_size=IMAGE, **_labels(tags)
     )
     return ConvNextV2ForImageClassification(config)
 

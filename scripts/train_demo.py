@@ -61,6 +61,7 @@ class Context:
     work: Path
     demo: Path
     device: torch.device
+    donors: tuple[str, ...]  # those to train in this call: two calls can share the work
 
 
 def main() -> int:
@@ -70,6 +71,7 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=ROOT / ".work" / "demo")
     parser.add_argument("--demo", type=Path, default=ROOT / "demo")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--donors", help="which donors to train, separated by commas; default: all")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; default: torch's own choice")
     options = parser.parse_args()
     if options.threads:
@@ -82,7 +84,11 @@ def main() -> int:
     if unknown := [name for name in chosen if name not in stages]:
         print(f"error: no stage is called {unknown[0]!r}; there are: {', '.join(stages)}", file=sys.stderr)
         return 2
-    context = Context(options.work, options.demo, torch.device(options.device))
+    donors_chosen = options.donors.split(",") if options.donors else [donor.name for donor in DONORS]
+    if unknown := [name for name in donors_chosen if name not in [donor.name for donor in DONORS]]:
+        print(f"error: no donor is called {unknown[0]!r}", file=sys.stderr)
+        return 2
+    context = Context(options.work, options.demo, torch.device(options.device), tuple(donors_chosen))
     context.work.mkdir(parents=True, exist_ok=True)
     for name in chosen:
         started = time.time()
@@ -163,7 +169,7 @@ def train(
         return
     state = file.with_suffix(".state")
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.99), weight_decay=decay)
+    optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.99), weight_decay=decay, fused=True)
     shadow = [parameter.detach().clone() for parameter in parameters]
     first = 0
     if state.exists():
@@ -378,12 +384,12 @@ def base(context: Context) -> None:
     """Train the denoiser and its text encoder on every category."""
     torch.manual_seed(SEED)
     model = TextToImage(_tokenizer(context)).to(context.device)
-    _train_denoiser(context, model, context.work / "base.pt", None, steps=7000, rate=1.2e-3)
+    _train_denoiser(context, model, context.work / "base.pt", None, steps=6000, rate=1.2e-3)
 
 
 def donors(context: Context) -> None:
     """Fine-tune the base's denoiser on captions that speak of a few categories each."""
-    for donor in DONORS:
+    for donor in (donor for donor in DONORS if donor.name in context.donors):
         model = TextToImage(_tokenizer(context)).to(context.device)
         model.load_state_dict(torch.load(context.work / "base.pt", weights_only=True))
         model.text_encoder.requires_grad_(False)
