@@ -10,8 +10,12 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmark.errors import InputError
+
+if TYPE_CHECKING:
+    from benchmark.session import Session
 
 DESCRIPTION = "Draws prompts made of tags, asks a tagger which tags it finds again, and compares the models by that."
 EXAMPLE = """example:
@@ -95,6 +99,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     drawn.add_argument("--device", help="cpu, cuda, cuda:1 ... (a GPU where there is one)")
     drawn.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), help="(fp16 on a GPU, else fp32)")
     drawn.add_argument("--threads", type=int, help="processor threads of ONNX taggers (all)")
+    drawn.add_argument(
+        "--calibrate",
+        metavar="STEPS",
+        help="compare numbers of steps (8,12,20) instead of models: which is the cheapest that ranks the models alike?",
+    )
     kept = parser.add_argument_group("results")
     kept.add_argument("--output", type=Path, default=Path("results"), metavar="DIR", help="(%(default)s)")
     kept.add_argument("--keep-images", action="store_true", help="keep every image, as WebP")
@@ -103,9 +112,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Score the models and print their tables. Returns 0; raises InputError for what is wrong with the arguments."""
-    from benchmark.session import Session
+    from benchmark.session import Session, parse_steps
 
+    steps = parse_steps(args.calibrate) if args.calibrate else None
     session = Session.from_arguments(args)
+    if steps is not None:
+        return _calibrate(session, steps, args.json)
     models, samples = session.compare()
     from benchmark.comparison import as_json
     from benchmark.page import as_html
@@ -119,4 +131,23 @@ def run(args: argparse.Namespace) -> int:
     (args.output / "report.html").write_text(as_html(models, settings, samples), encoding="utf-8")
     print(text if args.json else markdown, end="\n" if args.json else "")
     print(f"Pictures and tables: {args.output / 'report.html'}", file=sys.stderr)
+    return 0
+
+
+def _calibrate(session: Session, steps: Sequence[int], as_json: bool) -> int:
+    """Print what each number of steps costs and changes."""
+    from benchmark.calibration import NEAR, calibration_table, cheapest
+    from benchmark.comparison import plain
+    from benchmark.tables import table_as_markdown
+
+    settings = session.calibrate(steps)
+    found = cheapest(settings)
+    if as_json:
+        print(json.dumps(plain({"settings": settings, "cheapest": found and found.steps}), indent=1, allow_nan=False))
+        return 0
+    print(table_as_markdown(calibration_table(settings)))
+    if found is None:
+        print("\nRanks say nothing here: name two or more models that differ.")
+    else:
+        print(f"\nThe fewest steps that rank the models alike (rank correlation {NEAR} or more): {found.steps}.")
     return 0

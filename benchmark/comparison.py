@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -158,13 +158,16 @@ def _note(difference: Mapping[str, Estimate]) -> str:
 
 
 def as_json(models: Sequence[ModelScores]) -> list[dict[str, Any]]:
-    """Plain values for JSON; NaN, which JSON has not, is null."""
+    """Plain values for JSON, a mapping a model."""
+    return [plain(model) for model in models]
 
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {str(key): plain(inner) for key, inner in value.items()}
-        if isinstance(value, list | tuple):
-            return [plain(inner) for inner in value]
-        return None if isinstance(value, float) and math.isnan(value) else value
 
-    return [plain(asdict(model)) for model in models]
+def plain(value: Any) -> Any:
+    """Dataclasses, mappings and sequences as JSON has them; NaN, which JSON has not, is None."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

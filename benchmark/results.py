@@ -5,8 +5,8 @@
         part-000000.npz  the rows of one batch, named by the first; while the run is under way
         rows.npz         all rows, once complete
 
-Columns of an .npz: `prompt`, `seed`, `broken`, `digest` (of the pixels) [n], and `probabilities/TAGGER` float32 [n, T];
-with an encoder also `embedding` float32 [n, E].
+Columns of an .npz: `prompt`, `seed`, `broken`, `digest` (of the pixels), `seconds` (that the image took) [n], and
+`probabilities/TAGGER` float32 [n, T]; with an encoder also `embedding` float32 [n, E].
 The fingerprint covers all that decides a row, so rows of another model version, tagger, vocabulary or setting have
 another folder.
 """
@@ -112,6 +112,7 @@ class Rows:
             "seed": np.array([prompt.seed for prompt in prompts], dtype=np.int64),
             "broken": batch.broken,
             "digest": batch.digests,
+            "seconds": np.full(len(prompts), batch.seconds / max(len(prompts), 1), dtype=np.float32),
         }
         columns |= {f"probabilities/{role}": said for role, said in batch.probabilities.items()}
         if batch.embeddings is not None:
@@ -134,7 +135,7 @@ class Rows:
         columns = _read_columns(self.folder / "rows.npz")
         seeds = np.array([prompt.seed for prompt in self.plan.prompts], dtype=np.int64)
         roles = {f"probabilities/{role}": role for role in self.plan.taggers}
-        needed = {"seed", "broken", "digest", *roles, *(["embedding"] if self.plan.encoder else [])}
+        needed = {"seed", "broken", "digest", "seconds", *roles, *(["embedding"] if self.plan.encoder else [])}
         whole = columns is not None and needed <= columns.keys()
         if columns is None or not whole or not np.array_equal(columns["seed"], seeds):
             raise InputError(
@@ -147,7 +148,7 @@ class Rows:
             said,
             columns["broken"],
             columns["digest"],
-            float("nan"),
+            float(columns["seconds"].sum(dtype=np.float64)),
             embeddings=columns.get("embedding"),
         )
 

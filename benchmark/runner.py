@@ -149,7 +149,8 @@ def evaluate(
 class Batch:
     """Images [B, H, W, 3] of the prompts from `start` on, with what each tagger said, [B, T], and which are broken.
 
-    `digests` [B] are equal for equal pixels; `embeddings` [B, E] are the encoder's, where there is one.
+    `digests` [B] are equal for equal pixels; `embeddings` [B, E] are the encoder's, where there is one. `seconds`
+    it took to draw and tag them all.
     """
 
     start: int
@@ -158,6 +159,7 @@ class Batch:
     broken: Bools
     digests: Integers
     embeddings: Embeddings | None = None
+    seconds: float = 0.0
 
 
 def score_batches(
@@ -172,14 +174,15 @@ def score_batches(
     Raises InputError, before anything is drawn, for a tag that a tagger does not know.
     """
     columns = {name: columns_of(tagger, tags) for name, tagger in taggers.items()}
-    done = 0
+    done, started = 0, time.perf_counter()
     for images in generator.generate(prompts):
         broken = is_broken(images)
         said = {name: tagger.probabilities(images)[:, columns[name]] for name, tagger in taggers.items()}
         said = {name: np.where(broken[:, None], np.float32(0), np.nan_to_num(p, nan=0.0)) for name, p in said.items()}
         embeddings = None if encoder is None else encoder.images(images)
-        yield Batch(done, images, said, broken, _digests(images), embeddings)
-        done += len(images)
+        seconds = time.perf_counter() - started
+        yield Batch(done, images, said, broken, _digests(images), embeddings, seconds)
+        done, started = done + len(images), time.perf_counter()
     if done != len(prompts):
         raise RuntimeError(f"the generator drew {done} images for {len(prompts)} prompts")
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from benchmark.calibration import Setting, calibrate
 from benchmark.comparison import ModelScores, compare
 from benchmark.encoders import ClipEncoder, Encoder
 from benchmark.errors import InputError, did_you_mean
 from benchmark.generation import DiffusersGenerator, GenerationSettings, ImageGenerator
 from benchmark.page import Sample
 from benchmark.pipelines import OWN_SAMPLER, SAMPLERS, check_single_file, load_pipeline, local_source
+from benchmark.progress import Progress
 from benchmark.prompts import (
     Prompt,
     Vocabulary,
@@ -26,8 +27,8 @@ from benchmark.prompts import (
     vocabulary_from_tags,
 )
 from benchmark.results import Plan, Rows, complete_rows, joint_fingerprint, model_fingerprint
-from benchmark.runner import Batch, Evaluation
-from benchmark.taggers import Images, Tagger, columns_of, open_tagger
+from benchmark.runner import Evaluation
+from benchmark.taggers import Tagger, columns_of, open_tagger
 from benchmark.text import plain_text
 
 SAMPLES = 8  # images of each model that the page shows
@@ -98,10 +99,7 @@ class Session:
 
         Raises InputError where a model cannot be loaded.
         """
-        try:
-            self.output.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{self.output}: cannot be written to ({error.strerror}).") from None
+        self._make_output()
         evaluations, folders = {}, {}
         for number, (name, path) in enumerate(self.models.items(), start=1):
             label = f"{name} ({number}/{len(self.models)})"
@@ -111,6 +109,24 @@ class Session:
             texts = self.encoder.texts(list({prompt.index: prompt.text for prompt in self.prompts}.values()))
         models = compare(evaluations, self.vocabulary.category, self.thresholds, texts)
         return models, self._samples(evaluations, folders)
+
+    def calibrate(self, steps: Sequence[int]) -> tuple[Setting, ...]:
+        """Draw every model at each number of steps, and compare them with the most. Raises InputError as `compare`."""
+        self._make_output()
+        evaluations: dict[int, dict[str, Evaluation]] = {}
+        for number in steps:
+            session = replace(self, settings=replace(self.settings, steps=number))
+            evaluations[number] = {
+                name: session._evaluate(name, path, f"{name}, {number} steps")[0] for name, path in self.models.items()
+            }
+        main, threshold = next(iter(self.thresholds.items()))
+        return calibrate(evaluations, main, threshold)
+
+    def _make_output(self) -> None:
+        try:
+            self.output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{self.output}: cannot be written to ({error.strerror}).") from None
 
     def _samples(self, evaluations: Mapping[str, Evaluation], folders: Mapping[str, Path]) -> tuple[Sample, ...]:
         """The first images of every model that kept its pictures, with the tags found and missed."""
@@ -172,50 +188,6 @@ class Session:
         return complete_rows(rows, open_generator, self.taggers, progress, self.encoder), rows.folder
 
 
-class Progress:
-    """A line on standard error: images done, images a second, time left. Keeps the first `keep` images (None: all)."""
-
-    def __init__(
-        self, label: str, total: int, images: Path, keep: int | None, clock: Callable[[], float] = time.monotonic
-    ):
-        self._label, self._total, self._images, self._clock = label, total, images, clock
-        self._keep = total if keep is None else keep
-        self._first, self._started = 0, clock()
-
-    def __call__(self, done: int, batch: Batch | None) -> None:
-        """Say how far the model is, after a batch or (None) before the first."""
-        if batch is None:
-            self._first, self._started = done, self._clock()
-        else:
-            start = done - len(batch.images)
-            save_images(self._images, start, batch.images[: max(0, self._keep - start)])
-        line = f"{self._label}: {done}/{self._total} images"
-        seconds = self._clock() - self._started
-        if done > self._first and seconds > 0:
-            rate = (done - self._first) / seconds
-            line += f", {rate:.1f} images/s, {time_left((self._total - done) / rate)} left"
-        if sys.stderr.isatty():
-            print(f"\r{line:<70}", end="\n" if done == self._total else "", file=sys.stderr, flush=True)
-        elif batch is None or done == self._total:
-            print(line, file=sys.stderr, flush=True)
-
-
-def save_images(folder: Path, start: int, images: Images) -> None:
-    """Write images [B, H, W, 3] as `000012.webp`, numbered by row."""
-    from PIL import Image
-
-    folder.mkdir(parents=True, exist_ok=True)
-    for number, pixels in enumerate(images, start=start):
-        Image.fromarray(pixels).save(folder / f"{number:06}.webp", quality=90)
-
-
-def time_left(seconds: float) -> str:
-    """`0:07`, `12:30`, `1:05:00`."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
-
-
 def parse_sizes(text: str) -> list[tuple[int, int]]:
     """`4` -> [(4, 4)], `3-6` -> [(3, 6)], `2,4,8` -> three sizes. Raises InputError for anything else."""
     sizes = []
@@ -225,6 +197,15 @@ def parse_sizes(text: str) -> list[tuple[int, int]]:
             raise InputError(f"tags per prompt '{text}': give a number (4), a range (3-6) or a list (2,4,8).")
         sizes.append((int(low), int(high or low)))
     return sizes
+
+
+def parse_steps(text: str) -> list[int]:
+    """`8,12,20` -> [8, 12, 20]. Raises InputError for anything but two or more different numbers."""
+    parts = [part.strip() for part in text.split(",")]
+    steps = sorted({int(part) for part in parts if part.isdecimal() and int(part)})
+    if len(steps) != len(parts) or len(steps) < 2:
+        raise InputError(f"calibrate '{text}': give two or more different numbers of steps, such as 8,12,20.")
+    return steps
 
 
 def prompts_of_sizes(

@@ -49,7 +49,7 @@ def make_tables(models: Sequence[ModelScores]) -> tuple[Table, ...]:
 
 def as_markdown(models: Sequence[ModelScores]) -> str:
     """Every table, one below the other, aligned so that they can be read in a terminal too."""
-    return "\n\n".join(_markdown(table) for table in make_tables(models)) + "\n"
+    return "\n\n".join(table_as_markdown(table) for table in make_tables(models)) + "\n"
 
 
 def interval(score: Estimate, *, signed: bool = False) -> str:
@@ -139,7 +139,8 @@ def best_three(values: Sequence[float]) -> set[int]:
     return {number for number, value in enumerate(values) if value >= limit}
 
 
-def _markdown(table: Table) -> str:
+def table_as_markdown(table: Table) -> str:
+    """One table, its columns aligned."""
     rows = [[_escaped(text) for text in table.head], *([_markdown_cell(cell) for cell in row] for row in table.rows)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(table.head))]
     text = [

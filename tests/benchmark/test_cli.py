@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmark import session
+from benchmark import progress, session
 from benchmark.cli import main
 from benchmark.errors import InputError
 from benchmark.prompts import Vocabulary
@@ -84,12 +84,12 @@ def test_tables_json_and_rows_come_out_and_are_the_same_again_without_a_model(
 def test_an_interrupted_command_goes_on(
     arguments: dict[str, Any], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop(self: session.Progress, done: int, batch: object) -> None:
+    def stop(self: progress.Progress, done: int, batch: object) -> None:
         if done == 4:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(session.Progress, "__call__", stop)
+        patched.setattr(progress.Progress, "__call__", stop)
         assert call(arguments) == 130
     assert "goes on from here" in capfd.readouterr().err
     assert call(arguments) == 0
@@ -97,6 +97,17 @@ def test_an_interrupted_command_goes_on(
     assert "base (1/2): 4/6 images" in told.err
     assert call(arguments, output=arguments["--output"] / "fresh") == 0
     assert capfd.readouterr().out == told.out
+
+
+def test_calibrating_compares_steps(arguments: dict[str, Any], capfd: pytest.CaptureFixture[str]) -> None:
+    assert call(arguments, "--calibrate", "1,2") == 0
+    told = capfd.readouterr()
+    assert told.out.startswith("| steps | seconds an image | rank correlation")
+    assert "base, 2 steps: 6/6 images" in told.err
+    assert call(arguments, "--calibrate", "2,1", "--json") == 0
+    settings = json.loads(capfd.readouterr().out)["settings"]
+    assert [setting["steps"] for setting in settings] == [1, 2]
+    assert all(setting["seconds"] > 0 for setting in settings)
 
 
 @pytest.mark.parametrize(
@@ -107,6 +118,8 @@ def test_an_interrupted_command_goes_on(
         ({"tags": "top:many"}, "top:K with a number"),
         ({"tags_per_prompt": "few"}, "give a number (4), a range (3-6) or a list (2,4,8)"),
         ({"tags_per_prompt": "5-2"}, "smaller first"),
+        ({"calibrate": "20"}, "two or more different numbers of steps"),
+        ({"calibrate": "8,few"}, "two or more different numbers of steps"),
         ({"size": "huge"}, "give WIDTHxHEIGHT"),
         ({"size": "33x32"}, "multiples of 8"),
         ({"sampler": "dppm"}, "Unknown sampler 'dppm'"),
@@ -163,15 +176,15 @@ def test_sizes() -> None:
 
 
 def test_a_few_images_are_kept_for_the_page(tmp_path: Path) -> None:
-    progress = session.Progress("m", 20, tmp_path / "images", keep=5)
+    heard = progress.Progress("m", 20, tmp_path / "images", keep=5)
     for start in range(0, 20, 4):
         images = np.full((4, 8, 8, 3), start, np.uint8)
-        progress(start + 4, Batch(start, images, {}, np.zeros(4, bool), np.zeros(4, np.int64)))
+        heard(start + 4, Batch(start, images, {}, np.zeros(4, bool), np.zeros(4, np.int64)))
     assert sorted(file.name for file in (tmp_path / "images").iterdir()) == [f"{n:06}.webp" for n in range(5)]
 
 
 def test_times() -> None:
-    assert [session.time_left(s) for s in (7, 750, 3900)] == ["0:07", "12:30", "1:05:00"]
+    assert [progress.time_left(s) for s in (7, 750, 3900)] == ["0:07", "12:30", "1:05:00"]
 
 
 def test_help_is_quick_and_importing_loads_nothing_heavy() -> None:

@@ -1,0 +1,65 @@
+"""Which setting is the cheapest that ranks alike: by hand, on figures made up for it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from benchmark.calibration import calibrate, calibration_table, cheapest, pairs_alike, rank_correlation
+from benchmark.prompts import Prompt
+from benchmark.runner import Evaluation
+from benchmark.tables import table_as_markdown
+
+PROMPTS = tuple(Prompt(i, "a", ("a",), i) for i in range(10))
+
+
+def evaluation(hits: int, seconds: float) -> Evaluation:
+    said = (np.arange(10) < hits).astype(np.float32)[:, None]
+    return Evaluation(PROMPTS, ("a",), {"t": said}, np.zeros(10, bool), np.arange(10), seconds)
+
+
+def test_rank_correlation_by_hand() -> None:
+    assert rank_correlation([1, 2, 3], [10, 20, 90]) == pytest.approx(1)
+    assert rank_correlation([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
+    # Ranks 1 2 3 4 5 and 2 1 4 3 5: 1 - 6 * (1 + 1 + 1 + 1) / (5 * 24).
+    assert rank_correlation([1, 2, 3, 4, 5], [2, 1, 4, 3, 5]) == pytest.approx(1 - 24 / 120)
+    # Ties share ranks: 1.5 1.5 3 against 1 2 3: covariance 1.5, variances 1.5 and 2.
+    assert rank_correlation([0, 0, 1], [1, 2, 3]) == pytest.approx(1.5 / math.sqrt(1.5 * 2))
+    assert math.isnan(rank_correlation([1, 1], [1, 2]))
+    assert math.isnan(rank_correlation([1], [1]))
+
+
+def test_pairs_by_hand() -> None:
+    assert pairs_alike([1, 2, 3], [1, 3, 2]) == (2, 3)
+    assert pairs_alike([1, 1], [2, 2]) == (1, 1)
+    assert pairs_alike([1, 1], [2, 3]) == (0, 1)
+
+
+def test_the_cheapest_setting_that_ranks_alike() -> None:
+    hits = {20: (9, 6, 3), 8: (8, 6, 3), 4: (5, 6, 3)}  # at 4 steps the first two change places
+    evaluations = {
+        steps: {name: evaluation(n, steps / 2) for name, n in zip("abc", counts, strict=True)}
+        for steps, counts in hits.items()
+    }
+    settings = calibrate(evaluations, "t", 0.5)
+    assert [setting.steps for setting in settings] == [4, 8, 20]
+    assert [setting.seconds for setting in settings] == pytest.approx([0.2, 0.4, 1.0])
+    assert [setting.correlation for setting in settings] == pytest.approx([0.5, 1, 1])
+    assert [setting.pairs for setting in settings] == [(2, 3), (3, 3), (3, 3)]
+    assert settings[0].difference["a"].value == pytest.approx(-0.4)
+    assert settings[2].difference["a"].value == 0
+    chosen = cheapest(settings)
+    assert chosen is not None
+    assert chosen.steps == 8
+    text = table_as_markdown(calibration_table(settings))
+    assert "| 8 " in text
+    assert "a, against 20" in text
+    assert "-0.400 [" in text
+
+
+def test_one_model_has_no_rank() -> None:
+    settings = calibrate({4: {"a": evaluation(3, 1)}, 8: {"a": evaluation(5, 2)}}, "t", 0.5)
+    assert cheapest(settings) is None
+    assert "–" in table_as_markdown(calibration_table(settings))
