@@ -151,7 +151,9 @@ def write_pipeline_folder(folder: Path, tokenizer: CLIPTokenizer, text_encoder: 
     for part in ("unet", "vae", "text_encoder"):
         config = getattr(pipeline, part).config
         (folder / part).mkdir(exist_ok=True)
-        text = config.to_json_string() if hasattr(config, "to_json_string") else getattr(pipeline, part).to_json_string()
+        text = (
+            config.to_json_string() if hasattr(config, "to_json_string") else getattr(pipeline, part).to_json_string()
+        )
         (folder / part / "config.json").write_text(text)
     pipeline.save_config(folder)
 
