@@ -1,8 +1,8 @@
 """Rebuild the demo family from seeds: pictures, autoencoder, base model, donors, tagger and judge.
 
-    python scripts/train_demo.py                  # everything, resuming where the last call stopped
-    python scripts/train_demo.py --only vae,base  # some stages
-    python scripts/train_demo.py --work DIR       # where the half-done state is kept (default .work/demo)
+    python -m scripts.train_demo                  # everything, resuming where the last call stopped
+    python -m scripts.train_demo --only vae,base  # some stages
+    python -m scripts.train_demo --work DIR       # where the half-done state is kept (default .work/demo)
 
 Each stage leaves one file in the work folder and is skipped when it is there; a stage that was interrupted goes on from
 its last saved step. On two cores the whole takes about an hour and a half. The finished family is written to demo/.
@@ -18,15 +18,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import Pool
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import demo_models
-import demo_world
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from scripts import demo_models, demo_world
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+    from transformers import CLIPTokenizer
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # the project itself, also when it is not installed
 TAGS = tuple(tag.name for tag in demo_world.TAGS)
 CATEGORY = {tag.name: tag.category for tag in demo_world.TAGS}
 
@@ -144,7 +148,7 @@ def _load_pictures(context: Context) -> tuple[Tensor, Tensor]:
 
 def _save_arrays(file: Path, **arrays: np.ndarray) -> None:
     part = file.with_name("part-" + file.name)
-    np.savez(part, **arrays)
+    np.savez(part, allow_pickle=False, **arrays)
     part.replace(file)
 
 
@@ -259,7 +263,7 @@ def vae(context: Context) -> None:
 
 
 @torch.no_grad()
-def _whiten(model: nn.Module, signal: Tensor) -> None:
+def _whiten(model: AutoencoderKL, signal: Tensor) -> None:
     means = torch.cat([model.encode(part).latent_dist.mean for part in signal.split(100)])
     flat = means.permute(0, 2, 3, 1).reshape(-1, means.shape[1]).double()
     centre = flat.mean(0)
@@ -275,7 +279,7 @@ def _whiten(model: nn.Module, signal: Tensor) -> None:
     after.weight.copy_(torch.einsum("ijhw,jk->ikhw", after.weight, back))
 
 
-def _load_vae(context: Context) -> nn.Module:
+def _load_vae(context: Context) -> AutoencoderKL:
     model = demo_models.new_vae()
     model.load_state_dict(torch.load(context.work / "vae-white.pt", weights_only=True))
     return model.to(context.device).eval()
@@ -299,8 +303,10 @@ def latents(context: Context) -> None:
 class Captions:
     """Turns rows of labels into token ids, quickly: a caption's ids are its tags' ids with commas between."""
 
-    def __init__(self, tokenizer: Callable[[str], object]) -> None:
-        ids = lambda text: tokenizer(text).input_ids  # type: ignore[attr-defined]  # noqa: E731
+    def __init__(self, tokenizer: CLIPTokenizer) -> None:
+        def ids(text: str) -> list[int]:
+            return list(tokenizer(text).input_ids)
+
         self.start, *self.comma, self.end = ids(",")
         self.tags = [ids(tag.replace("_", " "))[1:-1] for tag in TAGS]
 
@@ -310,7 +316,9 @@ class Captions:
         for row, label, other in zip(rows, labels.numpy(), labels.roll(1, 0).numpy(), strict=True):
             tags = rng.permutation(np.flatnonzero(label))
             kept = rng.integers(min(4, len(tags)), len(tags) + 1)
-            chosen = [tag for place, tag in enumerate(tags) if place < kept or _among(tag, donor and donor.learns)]
+            chosen = [
+                tag for place, tag in enumerate(tags) if place < kept or _among(tag, donor.learns if donor else ())
+            ]
             if donor is not None and rng.random() < 0.5:
                 chosen = [tag for tag in chosen if not _among(tag, donor.muddles)]
                 chosen += [tag for tag in np.flatnonzero(other) if _among(tag, donor.muddles)]
@@ -324,11 +332,11 @@ class Captions:
         return rows
 
 
-def _among(tag: int, categories: tuple[str, ...] | None) -> bool:
-    return categories is not None and CATEGORY[TAGS[tag]] in categories
+def _among(tag: int | np.integer, categories: tuple[str, ...]) -> bool:
+    return CATEGORY[TAGS[int(tag)]] in categories
 
 
-def _tokenizer(context: Context) -> object:
+def _tokenizer(context: Context) -> CLIPTokenizer:
     from transformers import CLIPTokenizer
 
     folder = context.work / "tokenizer"
@@ -365,16 +373,18 @@ def _levels() -> Tensor:
 class TextToImage(nn.Module):
     """What is trained together for the base: the denoiser and the text encoder it listens to."""
 
-    def __init__(self, tokenizer: object) -> None:
+    def __init__(self, tokenizer: CLIPTokenizer) -> None:
         super().__init__()
         self.unet = demo_models.new_unet()
-        self.text_encoder = demo_models.new_text_encoder(tokenizer)  # type: ignore[arg-type]
+        self.text_encoder = demo_models.new_text_encoder(tokenizer)
 
 
-def _train_denoiser(context: Context, model: TextToImage, file: Path, donor: Donor | None, **schedule: float) -> None:
+def _train_denoiser(
+    context: Context, model: TextToImage, file: Path, donor: Donor | None, *, steps: int, rate: float, average: float
+) -> None:
     data = torch.from_numpy(np.load(context.work / "latents.npz")["latents"])
     _, labels = _load_pictures(context)
-    captions, levels, batch = Captions(_tokenizer(context)), _levels(), 32  # type: ignore[arg-type]
+    captions, levels, batch = Captions(_tokenizer(context)), _levels(), 32
     seed = SEED + 1 if donor is None else SEED + 100 + donor.seed
     area = torch.ones(demo_models.LATENT, demo_models.LATENT)
     if donor is not None:
@@ -390,14 +400,14 @@ def _train_denoiser(context: Context, model: TextToImage, file: Path, donor: Don
             condition = model.text_encoder(ids.to(context.device)).last_hidden_state
         return _noise_loss(model.unet, data[rows].to(context.device), condition, generator, levels, area)
 
-    train(file, model, loss_of, **schedule)  # type: ignore[arg-type]
+    train(file, model, loss_of, steps=steps, rate=rate, average=average)
 
 
 def base(context: Context) -> None:
     """Train the denoiser and its text encoder on every category."""
     torch.manual_seed(SEED)
     model = TextToImage(_tokenizer(context)).to(context.device)
-    _train_denoiser(context, model, context.work / "base.pt", None, steps=6000, rate=1.2e-3)
+    _train_denoiser(context, model, context.work / "base.pt", None, steps=6000, rate=1.2e-3, average=0.999)
 
 
 def donors(context: Context) -> None:
@@ -477,7 +487,7 @@ def files(context: Context) -> None:
 
     tokenizer = _tokenizer(context)
     model = TextToImage(tokenizer)
-    demo_models.write_pipeline_folder(context.demo / "pipeline", tokenizer, model.text_encoder)  # type: ignore[arg-type]
+    demo_models.write_pipeline_folder(context.demo / "pipeline", tokenizer, model.text_encoder)
     autoencoder = _load_vae(context)
     (context.demo / "checkpoints").mkdir(parents=True, exist_ok=True)
     for name in ("base", *(donor.name for donor in DONORS)):
