@@ -183,7 +183,7 @@ class Cache:
         """A kept evaluation, or None."""
         path = self.path(which, weights)
         try:
-            with np.load(path, allow_pickle=False) as kept:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
                 return Evaluation(
                     prompts=tuple(self.prompts[which]),
                     tags=tuple(kept["tags"].tolist()),

@@ -83,15 +83,16 @@ class HistorySampler(BaseSampler):
 class CmaSampler(HistorySampler):
     """Covariance-matrix adaptation from the best blend known, its state rebuilt by telling it the trials again.
 
-    It starts at the best of the given trials, with a spread of a fifth of the bounds' width. Above 200 weights the
-    covariance is kept diagonal.
+    It starts at the best of the given trials, with a spread of a tenth of the bounds' width. Above 200 weights the
+    covariance is kept diagonal. Every generation ends with a trial of the distribution's mean, which it learns nothing
+    from: single draws stray from the mean in every weight at once, so with many weights the mean is the better blend.
     """
 
-    spread = 0.2
+    spread = 0.1
     largest_full = 200
 
     def propose(self, given: Sequence[Seen], proposed: Sequence[Seen]) -> Mapping[str, float]:
-        """One draw from the distribution that the proposed trials lead to."""
+        """One draw from the distribution that the proposed trials lead to; after each generation its mean."""
         import cmaes
 
         names = [parameter.name for parameter in self.space.parameters]
@@ -107,9 +108,10 @@ class CmaSampler(HistorySampler):
         # its seed is this trial's own: every draw of a generation is independent of the others
         optimizer = kind(mean=start, sigma=self.spread, bounds=unit, seed=self.seed % 2**32)
         size = optimizer.population_size
-        for first in range(0, len(proposed) - size + 1, size):
+        for first in range(0, len(proposed) - size + 1, size + 1):
             optimizer.tell([(to_unit(values), -value) for values, value in proposed[first : first + size]])
-        drawn = low + width * optimizer.ask()
+        is_mean = len(proposed) % (size + 1) == size
+        drawn = low + width * np.clip(optimizer.mean if is_mean else optimizer.ask(), 0.0, 1.0)
         return {name: float(value) for name, value in zip(names, drawn, strict=True)}
 
 

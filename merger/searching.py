@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator, Mapping
@@ -12,7 +14,7 @@ from types import FrameType
 from typing import Any
 
 from benchmark.prompts import fingerprint
-from benchmark.runner import Evaluation
+from benchmark.runner import Evaluation, evaluate
 from merger.ending import SHOWN, Cache, Ending, conclude
 from merger.errors import CheckpointError, StudyError
 from merger.export import export
@@ -27,6 +29,8 @@ from merger.trials import TrialRecord
 
 SCORE_KEY = "layermerge.score"
 """The metadata key under which an exported blend carries the score its trial had."""
+
+_RECORDED = {"accuracy", "accuracy_stderr", "probability", "dtype", "prompts", "tagger"}
 
 
 class Interrupt:
@@ -58,8 +62,8 @@ class Interrupt:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        # os-level printing would be safer inside a handler, but nothing else writes this line
-        print(f"\nstopping after {self.doing or 'this'}; Ctrl-C again stops at once", file=sys.stderr, flush=True)
+        said = f"\nstopping after {self.doing or 'loading'}; Ctrl-C again stops at once\n"
+        os.write(2, said.encode())  # a print could break into one that is under way
 
 
 def run_search(session: Session, run: Run, interrupt: Interrupt) -> dict[str, Any]:
@@ -72,10 +76,10 @@ def run_search(session: Session, run: Run, interrupt: Interrupt) -> dict[str, An
     identity = session.identity()
     loaded = session.load()
     interrupt.drop()
-    begun = not run.exists()
+    new = not run.exists()
     run.folder.mkdir(parents=True, exist_ok=True)
     with run.lock():
-        study = _open(session, run, identity, begun)
+        study = _open(session, run, identity, new)
         return _search(session, loaded, study, run, interrupt)
 
 
@@ -145,6 +149,7 @@ def export_trial(session: Session, trial: TrialRecord, output: Path, dtype: str 
         "accuracy": trial.score.accuracy,
         "accuracy_stderr": trial.score.accuracy_stderr,
         "probability": trial.score.probability,
+        "dtype": dtype or "base",
         "prompts": fingerprint(session.prompts["search"]),
         "tagger": session.taggers[TAGGER].fingerprint,
     }
@@ -169,20 +174,20 @@ def _check_before(session: Session, run: Run) -> None:
         raise StudyError(f"{run.folder}: is there already and is no run; choose another --name")
 
 
-def _open(session: Session, run: Run, identity: Mapping[str, str], begun: bool) -> Study:
+def _open(session: Session, run: Run, identity: Mapping[str, str], new: bool) -> Study:
     """The run's study; a folder made for a study that then cannot be opened does not stay."""
     config = session.config
     baselines = baselines_of(session.space, session.base.name)
+    if new:
+        run.create(config)
     try:
         study = open_study(run.storage(config), run.name, session.space, identity=identity, baselines=baselines)
-        run.create(config)
-        return study
     except StudyError:
-        if begun:
-            for file in run.folder.iterdir():
-                file.unlink()
-            run.folder.rmdir()
+        if new:
+            shutil.rmtree(run.folder)
         raise
+    run.create(config)
+    return study
 
 
 def _evaluator(session: Session, loaded: Loaded, run: Run, progress: Progress, interrupt: Interrupt) -> Any:
@@ -220,25 +225,27 @@ def _evaluator(session: Session, loaded: Loaded, run: Run, progress: Progress, i
 def score_file(file: Path, run: Run, recorded: Mapping[str, Any]) -> dict[str, Any]:
     """Scores a checkpoint file as loaded from disk on its run's search prompts, and compares with what is recorded.
 
-    Raises `StudyError` where the run's prompts or tagger are no longer those of the record.
+    In the base's own dtype a file holds the very weights that were scored, so only kernel rounding may differ (`same`
+    allows 0.005); in another dtype the score may move by its standard error. Raises `StudyError` where the run's
+    prompts or tagger are no longer those of the record.
     """
+    if missing := _RECORDED - recorded.keys():
+        raise CheckpointError(f"{file}: its recorded score lacks '{min(missing)}'")
     session = open_session(run.config())
     if recorded.get("prompts") != fingerprint(session.prompts["search"]):
         raise StudyError(f"{file}: its score was taken on other prompts than those of {run.folder}")
     if recorded.get("tagger") != session.taggers[TAGGER].fingerprint:
         raise StudyError(f"{file}: its score was taken with another tagger than that of {run.folder}")
     generator = session.load_file(file)
-    from benchmark.runner import evaluate
-
     evaluation = evaluate(generator, {TAGGER: session.taggers[TAGGER]}, session.prompts["search"])
     score = session.yardstick.score(evaluation)
-    if not isinstance(recorded.get("accuracy"), float):
-        raise CheckpointError(f"{file}: its recorded score is damaged")
+    allowed = 0.005 if recorded["dtype"] == "base" else max(0.005, recorded["accuracy_stderr"])
+    moved = (score.accuracy - recorded["accuracy"], score.probability - recorded["probability"])
     return {
+        "same": all(abs(difference) <= allowed for difference in moved),
         "recorded_accuracy": recorded["accuracy"],
         "accuracy": score.accuracy,
         "recorded_probability": recorded["probability"],
         "probability": score.probability,
-        "difference": score.accuracy - recorded["accuracy"],
-        "stderr": score.accuracy_stderr,
+        "difference": moved[0],
     }

@@ -74,11 +74,11 @@ class Study:
 
     def record(self, number: int) -> TrialRecord:
         """The finished trial `number`. Raises `StudyError` if there is none."""
-        records = self.records()
-        for record in records:
-            if record.number == number:
-                return record
-        there = f"0 to {records[-1].number}" if records else "none yet"
+        trials = self._study.get_trials(deepcopy=False)
+        if 0 <= number < len(trials) and trials[number].state == TrialState.COMPLETE:
+            return _record(trials[number], self.space)
+        done = [trial.number for trial in trials if trial.state == TrialState.COMPLETE]
+        there = f"0 to {done[-1]}" if done else "none yet"
         raise StudyError(f"there is no finished trial {number} in this study (finished: {there})")
 
     def note(self, key: str, value: Any) -> None:
@@ -145,7 +145,7 @@ def open_study(
         study = optuna.create_study(storage=database(), study_name=name, direction="maximize", load_if_exists=True)
     before = study.user_attrs.get("identity")
     if before is None:
-        for baseline in baselines:
+        for baseline in baselines[len(study.get_trials(deepcopy=False)) :]:  # some may wait from a broken-off start
             # no parameters: a parent may lie outside the bounds, and the sampler is shown the weights anyway
             attributes = {"role": baseline.role, "name": baseline.name, WEIGHTS: space.flatten(baseline.weights)}
             study.enqueue_trial({}, user_attrs=attributes)

@@ -250,14 +250,14 @@ def test_ctrl_c_keeps_what_is_done_and_a_second_run_goes_on(
     file = written(tmp_path, settings)
     command = [sys.executable, "-m", "merger", "search", str(file), "--name", "tiny"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("trial 2 of 7"):
-            process.send_signal(signal.SIGINT)
-            break
-    rest = process.stderr.read()
-    assert process.wait(timeout=120) == 130, rest
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("trial 2 of 7"):
+                process.send_signal(signal.SIGINT)
+                break
+        rest = process.stderr.read()
+    assert process.returncode == 130, rest
     assert "continue with: merger resume runs/tiny" in rest
     folder = tmp_path / "runs" / "tiny"
     done = len(read_study(f"sqlite:///{folder / 'study.db'}", "tiny").records())
