@@ -67,7 +67,7 @@ def heat_map(weights: Weights, layers: Sequence[str], donors: Sequence[str]) -> 
     left, top, cell, row = 130, 70, 31 if len(layers) <= 40 else 8, 27
     width, height = left + cell * len(layers) + 10, top + row * len(donors) + 8
     largest = max([1.0, *(abs(weight_of(weights, layer, donor)) for layer in layers for donor in donors)])
-    parts = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="blend weights" style="min-width:{width}px">']
+    parts = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="blend weights" style="width:{width}px">']
     for down, donor in enumerate(donors):
         parts.append(_text(left - 8, top + row * down + 18, donor, "end"))
         for right, layer in enumerate(layers):

@@ -194,6 +194,8 @@ class Config(Settings):
     @model_validator(mode="after")
     def _distinct_names(self) -> Self:
         names = [self.named_base, *self.donor_names]
+        if "uniform" in names:
+            raise ValueError("no checkpoint may be called 'uniform', which is the average of all: give it a `name:`")
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(

@@ -35,7 +35,7 @@ svg .dot { fill: var(--cool); fill-opacity: .45; } svg .best { fill: none; strok
 <body><main>
 <h1>{{ result.study }}</h1>
 <p class="quiet">{{ result.trials }} trials, {{ "{:,}".format(result.images_drawn) }} images, {{ duration }};
-ended by {{ result.stopped_because }}</p>
+ended ({{ result.stopped_because }})</p>
 <p class="verdict">{{ verdict }}</p>
 
 <h2>Test prompts</h2>

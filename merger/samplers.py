@@ -6,6 +6,7 @@ trials. So a search that was stopped and taken up again proposes what it would h
 
 from __future__ import annotations
 
+import importlib.util
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -29,10 +30,17 @@ Seen = tuple[dict[str, float], float]
 
 
 def make_sampler(method: str, space: Space, *, seed: int, number: int) -> BaseSampler:
-    """The sampler of trial `number`. Raises `StudyError` for a method that does not exist."""
+    """The sampler of trial `number`. Raises `StudyError` for a method that does not exist or cannot work here."""
+    check_method(method)
+    return _SAMPLERS[method](space, int(np.random.SeedSequence([seed, number]).generate_state(1)[0]))
+
+
+def check_method(method: str) -> None:
+    """Raises `StudyError` for a method that does not exist, or that lacks a package."""
     if method not in _SAMPLERS:
         raise StudyError(f"method: there is no '{method}'.{did_you_mean(method, sorted(_SAMPLERS))}")
-    return _SAMPLERS[method](space, int(np.random.SeedSequence([seed, number]).generate_state(1)[0]))
+    if method == "gp" and importlib.util.find_spec("scipy") is None:
+        raise StudyError("method: 'gp' needs the package scipy, which is not installed: pip install scipy")
 
 
 def distributions(space: Space) -> dict[str, BaseDistribution]:

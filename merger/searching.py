@@ -22,6 +22,7 @@ from merger.objective import TAGGER, evaluate_blend
 from merger.progress import Progress
 from merger.report import write_report, write_samples
 from merger.runs import Run
+from merger.samplers import check_method
 from merger.session import Loaded, Session, open_session
 from merger.space import Weights
 from merger.study import Study, baselines_of, open_study, search
@@ -164,7 +165,8 @@ def export_trial(session: Session, trial: TrialRecord, output: Path, dtype: str 
 
 
 def _check_before(session: Session, run: Run) -> None:
-    """What would otherwise fail only after hours."""
+    """What would otherwise fail only after the folder is made, or after hours."""
+    check_method(session.config.method)
     if session.base.layout == "folder":
         print(
             f"{session.base.path} is a diffusers folder: the winner cannot be written as one file, only its recipe",

@@ -214,6 +214,7 @@ def test_a_changed_setting_or_source_is_refused_by_name(
         ({"pipeline": "nowhere"}, "nowhere"),
         ({"tags_per_prompt": 40}, "40 tags per prompt"),
         ({"storage": "nonsense://"}, "storage nonsense://"),
+        ({"donors": [{"path": "pickle.ckpt", "name": "uniform"}]}, "'uniform'"),
     ],
 )
 def test_bad_input_is_one_line_status_2_and_no_run(

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from merger.errors import StudyError
+from merger.samplers import check_method
 from merger.space import Space, Weights, make_space
 from merger.study import (
     MOST_ROWS,
@@ -186,6 +187,13 @@ def test_a_value_that_is_no_number_stops_the_search(tmp_path: Path) -> None:
 
     with pytest.raises(StudyError, match="trial 0 scored nan"):
         search(broken, opened(tmp_path, space), settings(3), baselines=4)
+
+
+def test_a_method_without_its_package_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(StudyError, match="pip install scipy"):
+        check_method("gp")
+    check_method("cmaes")
 
 
 def test_what_is_not_there_is_said(tmp_path: Path) -> None:
