@@ -40,7 +40,7 @@ class Run:
 
     @property
     def samples(self) -> Path:
-        """Pictures of base, best parent and winner."""
+        """Pictures of base, best donor and winner."""
         return self.folder / "samples"
 
     @property

@@ -134,9 +134,11 @@ def _write(session: Session, run: Run, records: list[TrialRecord], ending: Endin
     if session.base.layout != "folder":
         export_trial(session, ending.winner, run.best)
     prompts = session.prompts["test"][:SHOWN]
+    # the models are in the order of their accuracy; the best parent may be the base, which is shown anyway
+    donor = next(model["name"] for model in ending.result["models"] if model["role"] == "donor")
     models = {
         "base": ending.tests[session.base.name],
-        "best parent": ending.tests[ending.best_parent.name],
+        "best donor": ending.tests[donor],
         "winner": ending.tests[f"trial {ending.winner.number}"],
     }
     write_samples(run.samples, models)

@@ -174,13 +174,18 @@ def new_tagger(tags: Sequence[str]) -> PreTrainedModel:
 
 
 def new_judge(tags: Sequence[str]) -> PreTrainedModel:
-    """Return the judge, untrained: ConvNeXt V2, another architecture than the tagger's."""
-    from transformers import ConvNextV2Config, ConvNextV2ForImageClassification
+    """Return the judge, untrained: RegNet Y, grouped convolutions with channel attention, unlike the tagger's."""
+    from transformers import RegNetConfig, RegNetForImageClassification
 
-    config = ConvNextV2Config(
-        hidden_sizes=[40, 64, 96, 128], depths=[2, 2, 2, 1], patch_size=4, image_size=IMAGE, **_labels(tags)
+    config = RegNetConfig(
+        embedding_size=24,
+        hidden_sizes=[48, 80, 128, 160],
+        depths=[1, 2, 2, 1],
+        groups_width=16,
+        layer_type="y",
+        **_labels(tags),
     )
-    return ConvNextV2ForImageClassification(config)
+    return RegNetForImageClassification(config)
 
 
 def write_classifier(folder: Path, model: PreTrainedModel) -> None:

@@ -34,9 +34,13 @@ ROOT = Path(__file__).resolve().parent.parent
 TAGS = tuple(tag.name for tag in demo_world.TAGS)
 CATEGORY = {tag.name: tag.category for tag in demo_world.TAGS}
 
-UNSEEN = ("freckles",)  # too small for the tagger's first layer: recall 0.005 where every other tag has 0.97 or more
+# Drawn and named in captions, but too small for the taggers' first layers (a recall of 0.005 where every other tag had
+# 0.9 or more): they do not offer it, and no prompt asks for it.
+UNSEEN = ("freckles",)
+SEEN = tuple(tag for tag in TAGS if tag not in UNSEEN)
 PICTURES = 30_000
 SEED = 7
+_SEEN_COLUMNS = [TAGS.index(tag) for tag in SEEN]
 
 
 @dataclass(frozen=True)
@@ -440,6 +444,7 @@ def _roughen(images: Tensor, generator: torch.Generator) -> Tensor:
 
 def _train_tagger(context: Context, file: Path, model: nn.Module, seed: int, steps: int, rate: float) -> None:
     images, labels = _load_pictures(context)
+    labels = labels[:, _SEEN_COLUMNS]
     model.to(context.device)
 
     def loss_of(step: int) -> Tensor:
@@ -454,7 +459,7 @@ def _train_tagger(context: Context, file: Path, model: nn.Module, seed: int, ste
 def tagger(context: Context) -> None:
     """Train the tagger that the search uses."""
     torch.manual_seed(SEED + 2)
-    model = demo_models.new_tagger(TAGS)
+    model = demo_models.new_tagger(SEEN)
     _train_tagger(context, context.work / "tagger.pt", model, SEED + 2, steps=2500, rate=3e-3)
     _report_tagger(context, model)
 
@@ -462,20 +467,21 @@ def tagger(context: Context) -> None:
 def judge(context: Context) -> None:
     """Train the second tagger, of another architecture and another seed, which no search ever sees."""
     torch.manual_seed(SEED + 3)
-    model = demo_models.new_judge(TAGS)
-    _train_tagger(context, context.work / "judge.pt", model, SEED + 3, steps=2000, rate=2e-3)
+    model = demo_models.new_judge(SEEN)
+    _train_tagger(context, context.work / "judge.pt", model, SEED + 3, steps=2200, rate=4e-3)
     _report_tagger(context, model)
 
 
 @torch.no_grad()
 def _report_tagger(context: Context, model: nn.Module) -> None:
     images, labels = draw_pictures(2000, SEED + 4)
+    labels = labels[:, _SEEN_COLUMNS]
     model.to(context.device).eval()
     parts = torch.from_numpy(images).split(100)
     found = torch.cat([model(as_signal(part).to(context.device)).logits.cpu() > 0 for part in parts]).numpy()
     recall = (found & labels).sum(0) / np.maximum(1, labels.sum(0))
     print(f"recall {found[labels].mean():.4f}, false positives {found[~labels].mean():.5f} on 2,000 fresh pictures")
-    print("hardest:", ", ".join(f"{TAGS[index]} {recall[index]:.3f}" for index in np.argsort(recall)[:6]))
+    print("hardest:", ", ".join(f"{SEEN[index]} {recall[index]:.3f}" for index in np.argsort(recall)[:6]))
 
 
 # ------------------------------------------------------------------ files
@@ -500,17 +506,15 @@ def files(context: Context) -> None:
             unet_config=dict(model.unet.config),
             vae_config=dict(autoencoder.config),
         )
+    _, labels = _load_pictures(context)
+    counts = dict(zip(SEEN, labels[:, _SEEN_COLUMNS].sum(0).tolist(), strict=True))
     for name, new in (("tagger", demo_models.new_tagger), ("judge", demo_models.new_judge)):
-        classifier = new(TAGS)
+        classifier = new(SEEN)
         classifier.load_state_dict(torch.load(context.work / f"{name}.pt", weights_only=True, map_location="cpu"))
         demo_models.write_classifier(context.demo / name, classifier.eval())
-    classifier = demo_models.new_tagger(TAGS)
-    classifier.load_state_dict(torch.load(context.work / "tagger.pt", weights_only=True, map_location="cpu"))
-    _, labels = _load_pictures(context)
-    demo_models.write_wd_tagger(
-        context.demo / "tagger", classifier.eval(), dict(zip(TAGS, labels.sum(0).tolist(), strict=True))
-    )
-    rows = [f"{tag.name},{tag.category},{tag.group}" for tag in demo_world.TAGS]
+        if name == "tagger":
+            demo_models.write_wd_tagger(context.demo / name, classifier, counts)
+    rows = [f"{tag.name},{tag.category},{tag.group}" for tag in demo_world.TAGS if tag.name in SEEN]
     (context.demo / "vocabulary.csv").write_text("\n".join(["tag,category,group", *rows]) + "\n")
 
 

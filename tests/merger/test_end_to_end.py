@@ -94,7 +94,7 @@ def test_a_search_leaves_all_its_files(finished: tuple[Path, dict]) -> None:
         assert 0 <= low <= model["accuracy"] <= high <= 1
         assert model["judge_accuracy"] is not None
         assert set(model["categories"]) == {"hair", "eyes", "smile", "mouth", "glasses", "hat"}
-    assert {path.name for path in (folder / "samples").iterdir()} == {"base.png", "best_parent.png", "winner.png"}
+    assert {path.name for path in (folder / "samples").iterdir()} == {"base.png", "best_donor.png", "winner.png"}
     page = (folder / "report.html").read_text()
     assert page.count("data:image/webp;base64,") == 3 * 8
     assert "http" not in page.replace("http://www.w3.org", "")
