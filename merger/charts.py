@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
@@ -17,9 +18,12 @@ _ABOVE: Colour = (201, 96, 33)
 def progress_chart(
     values: Sequence[float], baselines: Mapping[str, float], *, ylabel: str, width: int = 860, height: int = 320
 ) -> str:
-    """Every trial's value [trials] as a dot, the best so far as a line, `baselines` as dashed lines with names."""
+    """Every trial's value [trials] as a dot, the best so far as a line, `baselines` as dashed lines with names.
+
+    A value that is no number (NaN) has a place but no dot.
+    """
     left, right, top, bottom = 58, 110, 14, 40
-    low, high = padded_range([*values, *baselines.values()])
+    low, high = padded_range([*(v for v in values if not math.isnan(v)), *baselines.values()])
     across, up = width - left - right, height - top - bottom
 
     def x(trial: float) -> float:
@@ -46,6 +50,7 @@ def progress_chart(
         f'<circle cx="{x(trial):.1f}" cy="{y(value):.1f}" r="3" class="dot">'
         f"<title>trial {trial}: {value:.4f}</title></circle>"
         for trial, value in enumerate(values)
+        if not math.isnan(value)
     ]
     best = float("-inf")
     points: list[tuple[float, float]] = []

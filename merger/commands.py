@@ -98,6 +98,7 @@ def export(args: argparse.Namespace) -> int:
     from merger.searching import export_trial
     from merger.session import open_session
     from merger.study import incumbent, open_study
+    from merger.trials import STEP
 
     run = find_run(args.target)
     config = run.config()
@@ -112,11 +113,12 @@ def export(args: argparse.Namespace) -> int:
         trial, name = incumbent(study), "best"
     suffix = f"-{args.dtype}" if args.dtype else ""
     output = args.output or run.folder / f"{name}{suffix}.safetensors"
+    prompts = "the prompts of its step" if trial.role == STEP else "the search prompts"
     written = export_trial(session, trial, output, args.dtype)
     print(
         json.dumps({"file": str(written), "trial": trial.number, "accuracy": trial.score.accuracy})
         if args.json
-        else f"{_shown(written)}: trial {trial.number}, {trial.score.accuracy:.4f} on the search prompts"
+        else f"{_shown(written)}: trial {trial.number}, {trial.score.accuracy:.4f} on {prompts}"
     )
     return 0
 

@@ -28,7 +28,7 @@ from benchmark.errors import did_you_mean
 from merger.errors import ConfigError
 
 Granularity = Literal["stage", "block", "module", "tensor"]
-Method = Literal["cmaes", "tpe", "gp", "random"]
+Method = Literal["cmaes", "slopes", "tpe", "gp", "random"]
 ObjectiveKind = Literal["accuracy", "probability", "log_probability"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
@@ -95,6 +95,20 @@ class VocabularySettings(Settings):
         return self
 
 
+class SlopeSettings(Settings):
+    """How the method `slopes` climbs.
+
+    `steps` are planned: the rate falls to 0 with them, from `rate`, the most a weight moves in the first. Every weight
+    begins at `start`. `fraction` is the share of the sampling steps, the last ones, that slopes go back through.
+    """
+
+    steps: Annotated[int, Field(ge=1)] = 60
+    rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.06
+    start: Finite = 0.1
+    fraction: Annotated[float, Field(gt=0, le=1)] = 0.5
+    check_every: Annotated[int, Field(ge=1)] = 8
+
+
 class Config(Settings):
     """A search, whole. Numbers of prompts count images; sizes are in pixels; `time_limit` is in seconds of trials.
 
@@ -130,6 +144,7 @@ class Config(Settings):
     seed: Annotated[int, Field(ge=0)] = 0
 
     method: Method = "cmaes"
+    slopes: SlopeSettings = SlopeSettings()
     objective: ObjectiveKind = "probability"
     trials: Annotated[int, Field(ge=1)] = 200
     patience: Annotated[int, Field(ge=1)] = 60
@@ -315,5 +330,6 @@ def _known(above: Sequence[str]) -> tuple[str, ...]:
         "tagger": TaggerSettings,
         "judge": TaggerSettings,
         "vocabulary": VocabularySettings,
+        "slopes": SlopeSettings,
     }
     return tuple((parts.get(above[0], Config) if above else Config).model_fields)

@@ -23,7 +23,7 @@ from benchmark.scores import Estimate, paired_difference
 from merger.objective import JUDGE, TAGGER
 from merger.space import Weights
 from merger.study import Baseline
-from merger.trials import TrialRecord, distinct_best
+from merger.trials import TrialRecord, candidates, distinct_best
 
 FINALISTS = 5
 SHOWN = 8
@@ -45,7 +45,7 @@ class Ending:
 
 def finalists_of(records: Sequence[TrialRecord], count: int = FINALISTS) -> list[TrialRecord]:
     """The best distinct trials that are no parents; all the best, where only parents were tried."""
-    blends = [record for record in records if record.role not in ("base", "donor")]
+    blends = [record for record in candidates(records) if record.role not in ("base", "donor")]
     return distinct_best(blends or records, count)
 
 

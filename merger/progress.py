@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TextIO
 
-from merger.trials import TrialRecord, best_of, spent
+from merger.trials import STEP, TrialRecord, best_of, spent
 
 
 class Progress:
@@ -54,9 +54,10 @@ def trial_line(
 ) -> str:
     """`trial 12 of 100: 0.812 | best 0.843 ± 0.012 (uniform) | 31.0 images/s | 8 min left`."""
     best = best_of(records)
-    assert best is not None
-    parts = [f"trial {len(records)} of {trials}: {record.value:.4f}" + (f" ({record.name})" if record.name else "")]
-    parts.append(f"best {best.value:.4f} ± {best.score.stderr:.4f} ({best.label})")
+    remark = "step, own prompts" if record.role == STEP else record.name
+    parts = [f"trial {len(records)} of {trials}: {record.value:.4f}" + (f" ({remark})" if remark else "")]
+    if best is not None:
+        parts.append(f"best {best.value:.4f} ± {best.score.stderr:.4f} ({best.label})")
     if record.score.seconds > 0:
         parts.append(f"{record.score.images / record.score.seconds:.1f} images/s")
     left = time_left(records, trials, time_limit)

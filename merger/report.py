@@ -18,7 +18,7 @@ from merger.objective import TAGGER
 from merger.page import PAGE
 from merger.progress import duration
 from merger.runs import replace_text
-from merger.trials import TrialRecord
+from merger.trials import STEP, TrialRecord
 
 if TYPE_CHECKING:
     from merger.session import Session
@@ -88,7 +88,8 @@ def write_report(
     from markupsafe import Markup
 
     config, result = session.config, ending.result
-    baselines = {record.name: record.value for record in records if record.role != "search"}
+    baselines = {record.name: record.value for record in records if record.role not in ("search", STEP)}
+    values = [np.nan if record.role == STEP else record.value for record in records]
     rows = {
         "base": config.base,
         "donors": ", ".join(session.space.donors),
@@ -116,7 +117,7 @@ def write_report(
             config.objective, "Mean log tag probability"
         ),
         # the charts escape their own text
-        progress=Markup(progress_chart([r.value for r in records], baselines, ylabel=config.objective)),
+        progress=Markup(progress_chart(values, baselines, ylabel=config.objective)),
         heat=Markup(heat_map(ending.winner.weights, session.space.layers, session.space.donors)),
         base=session.base.name,
         settings=list(rows.items()),

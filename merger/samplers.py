@@ -19,26 +19,41 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from benchmark.errors import did_you_mean
+from merger.ascent import AscentSettings, next_weights
 from merger.errors import StudyError
 from merger.space import Space
+from merger.trials import STEP
 
 WEIGHTS = "weights"
 """The user attribute that holds a trial's blend: all weights as one list, however many there are."""
+
+SLOPES = "slopes"
+"""The user attribute that holds a step's slopes: one for every parameter of the space, in its order."""
 
 Seen = tuple[dict[str, float], float]
 """(the value of every parameter, the trial's value): one finished trial inside the space."""
 
 
-def make_sampler(method: str, space: Space, *, seed: int, number: int) -> BaseSampler:
-    """The sampler of trial `number`. Raises `StudyError` for a method that does not exist or cannot work here."""
+def make_sampler(
+    method: str, space: Space, *, seed: int, number: int, ascent: AscentSettings | None = None
+) -> BaseSampler:
+    """The sampler of trial `number`; `ascent` says how to climb, where the method is `slopes`.
+
+    Raises `StudyError` for a method that does not exist or cannot work here.
+    """
     check_method(method)
+    if method == "slopes":
+        if ascent is None:
+            raise StudyError("method: 'slopes' must be told how to climb")
+        return SlopeSampler(space, ascent)
     return _SAMPLERS[method](space, int(np.random.SeedSequence([seed, number]).generate_state(1)[0]))
 
 
 def check_method(method: str) -> None:
     """Raises `StudyError` for a method that does not exist, or that lacks a package."""
-    if method not in _SAMPLERS:
-        raise StudyError(f"method: there is no '{method}'.{did_you_mean(method, sorted(_SAMPLERS))}")
+    known = sorted([*_SAMPLERS, "slopes"])
+    if method not in known:
+        raise StudyError(f"method: there is no '{method}'.{did_you_mean(method, known)}")
     if method == "gp" and importlib.util.find_spec("scipy") is None:
         raise StudyError("method: 'gp' needs the package scipy, which is not installed: pip install scipy")
 
@@ -128,6 +143,37 @@ class CmaSampler(HistorySampler):
         is_mean = len(proposed) % (size + 1) == size
         drawn = low + width * np.clip(optimizer.mean if is_mean else optimizer.ask(), 0.0, 1.0)
         return {name: float(value) for name, value in zip(names, drawn, strict=True)}
+
+
+class SlopeSampler(HistorySampler):
+    """Climbs by the slopes that earlier steps have found; all it needs is stored with them. See `merger.ascent`.
+
+    Between steps it proposes the same weights however often it is asked: a trial that only looks where the climb
+    stands leaves it as it was.
+    """
+
+    def __init__(self, space: Space, ascent: AscentSettings) -> None:
+        super().__init__(space, 0)
+        self.ascent = ascent
+
+    def propose(self, given: Sequence[Seen], proposed: Sequence[Seen]) -> Mapping[str, float]:
+        """Never asked: values do not matter to it."""
+        raise NotImplementedError
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """The weights after the last step."""
+        history = []
+        for done in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+            if done.user_attrs["role"] == STEP:
+                values = self.space.to_values(self.space.unflatten(done.user_attrs[WEIGHTS]))
+                if values is not None:
+                    history.append((list(values.values()), done.user_attrs[SLOPES]))
+        low = [parameter.low for parameter in self.space.parameters]
+        high = [parameter.high for parameter in self.space.parameters]
+        names = [parameter.name for parameter in self.space.parameters]
+        return dict(zip(names, next_weights(history, low, high, self.ascent).tolist(), strict=True))
 
 
 class OptunaSampler(HistorySampler):

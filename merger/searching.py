@@ -26,7 +26,7 @@ from merger.samplers import check_method
 from merger.session import Loaded, Session, open_session
 from merger.space import Weights
 from merger.study import Study, baselines_of, open_study, search
-from merger.trials import TrialRecord
+from merger.trials import STEP, TrialRecord
 
 SCORE_KEY = "layermerge.score"
 """The metadata key under which an exported blend carries the score its trial had."""
@@ -104,6 +104,7 @@ def _search(session: Session, loaded: Loaded, study: Study, run: Run, interrupt:
         study,
         session.search_settings,
         baselines=len(baselines),
+        climb=session.climber(loaded),
         interrupted=interrupt,
         report=progress.drawn,
         on_start=start,
@@ -146,7 +147,7 @@ def _write(session: Session, run: Run, records: list[TrialRecord], ending: Endin
 
 
 def export_trial(session: Session, trial: TrialRecord, output: Path, dtype: str | None = None) -> Path:
-    """Writes a trial's blend as a checkpoint that carries its recipe and its score."""
+    """Writes a trial's blend as a checkpoint that carries its recipe and, unless it was a step, its score."""
     score = {
         "trial": trial.number,
         "accuracy": trial.score.accuracy,
@@ -162,7 +163,7 @@ def export_trial(session: Session, trial: TrialRecord, output: Path, dtype: str 
         base=session.base,
         donors=session.donors,
         dtype=dtype,
-        extra_metadata={SCORE_KEY: json.dumps(score)},
+        extra_metadata={} if trial.role == STEP else {SCORE_KEY: json.dumps(score)},
     )
 
 

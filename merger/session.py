@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -26,13 +26,17 @@ from benchmark.prompts import (
     vocabulary_from_tags,
 )
 from benchmark.taggers import Tagger, columns_of, files_fingerprint, open_tagger
+from merger.ascent import AscentSettings
 from merger.checkpoints import Checkpoint, check_fit, open_checkpoint, read_unet_config
+from merger.climbing import Climber
 from merger.config import Config, TaggerSettings
+from merger.drawing import DifferentiableGenerator, Differentiation
 from merger.errors import ConfigError, did_you_mean
 from merger.layers import group
 from merger.live import LiveDenoiser
 from merger.objective import JUDGE, TAGGER, BlendObjective, Live, Yardstick
 from merger.recipe import Recipe
+from merger.slopes import BlendSlopes, DifferentiableTagger
 from merger.space import Space, Weights, make_space
 from merger.study import SearchSettings
 
@@ -68,7 +72,11 @@ class Session:
     def search_settings(self) -> SearchSettings:
         """What the study needs of the configuration."""
         config = self.config
-        return SearchSettings(config.method, config.seed, config.trials, config.patience, config.time_limit)
+        climb = config.slopes
+        ascent = AscentSettings(climb.steps, climb.rate, climb.start) if config.method == "slopes" else None
+        return SearchSettings(
+            config.method, config.seed, config.trials, config.patience, config.time_limit, ascent, climb.check_every
+        )
 
     def load(self) -> Loaded:
         """Loads the base's pipeline and makes its denoiser live. Raises `InputError` in one line."""
@@ -76,7 +84,8 @@ class Session:
             torch.set_num_threads(self.config.threads)
         pipeline = self._pipeline(self.base.path)
         live = LiveDenoiser(pipeline.unet, self.base, self.donors, self.layers)
-        return Loaded(live, DiffusersGenerator(pipeline, generation_settings(self.config)))
+        kind = DifferentiableGenerator if self.config.method == "slopes" else DiffusersGenerator
+        return Loaded(live, kind(pipeline, generation_settings(self.config)))
 
     def load_file(self, file: Path) -> ImageGenerator:
         """A generator of another checkpoint file under the same settings, just as it lies on disk."""
@@ -87,6 +96,23 @@ class Session:
         return BlendObjective(
             loaded.live, loaded.generator, self.taggers[TAGGER], self.prompts["search"], self.yardstick
         )
+
+    def climber(self, loaded: Loaded) -> Climber | None:
+        """What takes the steps of the method `slopes`; None for other methods."""
+        if not isinstance(loaded.generator, DifferentiableGenerator):
+            return None
+        live = cast(LiveDenoiser, loaded.live)
+        tagger = cast(DifferentiableTagger, self.taggers[TAGGER])  # as `open_session` has seen to
+        # their objective has a slope everywhere, where a probability near 0 or 1 has none, and an accuracy never
+        yardstick = replace(self.yardstick, kind="log_probability")
+        how = Differentiation(self.config.slopes.fraction)
+        layers = {layer for parameter in self.space.parameters for layer in parameter.layers}
+        slopes = BlendSlopes(live, loaded.generator, tagger, yardstick, how, layers=layers)
+        return Climber(slopes, self.fresh_prompts)
+
+    def fresh_prompts(self, place: int) -> tuple[Prompt, ...]:
+        """The prompts of step `place`: as many as a trial's, drawn for it alone."""
+        return _draw(self.config, self.vocabulary, self.config.prompts, "slopes", place)
 
     def recipe(self, weights: Weights) -> Recipe:
         """How to rebuild a blend of this session's checkpoints."""
@@ -101,6 +127,8 @@ class Session:
         if config.pipeline is not None:
             files = sorted(file for file in config.pipeline.rglob("*") if file.is_file())
             named["pipeline"] = files_fingerprint(files)
+        if config.method == "slopes":
+            named["slopes"] = config.slopes.model_dump()
         for key in ("granularity", "method", "objective", "steps", "sampler", "guidance", "size", "dtype", "seed"):
             named[key] = getattr(config, key)
         named["negative prompt"] = config.negative_prompt
@@ -149,6 +177,11 @@ def open_session(config: Config) -> Session:
     taggers = {TAGGER: _tagger(config.tagger, config, device)}
     if config.judge is not None:
         taggers[JUDGE] = _tagger(config.judge, config, device)
+    if config.method == "slopes" and not hasattr(taggers[TAGGER], "logits"):
+        raise ConfigError(
+            f"method: the tagger {taggers[TAGGER].name} cannot be differentiated, so there are no slopes to follow. "
+            "Use a transformers tagger, or another method."
+        )
     vocabulary = _vocabulary(config, taggers[TAGGER])
     for tagger in taggers.values():
         columns_of(tagger, vocabulary.tags)
@@ -181,16 +214,17 @@ def _vocabulary(config: Config, tagger: Tagger) -> Vocabulary:
 
 def _prompts(config: Config, vocabulary: Vocabulary) -> dict[str, tuple[Prompt, ...]]:
     counts = (config.prompts, config.validation_prompts, config.test_prompts)
-    return {
-        which: make_prompts(
-            vocabulary,
-            count,
-            tags_per_prompt=config.tags_per_prompt,
-            seed=derive_seed(config.seed, which),
-            template=config.template,
-        )
-        for which, count in zip(SETS, counts, strict=True)
-    }
+    return {which: _draw(config, vocabulary, count, which) for which, count in zip(SETS, counts, strict=True)}
+
+
+def _draw(config: Config, vocabulary: Vocabulary, count: int, *purpose: object) -> tuple[Prompt, ...]:
+    return make_prompts(
+        vocabulary,
+        count,
+        tags_per_prompt=config.tags_per_prompt,
+        seed=derive_seed(config.seed, *purpose),
+        template=config.template,
+    )
 
 
 def _device(named: str) -> str:

@@ -11,16 +11,17 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from merger.ascent import AscentSettings
 from merger.errors import StudyError
-from merger.samplers import WEIGHTS, make_sampler
+from merger.samplers import SLOPES, WEIGHTS, make_sampler
 from merger.space import Space, Weights
-from merger.trials import Objective, Report, Score, TrialRecord, best_of, why_stop
+from merger.trials import STEP, Climb, Objective, Report, Score, TrialRecord, best_of, why_stop
 
 MOST_ROWS = 256
 """Weights up to which each is also an Optuna parameter, a database row of its own (about 2.5 ms each)."""
@@ -37,13 +38,19 @@ class Baseline:
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """How to search and when to stop. `time_limit` is in seconds of trials, over all sittings."""
+    """How to search and when to stop. `time_limit` is in seconds of trials, over all sittings.
+
+    `ascent` is how to climb, for the method `slopes`; after every `check_every` steps, and after the last, the weights
+    reached are scored on the fixed prompts. So too in the last trial that a limit allows.
+    """
 
     method: str
     seed: int
     trials: int
     patience: int
     time_limit: float | None = None
+    ascent: AscentSettings | None = None
+    check_every: int = 8
 
 
 def baselines_of(space: Space, base: str) -> tuple[Baseline, ...]:
@@ -89,19 +96,24 @@ class Study:
         """What was kept under `key`; None if nothing was."""
         return self._study.user_attrs.get(key)
 
-    def next_trial(self, settings: SearchSettings) -> tuple[Trial, dict[str, dict[str, float]]]:
-        """The next trial and its blend: one that was left under way, else a baseline, else the sampler's proposal."""
+    def next_trial(self, settings: SearchSettings, *, last: bool = False) -> tuple[Trial, dict[str, dict[str, float]]]:
+        """The next trial and its blend: one that was left under way, else a baseline, else the sampler's proposal.
+
+        The `last` one of a sitting takes no step: it scores where the steps have led.
+        """
         left = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         every = self._study.get_trials(deepcopy=False)
         waiting = [trial.number for trial in every if trial.state == TrialState.WAITING]
         number = left[0].number if left else waiting[0] if waiting else len(every)
-        self._study.sampler = make_sampler(settings.method, self.space, seed=settings.seed, number=number)
+        self._study.sampler = make_sampler(
+            settings.method, self.space, seed=settings.seed, number=number, ascent=settings.ascent
+        )
         trial = Trial(self._study, left[0]._trial_id) if left else self._study.ask()
         given = trial.user_attrs.get(WEIGHTS)
         if given is not None:
             return trial, self.space.unflatten(given)
         weights = self.space.to_weights(self._propose(trial))
-        trial.set_user_attr("role", "search")
+        trial.set_user_attr("role", _role_of(number, every, settings, last=last))
         trial.set_user_attr(WEIGHTS, self.space.flatten(weights))
         return trial, weights
 
@@ -113,6 +125,19 @@ class Study:
         for key, value in {**fields.pop("attributes"), **fields}.items():
             trial.set_user_attr(key, list(value) if isinstance(value, tuple) else value)
         self._study.tell(trial, score.value)
+
+    def step(self, trial: Trial, weights: Weights, climb: Climb) -> Score:
+        """Has the step `trial` taken at its place among all steps; its slopes come along as attributes."""
+        done = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        place = sum(other.user_attrs["role"] == STEP for other in done)
+        score, slopes = climb(weights, place)
+        # the slope of a weight that layers share is the sum of theirs
+        found = [
+            sum(slopes[layer][parameter.donor] for layer in parameter.layers) for parameter in self.space.parameters
+        ]
+        if not all(map(math.isfinite, found)):
+            raise StudyError(f"trial {trial.number}: a slope is not a finite number: the search cannot go on from that")
+        return replace(score, attributes={**score.attributes, SLOPES: found, "place": place})
 
     def _propose(self, trial: Trial) -> Mapping[str, float]:
         """The sampler's values; written down as parameters too unless they are too many."""
@@ -187,6 +212,7 @@ def search(
     settings: SearchSettings,
     *,
     baselines: int,
+    climb: Climb | None = None,
     interrupted: Callable[[], bool] = lambda: False,
     report: Report | None = None,
     on_start: Callable[[int], None] = lambda number: None,
@@ -195,7 +221,7 @@ def search(
     """Runs trials until there is a reason to stop, and returns it (see `trials.why_stop`; `interrupted` if asked to).
 
     Whatever the objective raises goes through, and leaves its trial to be taken up again. `on_trial` gets each finished
-    trial and all of them so far.
+    trial and all of them so far. `climb` takes the steps of the method `slopes`.
     """
     records = study.records()
     while True:
@@ -206,14 +232,23 @@ def search(
             time_limit=settings.time_limit,
             baselines=baselines,
         )
-        if reason is not None:
+        if reason is None and settings.ascent is not None:
+            reason = _why_arrived(records, settings.ascent)
+        # a climb that stops for time has not been scored since its last check: one trial more
+        last = reason is not None and records[-1].role == STEP and len(records) < settings.trials
+        if reason is not None and not last:
             return reason
         if interrupted():
             return "interrupted"
-        trial, weights = study.next_trial(settings)
+        trial, weights = study.next_trial(settings, last=last)
         on_start(trial.number)
         began = time.perf_counter()
-        score = objective(weights, report)
+        if trial.user_attrs["role"] == STEP:
+            if climb is None:
+                raise StudyError("method: 'slopes' needs an objective with slopes")
+            score = study.step(trial, weights, climb)
+        else:
+            score = objective(weights, report)
         study.finish(trial, _timed(score, time.perf_counter() - began))
         records.append(study.record(trial.number))
         on_trial(records[-1], records)
@@ -225,6 +260,24 @@ def incumbent(study: Study) -> TrialRecord:
     if best is None:
         raise StudyError("no trial of this study is finished yet")
     return best
+
+
+def _role_of(number: int, trials: Sequence[FrozenTrial], settings: SearchSettings, *, last: bool) -> str:
+    """Whether the trial `number` after `trials` takes a step or is scored on the fixed prompts."""
+    if settings.ascent is None:
+        return "search"
+    roles = [trial.user_attrs.get("role") for trial in trials if trial.number < number]
+    steps = roles.count(STEP)
+    last = last or number + 1 >= settings.trials
+    due = last or steps % settings.check_every == 0 or steps >= settings.ascent.steps
+    return "search" if due and roles and roles[-1] == STEP else STEP
+
+
+def _why_arrived(records: Sequence[TrialRecord], ascent: AscentSettings) -> str | None:
+    """The reason to end a climb: all steps taken, and the weights they led to scored."""
+    steps = sum(record.role == STEP for record in records)
+    arrived = steps >= ascent.steps and records[-1].role != STEP
+    return f"slopes: all {ascent.steps} steps are taken" if arrived else None
 
 
 def _timed(score: Score, seconds: float) -> Score:

@@ -12,6 +12,9 @@ from typing import Any, Protocol
 
 from merger.space import Weights
 
+STEP = "step"
+"""The role of a trial that took a step up the slopes, on prompts of its own: it measures no candidate."""
+
 Report = Callable[[int, float], None]
 """`report(prompts drawn so far, value so far)`; it may raise to stop a hopeless trial."""
 
@@ -46,9 +49,19 @@ class Objective(Protocol):
         """Scores one blend."""
 
 
+class Climb(Protocol):
+    """Weights and a place in a stream of prompt sets to score and slopes; deterministic. `climbing.Climber` is one."""
+
+    def __call__(self, weights: Weights, place: int) -> tuple[Score, Mapping[str, Mapping[str, float]]]:
+        """The score of one blend on the prompts at `place` 0, 1, ..., and `slopes[layer][donor]` there."""
+
+
 @dataclass(frozen=True)
 class TrialRecord:
-    """A finished trial. `role` is base, donor, uniform or search; `name` says which checkpoint, or ''."""
+    """A finished trial. `role` is base, donor, uniform, search or step; `name` says which checkpoint, or ''.
+
+    All but steps were scored on the same prompts. A step's value is not comparable with anything.
+    """
 
     number: int
     role: str
@@ -68,8 +81,13 @@ class TrialRecord:
 
 
 def best_of(records: Sequence[TrialRecord]) -> TrialRecord | None:
-    """The record of the highest value, the earliest of equals; None where there is none."""
-    return max(records, key=lambda record: (record.value, -record.number), default=None)
+    """The record of the highest value, the earliest of equals; None where there is none but steps."""
+    return max(candidates(records), key=lambda record: (record.value, -record.number), default=None)
+
+
+def candidates(records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """The records scored on the search's fixed prompts: all but steps."""
+    return [record for record in records if record.role != STEP]
 
 
 def rise(later: Score, earlier: Score) -> tuple[float, float]:
@@ -93,10 +111,12 @@ def last_rise(records: Sequence[TrialRecord]) -> int:
     """The place in `records` of the last trial that rose above all before it by more than its own noise.
 
     The comparison is with the last trial that did so, not with the best so far: many small rises add up to one. Noise
-    is one standard error of the difference, paired by prompt. -1 where there are no records.
+    is one standard error of the difference, paired by prompt. -1 where there are no records. Steps are passed over.
     """
     mark = -1
     for place, record in enumerate(records):
+        if record.role == STEP:
+            continue
         if mark < 0:
             mark = place
             continue
@@ -130,9 +150,9 @@ def spent(records: Sequence[TrialRecord]) -> float:
 
 
 def distinct_best(records: Sequence[TrialRecord], count: int) -> list[TrialRecord]:
-    """The `count` records of the highest values whose weights all differ, best first."""
+    """The `count` candidates of the highest values whose weights all differ, best first."""
     chosen: list[TrialRecord] = []
-    for record in sorted(records, key=lambda record: (-record.value, record.number)):
+    for record in sorted(candidates(records), key=lambda record: (-record.value, record.number)):
         if len(chosen) < count and all(record.weights != other.weights for other in chosen):
             chosen.append(record)
     return chosen

@@ -268,3 +268,61 @@ def test_ctrl_c_keeps_what_is_done_and_a_second_run_goes_on(
     whole = read_study(f"sqlite:///{finished[0] / 'study.db'}", "tiny").records()
     assert [record.weights for record in records] == [record.weights for record in whole]
     assert [record.number for record in records] == list(range(7))
+
+
+def test_a_search_by_slopes_and_its_continuation(
+    settings: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step, a look, a step, a look: whole, and stopped after the first step."""
+    from merger.study import read_study
+
+    monkeypatch.chdir(tmp_path)
+    changes = {"method": "slopes", "trials": 20, "validation_prompts": 2, "test_prompts": 2, "granularity": "module"}
+    file = str(written(tmp_path, settings, slopes={"steps": 2, "check_every": 1}, **changes))
+    result = run_json(["search", file, "--name", "whole", "--json"])
+    assert result["stopped_because"] == "slopes: all 2 steps are taken"
+    assert main(["search", file, "--name", "two", "--trials", "6"]) == 0
+    assert run_json(["resume", "two", "--trials", "20", "--json"])["models"] == result["models"]
+    records = {
+        name: read_study(f"sqlite:///{tmp_path / 'runs' / name / 'study.db'}", name).records()
+        for name in ("whole", "two")
+    }
+    assert [record.role for record in records["whole"][4:]] == ["step", "search"] * 2
+    kept = {
+        name: [(r.weights, r.value, r.score.checksum, r.score.attributes.get("slopes")) for r in records[name]]
+        for name in records
+    }
+    assert kept["two"] == kept["whole"]
+    step = records["whole"][4]
+    assert np.abs(step.score.attributes["slopes"]).max() > 0
+    assert step.score.images == 6
+    moved = np.array(step.score.attributes["slopes"]) != 0
+    weights = [np.array([w for row in records["whole"][n].weights.values() for w in row.values()]) for n in (4, 6)]
+    assert (weights[0] != weights[1])[moved].all()
+    assert (tmp_path / "runs" / "whole" / "report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"tagger": "judge"}, "cannot be differentiated"),
+        ({"slopes": {"rates": 1}}, "Did you mean 'rate'?"),
+        ({"slopes": {"fraction": 0}}, "slopes.fraction"),
+    ],
+)
+def test_what_has_no_slopes_is_refused(
+    changes: dict[str, object],
+    said: str,
+    settings: dict[str, object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if changes.get("tagger"):
+        changes = {"tagger": settings["judge"]}
+    assert main(["search", str(written(tmp_path, settings, method="slopes", **changes)), "--name", "bad"]) == 2
+    error = capsys.readouterr().err.strip()
+    assert "\n" not in error
+    assert said in error
+    assert not (tmp_path / "runs").exists()
