@@ -89,6 +89,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings["tagger"]["path"] = str(DEMO / settings["tagger"]["path"])
     settings["donors"] = [str(DEMO / donor) for donor in settings["donors"]]
     settings |= {"prompts": 8, "validation_prompts": 8, "test_prompts": 16, "trials": 8, "batch_size": 8}
+    settings |= {"method": "cmaes", "granularity": "stage"}  # every trial of it is a blend with a score
     (place / "short.yaml").write_text(yaml.safe_dump(settings))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
