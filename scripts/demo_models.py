@@ -235,8 +235,21 @@ def write_wd_tagger(folder: Path, model: PreTrainedModel, counts: Mapping[str, i
         external_data=False,
         verbose=False,
     )
+    _forget_origin(folder / "model.onnx")
     rows = [f"{number},{tag},0,{count}" for number, (tag, count) in enumerate(counts.items())]
     (folder / "selected_tags.csv").write_text("\n".join(["tag_id,name,category,count", *rows]) + "\n")
+
+
+def _forget_origin(file: Path) -> None:
+    """Take out of an ONNX file what the exporter notes of the code and the machine it ran on."""
+    import onnx
+
+    model = onnx.load(file)
+    for part in (model.graph, *model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output,
+                 *model.graph.initializer):  # fmt: skip
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    onnx.save(model, file)
 
 
 def _labels(tags: Sequence[str]) -> dict[str, Any]:
