@@ -99,22 +99,26 @@ class DiffusersGenerator:
 
     def _draw(self, batch: Sequence[Prompt]) -> Images:
         """One batch: [B, H, W, 3] uint8."""
+        with _lent_scheduler(self.pipeline, self._scheduler), warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # diffusers' schedulers speak numpy 1
+            drawn = self.pipeline(**self._arguments(batch))[0]
+        return to_bytes(drawn)
+
+    def _arguments(self, batch: Sequence[Prompt]) -> dict[str, Any]:
+        """All that the pipeline is called with for one batch: its text, its noise, the settings."""
         import torch
 
         settings = self.settings
-        with _lent_scheduler(self.pipeline, self._scheduler), warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # diffusers' schedulers speak numpy 1
-            drawn = self.pipeline(
-                **self._text_arguments([prompt.text for prompt in batch]),
-                generator=[torch.Generator("cpu").manual_seed(prompt.seed) for prompt in batch],
-                num_inference_steps=settings.steps,
-                guidance_scale=settings.guidance,
-                width=settings.width,
-                height=settings.height,
-                output_type="pt",
-                return_dict=False,
-            )[0]
-        return to_bytes(drawn)
+        return {
+            **self._text_arguments([prompt.text for prompt in batch]),
+            "generator": [torch.Generator("cpu").manual_seed(prompt.seed) for prompt in batch],
+            "num_inference_steps": settings.steps,
+            "guidance_scale": settings.guidance,
+            "width": settings.width,
+            "height": settings.height,
+            "output_type": "pt",
+            "return_dict": False,
+        }
 
     def _text_arguments(self, texts: Sequence[str]) -> dict[str, Any]:
         """The pipeline's arguments that hold the text: embeddings where it takes the usual ones, else the words."""

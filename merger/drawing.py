@@ -71,26 +71,17 @@ class DifferentiableGenerator(DiffusersGenerator):
         `denoiser` is the pipeline's own; gradients go to those of its parameters that ask for them. They are the images
         that `generate` draws. Raises torch.OutOfMemoryError where the batch is too large.
         """
-        settings = self.settings
-        text = self._text_arguments([prompt.text for prompt in prompts])
+        arguments = self._arguments(prompts)  # outside: text is encoded without gradients
         with (
             torch.enable_grad(),
             warnings.catch_warnings(),
             _lent(self.pipeline, "scheduler", self._scheduler),
             _lent_steps(self._scheduler, denoiser, how),
-            _lent_decoder(self.pipeline, settings.width * settings.height),
+            _lent_decoder(self.pipeline, self.settings.width * self.settings.height),
         ):
             warnings.simplefilter("ignore", DeprecationWarning)  # diffusers' schedulers speak numpy 1
             images: Tensor = self._call(  # type: ignore[misc]
-                self.pipeline,
-                **text,
-                generator=[torch.Generator("cpu").manual_seed(prompt.seed) for prompt in prompts],
-                num_inference_steps=settings.steps,
-                guidance_scale=settings.guidance,
-                width=settings.width,
-                height=settings.height,
-                output_type="pt",
-                return_dict=False,
+                self.pipeline, **arguments
             )[0]
         return images
 
