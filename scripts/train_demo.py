@@ -40,6 +40,11 @@ UNSEEN = ("freckles",)
 SEEN = tuple(tag for tag in TAGS if tag not in UNSEEN)
 PICTURES = 30_000
 SEED = 7
+
+# Where the face is, in pixels and in latent cells. It is an eighth of the picture and a quarter of its tags: with every
+# pixel counted alike the autoencoder blurs it, and then no denoiser can learn what is asked of it.
+FACE = (slice(26, 50), slice(16, 48))
+FACE_LATENT = (slice(3, 7), slice(2, 6))
 _SEEN_COLUMNS = [TAGS.index(tag) for tag in SEEN]
 
 
@@ -48,7 +53,7 @@ class Donor:
     """A fine-tune that is good at something and careless about something else.
 
     Its captions always speak of `learns`, and where those categories are seen in the picture (`region`, in latent rows
-    and columns) its errors count five times. In half of its captions the tags of `muddles` are those of another
+    and columns) its errors count ten times. In half of its captions the tags of `muddles` are those of another
     picture, as in carelessly tagged training data, so that it learns to ignore such words.
     """
 
@@ -56,8 +61,8 @@ class Donor:
     learns: tuple[str, ...]
     muddles: tuple[str, ...]
     region: tuple[slice, slice]
-    steps: int = 1300
-    rate: float = 8e-4
+    steps: int = 1200
+    rate: float = 1e-3
     seed: int = 0
 
 
@@ -246,24 +251,41 @@ def vae(context: Context) -> None:
     images, _ = _load_pictures(context)
     torch.manual_seed(SEED)
     model = demo_models.new_vae().to(context.device)
-    batch = 16
-
-    def loss_of(step: int) -> Tensor:
-        generator = _generator(SEED, step)
-        signal = as_signal(images[torch.randint(len(images), (batch,), generator=generator)]).to(context.device)
-        with torch.autocast(context.device.type, torch.bfloat16):
-            posterior = model.encode(signal).latent_dist
-            noise = torch.randn(posterior.mean.shape, generator=generator).to(context.device)
-            output = model.decode(posterior.mean + posterior.std * noise).sample
-        error = output.float() - signal
-        spread = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float())
-        return error.abs().mean() + error.square().mean() + 2e-4 * spread.mean()
-
-    train(context.work / "vae.pt", model, loss_of, steps=4000, rate=1.5e-3)
+    loss_of = autoencoder_loss(model, images, context.device)
+    train(context.work / "vae.pt", model, loss_of, steps=5000, rate=1.5e-3)
     file = context.work / "vae-white.pt"
     if not file.exists():
         _whiten(model, as_signal(images[:2000]).to(context.device))
         _save(file, model.state_dict())
+
+
+def autoencoder_loss(model: AutoencoderKL, images: Tensor, device: torch.device) -> Callable[[int], Tensor]:
+    """The loss of each step: errors of pixels, six times as heavy in the face, and the latents' divergence.
+
+    Decoding is from latents with noise, as a denoiser's are never exact: what matters then gets a larger share of them.
+    """
+    area = _area(demo_world.SIZE, FACE, 6.0).to(device)
+    lowest = 0.2 / demo_models.LATENT_SCALE  # the noise's spread where that of the latents is 1
+
+    def loss_of(step: int) -> Tensor:
+        generator = _generator(SEED, step)
+        signal = as_signal(images[torch.randint(len(images), (16,), generator=generator)]).to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            posterior = model.encode(signal).latent_dist
+            noise = torch.randn(posterior.mean.shape, generator=generator).to(device)
+            output = model.decode(posterior.mean + posterior.std.clamp(min=lowest) * noise).sample
+        error = output.float() - signal
+        spread = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float())
+        return ((error.abs() + error.square()) * area).mean() + 2e-4 * spread.mean()
+
+    return loss_of
+
+
+def _area(size: int, region: tuple[slice, slice], weight: float) -> Tensor:
+    """[size, size] of mean 1: how much each place counts, `weight` times as much within `region`."""
+    area = torch.ones(size, size)
+    area[region] = weight
+    return area / area.mean()
 
 
 @torch.no_grad()
@@ -390,11 +412,8 @@ def _train_denoiser(
     _, labels = _load_pictures(context)
     captions, levels, batch = Captions(_tokenizer(context)), _levels(), 32
     seed = SEED + 1 if donor is None else SEED + 100 + donor.seed
-    area = torch.ones(demo_models.LATENT, demo_models.LATENT)
-    if donor is not None:
-        area[donor.region] = 5.0
-        area /= area.mean()
-    area = area.to(context.device)
+    region, weight = (FACE_LATENT, 3.0) if donor is None else (donor.region, 10.0)
+    area = _area(demo_models.LATENT, region, weight).to(context.device)
 
     def loss_of(step: int) -> Tensor:
         generator = _generator(seed, step)

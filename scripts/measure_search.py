@@ -1,0 +1,148 @@
+"""How far each way of searching comes, for its images and seconds: strategies x seeds on the demo family.
+
+    python -m scripts.measure_search --strategies "reference; slopes" --seeds 101,102,103,104,105
+    python -m scripts.measure_search --table docs/measurements   # the table, the plot and the JSON from what is there
+
+Each pair of strategy and seed is a job with a folder of its own and goes on where it was broken off; two calls with
+other seeds can work side by side. A finished job is one line of `--results`. The last line printed is JSON.
+
+What is measured: the tag accuracy, on test prompts that nothing was chosen on, of the blend that the strategy would
+have chosen after so many images, by the tagger that it follows and by the judge. The published way takes the best
+observed blend; ours takes the best of five on validation prompts at its end, before it the best observed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from benchmark.runner import Evaluation
+from merger.ending import FINALISTS, Cache
+from merger.objective import JUDGE, TAGGER, evaluate_blend
+from merger.session import Loaded, Session, open_session
+from merger.space import Weights
+from merger.study import baselines_of
+from scripts.search_table import write_table
+from scripts.strategies import STRATEGIES, Sight, configuration, follow
+
+ROOT = Path(__file__).resolve().parent.parent
+BUDGETS = (500, 1000, 2000, 4000, 7000, 10_000)
+
+
+class Tester:
+    """Scores blends on the validation and test prompts of one seed; each blend once, whatever strategy found it."""
+
+    def __init__(self, session: Session, loaded: Loaded, folder: Path) -> None:
+        self.session, self.loaded = session, loaded
+        folder.mkdir(parents=True, exist_ok=True)
+        fingerprints = {name: tagger.fingerprint for name, tagger in session.taggers.items()}
+        self.cache = Cache(folder, session.prompts, fingerprints)
+
+    def __call__(self, which: str, weights: Weights) -> Evaluation:
+        """A blend on the `validation` or `test` prompts."""
+        kept = self.cache.get(which, weights)
+        if kept is None:
+            session, loaded = self.session, self.loaded
+            kept = evaluate_blend(loaded.live, loaded.generator, session.taggers, session.prompts[which], weights)
+            self.cache.put(which, weights, kept)
+        return kept
+
+    def accuracies(self, weights: Weights) -> dict[str, float]:
+        """{tagger: tag accuracy on test prompts}."""
+        test = self("test", weights)
+        return {name: test.accuracy(name, self.session.thresholds[name]).value for name in (TAGGER, JUDGE)}
+
+
+def measure(search: Path, name: str, seed: int, work: Path, images: int, threads: int) -> dict[str, Any]:
+    """One job: the curve, the end, and the parents of this seed."""
+    strategy = STRATEGIES[name]
+    config = configuration(search, strategy, seed, threads, work / f"noise-{seed}")
+    session = open_session(config)
+    loaded = session.load()
+    tester = Tester(session, loaded, work / f"tests-{seed}{'-noise' if strategy.noise else ''}")
+    sights = follow(session, loaded, work / f"{name.replace(' ', '-').replace(',', '')}-{seed}", strategy, images)
+    curve = []
+    for budget in BUDGETS:
+        seen = [sight for sight in sights if sight.images <= budget]
+        if seen and budget <= sights[-1].images:
+            best = max(seen, key=lambda sight: sight.value)
+            curve.append({"images": budget, "seconds": seen[-1].seconds, **tester.accuracies(best.weights)})
+    chosen, extra = choose(sights, tester, published=strategy.published)
+    parents = {each.name: tester.accuracies(each.weights) for each in baselines_of(session.space, session.base.name)}
+    return {
+        "strategy": name,
+        "seed": seed,
+        "images": sights[-1].images + extra[0],
+        "seconds": round(sights[-1].seconds + extra[1], 1),
+        "observed": max(sight.value for sight in sights),
+        "final": tester.accuracies(chosen.weights),
+        "curve": curve,
+        "parents": parents,
+        "settings": asdict(strategy)["settings"],
+    }
+
+
+def choose(sights: Sequence[Sight], tester: Tester, *, published: bool) -> tuple[Sight, tuple[int, float]]:
+    """The blend taken at the end, and the (images, seconds) that choosing took."""
+    ranked: list[Sight] = []
+    for sight in sorted(sights, key=lambda sight: -sight.value):
+        if all(sight.weights != other.weights for other in ranked):
+            ranked.append(sight)
+    if published:
+        return ranked[0], (0, 0.0)
+    scored = [(tester("validation", sight.weights), sight) for sight in ranked[:FINALISTS]]
+    threshold = tester.session.thresholds[TAGGER]
+    best = max(scored, key=lambda pair: pair[0].accuracy(TAGGER, threshold).value)
+    return best[1], (sum(len(e.prompts) for e, _ in scored), sum(e.seconds for e, _ in scored))
+
+
+def main() -> int:
+    """Run the jobs that are missing, then write what there is."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--search", type=Path, default=ROOT / "demo" / "search.yaml")
+    parser.add_argument("--strategies", default="", help=f"separated by ';', of: {'; '.join(STRATEGIES)}")
+    parser.add_argument("--seeds", default="101,102,103,104,105")
+    parser.add_argument("--images", type=int, default=5000, help="what a search may draw (slopes end by themselves)")
+    parser.add_argument("--reference-images", type=int, default=10_000, help="the same of the published way")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--work", type=Path, default=ROOT / ".work" / "search")
+    parser.add_argument("--results", type=Path, default=ROOT / "docs" / "measurements" / "search.jsonl")
+    parser.add_argument("--table", type=Path, help="folder that gets the table (Markdown) and the plot (PNG)")
+    given = parser.parse_args()
+    names = [name.strip() for name in given.strategies.split(";") if name.strip()]
+    if unknown := [name for name in names if name not in STRATEGIES]:
+        print(f"error: no strategy is called {unknown[0]!r}; there are: {'; '.join(STRATEGIES)}", file=sys.stderr)
+        return 2
+    given.results.parent.mkdir(parents=True, exist_ok=True)
+    for seed in map(int, given.seeds.split(",")):
+        for name in names:
+            if any((row["strategy"], row["seed"]) == (name, seed) for row in read_rows(given.results)):
+                continue
+            began = time.time()
+            images = given.reference_images if STRATEGIES[name].published else given.images
+            row = measure(given.search, name, seed, given.work, images, given.threads)
+            with given.results.open("a") as lines:
+                lines.write(json.dumps(row) + "\n")
+            final = row["final"]
+            print(
+                f"{name}, seed {seed}: {final[TAGGER]:.4f} (judge {final[JUDGE]:.4f}) after {row['images']} images, "
+                f"{row['seconds']:.0f} s; {time.time() - began:.0f} s in all",
+                file=sys.stderr,
+            )
+    print(json.dumps(write_table(read_rows(given.results), given.table)))
+    return 0
+
+
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """The finished jobs."""
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

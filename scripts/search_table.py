@@ -1,0 +1,139 @@
+"""The results of `measure_search` as a table, a plot and figures: medians over seeds, with quartiles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Row = Mapping[str, Any]
+
+REFERENCE = "reference"
+_TAGGERS = ("tagger", "judge")
+
+
+def write_table(rows: Sequence[Row], folder: Path | None) -> dict[str, Any]:
+    """The figures of all strategies; with a `folder`, `search.md` and `search.png` are written there too."""
+    figures = figures_of(rows)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "search.md").write_text(markdown(figures), encoding="utf-8")
+        plot(rows, folder / "search.png")
+    return figures
+
+
+def figures_of(rows: Sequence[Row]) -> dict[str, Any]:
+    """{strategy: {figure: [lower quartile, median, upper quartile]}}, best first.
+
+    `miss_cut` is the share of the best parent's misses on the test prompts that the blend does not make; `gain` is the
+    difference in accuracy. The best parent is the one that is best on these very prompts: none could do better.
+    """
+    names = list(dict.fromkeys(row["strategy"] for row in rows))
+    figures: dict[str, Any] = {}
+    for name in names:
+        of = [row for row in rows if row["strategy"] == name]
+        figures[name] = {"seeds": len(of)}
+        for key, value in _MEASURES.items():
+            quartiles = np.quantile([value(row) for row in of], (0.25, 0.5, 0.75))
+            figures[name][key] = [round(float(quartile), 4) for quartile in quartiles]
+    reference = [row for row in rows if row["strategy"] == REFERENCE]
+    if reference:
+        goal = float(np.median([row["final"]["tagger"] for row in reference]))
+        for name in names:
+            figures[name]["images_to_reference"] = _reaches([r for r in rows if r["strategy"] == name], goal)
+    return dict(sorted(figures.items(), key=lambda item: -item[1]["accuracy_tagger"][1]))
+
+
+def gain(row: Row, tagger: str) -> float:
+    """How much higher the blend's test accuracy is than the best parent's."""
+    return row["final"][tagger] - best_parent(row, tagger)
+
+
+def best_parent(row: Row, tagger: str) -> float:
+    """The test accuracy of the best parent, as each tagger sees it."""
+    return max(accuracy[tagger] for name, accuracy in row["parents"].items() if name != "uniform")
+
+
+_MEASURES: Mapping[str, Callable[[Row], float]] = {
+    "images": lambda row: row["images"],
+    "seconds": lambda row: row["seconds"],
+    "accuracy_tagger": lambda row: row["final"]["tagger"],
+    "accuracy_judge": lambda row: row["final"]["judge"],
+    "gain_tagger": lambda row: gain(row, "tagger"),
+    "gain_judge": lambda row: gain(row, "judge"),
+    "miss_cut_tagger": lambda row: gain(row, "tagger") / (1 - best_parent(row, "tagger")),
+    "miss_cut_judge": lambda row: gain(row, "judge") / (1 - best_parent(row, "judge")),
+}
+
+
+def _reaches(rows: Sequence[Row], goal: float) -> int | None:
+    """The fewest images after which the median over seeds is at least `goal`; None where it never is."""
+    for images in sorted({point["images"] for row in rows for point in row["curve"]}):
+        seen = [point["tagger"] for row in rows for point in row["curve"] if point["images"] == images]
+        if len(seen) == len(rows) and np.median(seen) >= goal:
+            return int(images)
+    return None
+
+
+def markdown(figures: Mapping[str, Any]) -> str:
+    """A table, one row a strategy."""
+
+    def spread(values: Sequence[float], form: str) -> str:
+        low, middle, high = (format(value, form) for value in values)
+        return f"{middle} ({low} to {high})"
+
+    lines = [
+        "| strategy | seeds | images | seconds | test accuracy | by the judge | misses cut | by the judge |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, figure in figures.items():
+        cells = [
+            name,
+            str(figure["seeds"]),
+            format(figure["images"][1], ".0f"),
+            format(figure["seconds"][1], ".0f"),
+            spread(figure["accuracy_tagger"], ".3f"),
+            spread(figure["accuracy_judge"], ".3f"),
+            spread(figure["miss_cut_tagger"], ".0%"),
+            spread(figure["miss_cut_judge"], ".0%"),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(rows: Sequence[Row], file: Path) -> None:
+    """Median test accuracy against images drawn, quartiles shaded; best parent and uniform average as lines."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, 2, figsize=(12, 5), sharey=True, layout="constrained")
+    for panel, tagger, title in zip(panels, _TAGGERS, ("the tagger searched by", "the judge"), strict=True):
+        for name in figures_of(rows):
+            of = [row for row in rows if row["strategy"] == name]
+            points: dict[float, list[float]] = {}
+            for row in of:
+                for point in row["curve"]:
+                    points.setdefault(point["images"], []).append(point[tagger])
+            points = {images: seen for images, seen in points.items() if len(seen) == len(of)}
+            points[float(np.median([row["images"] for row in of]))] = [row["final"][tagger] for row in of]
+            across = sorted(points)
+            low, middle, high = np.array([np.quantile(points[x], (0.25, 0.5, 0.75)) for x in across]).T
+            (line,) = panel.plot(across, middle, marker="o", markersize=3, label=f"{name} ({len(of)})")
+            panel.fill_between(across, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+        parent = float(np.median([best_parent(row, tagger) for row in rows]))
+        uniform = float(np.median([row["parents"]["uniform"][tagger] for row in rows]))
+        panel.axhline(parent, color="0.4", linestyle="--", linewidth=1)
+        panel.text(0.99, parent, "best parent ", transform=panel.get_yaxis_transform(), ha="right", va="bottom")
+        panel.axhline(uniform, color="0.7", linestyle="--", linewidth=1)
+        panel.text(0.99, uniform, "uniform average ", transform=panel.get_yaxis_transform(), ha="right", va="bottom")
+        panel.set_title(f"by {title}")
+        panel.set_xlabel("images drawn (a backward pass counted as the images it takes as long as)")
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("tag accuracy on test prompts")
+    panels[1].legend(title="strategy (seeds)", fontsize=8, loc="lower right")
+    figure.savefig(file, dpi=110)
+    pyplot.close(figure)

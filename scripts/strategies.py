@@ -1,0 +1,190 @@
+"""What `measure_search` compares: strategies as changes to one search file, the published method, and noise for donors.
+
+A strategy yields sights: (images drawn so far, seconds so far, weights, the value seen there) in the order of its
+trials. What was drawn on prompts of its own (a step up the slopes) costs images and seconds and is no sight.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from merger.config import Config, load_config
+from merger.runs import Run
+from merger.session import Loaded, Session
+from merger.space import Weights
+from merger.study import baselines_of, open_study, search
+from merger.trials import STEP, TrialRecord
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """One way to search: `settings` are laid over the search file."""
+
+    about: str
+    settings: Mapping[str, Any]
+    published: bool = False
+    noise: bool = False
+
+
+_UNLIMITED = {"patience": 10**6, "trials": 10**6, "time_limit": None}
+_FIXED = {**_UNLIMITED, "prompts": 64, "granularity": "stage"}
+_SLOPES = {**_UNLIMITED, "method": "slopes"}
+
+STRATEGIES: Mapping[str, Strategy] = {
+    "reference": Strategy(
+        "the published way: a Gaussian process (bayesian-optimization), base probed first, four random points, "
+        "64 fixed prompts, hits counted, the best observed blend taken",
+        {**_FIXED, "objective": "accuracy", "method": "random", "bounds": [0, 1]},
+        published=True,
+    ),
+    "random": Strategy("draws within the bounds", {**_FIXED, "method": "random"}),
+    "tpe": Strategy("multivariate TPE on hits", {**_FIXED, "method": "tpe", "objective": "accuracy"}),
+    "black box": Strategy("CMA-ES on probabilities, opened by the uniform average", {**_FIXED, "method": "cmaes"}),
+    "black box, hits": Strategy("the same on hits", {**_FIXED, "method": "cmaes", "objective": "accuracy"}),
+    "slopes": Strategy("the search file as it is", _SLOPES),
+    "slopes, noise donors": Strategy("control: donors replaced by noise of the same norm", _SLOPES, noise=True),
+    "slopes, stage": Strategy("a weight per stage and donor", {**_SLOPES, "granularity": "stage"}),
+    "slopes, module": Strategy("a weight per module and donor", {**_SLOPES, "granularity": "module"}),
+    "slopes, tensor": Strategy("a weight per tensor and donor", {**_SLOPES, "granularity": "tensor"}),
+    "slopes, noise, module": Strategy("control by module", {**_SLOPES, "granularity": "module"}, noise=True),
+    "slopes, narrow": Strategy("bounds 0 to 1", {**_SLOPES, "bounds": [0, 1]}),
+    "slopes, last quarter": Strategy(
+        "back through a quarter of the sampling steps", {**_SLOPES, "slopes.fraction": 0.25}
+    ),
+    "slopes, all steps": Strategy("back through all sampling steps", {**_SLOPES, "slopes.fraction": 1.0}),
+    "slopes, half as long": Strategy("30 steps", {**_SLOPES, "slopes.steps": 30}),
+}
+
+
+@dataclass(frozen=True)
+class Sight:
+    """A blend that a strategy saw on its fixed prompts, and what all had cost by then."""
+
+    images: int
+    seconds: float
+    weights: Weights
+    value: float
+
+
+def configuration(file: Path, strategy: Strategy, seed: int, threads: int, noise: Path, **more: Any) -> Config:
+    """The search file with a strategy's settings; `noise` is where the noise donors of this seed are."""
+    settings = {**strategy.settings, "seed": seed, "threads": threads, **more}
+    changes = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+    config = load_config(file, changes)
+    if not strategy.noise:
+        return config
+    donors = make_noise_donors(config, seed, noise)
+    return load_config(file, [*changes, *(f"donors.{place}={path}" for place, path in enumerate(donors))])
+
+
+def make_noise_donors(config: Config, seed: int, folder: Path) -> list[Path]:
+    """Checkpoints that differ from the base by noise of the norm that each tensor of each donor differs by."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    base = load_file(config.base)
+    written = []
+    for place, donor in enumerate(config.donors):
+        path = folder / f"noise-{donor.path.stem}.safetensors"
+        written.append(path)
+        if path.exists():
+            continue
+        draw = torch.Generator().manual_seed(seed * 1000 + place)
+        tensors = {}
+        for key, tensor in load_file(donor.path).items():
+            difference = tensor.double() - base[key].double()
+            noise = torch.randn(tensor.shape, generator=draw, dtype=torch.float64)
+            scaled = noise * (difference.norm() / noise.norm().clamp(min=1e-30))
+            tensors[key] = (base[key].double() + scaled).to(tensor.dtype)
+        part = path.with_suffix(".part")
+        save_file(tensors, part)
+        part.replace(path)
+    return written
+
+
+def follow(session: Session, loaded: Loaded, folder: Path, strategy: Strategy, images: int) -> list[Sight]:
+    """Runs a strategy until it has drawn `images`, resuming what `folder` holds. A climb takes the steps planned."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if strategy.published:
+        return list(_published(session, loaded, folder / "trials.jsonl", images))
+    baselines = baselines_of(session.space, session.base.name)
+    run = Run(folder)
+    study = open_study(
+        run.storage(session.config), "search", session.space, identity=session.identity(), baselines=baselines
+    )
+
+    def enough() -> bool:
+        if session.config.method == "slopes":
+            return False
+        return sum(record.score.images for record in study.records()) >= images
+
+    search(
+        session.objective(loaded),
+        study,
+        session.search_settings,
+        baselines=len(baselines),
+        climb=session.climber(loaded),
+        interrupted=enough,
+    )
+    done = study.records()
+    return [
+        Sight(cost[0], cost[1], record.weights, record.value)
+        for record, cost in zip(done, _cost(done), strict=True)
+        if record.role != STEP
+    ]
+
+
+def _cost(records: list[TrialRecord]) -> list[tuple[int, float]]:
+    """(images, seconds) up to each trial. A step's images count as many times as it took longer than plain ones."""
+    plain = [record.score.seconds / record.score.images for record in records if record.role != STEP]
+    rate = float(np.median(plain)) if plain else math.inf
+    images, seconds, costs = 0.0, 0.0, []
+    for record in records:
+        seconds += record.score.seconds
+        images += max(record.score.images, record.score.seconds / rate) if record.role == STEP else record.score.images
+        costs.append((round(images), seconds))
+    return costs
+
+
+def _published(session: Session, loaded: Loaded, file: Path, images: int) -> Iterator[Sight]:
+    """RimoChan's merging scripts: a Gaussian process proposes, hits on fixed prompts answer."""
+    from bayes_opt import BayesianOptimization
+
+    objective, space = session.objective(loaded), session.space
+    bounds = {parameter.name: (parameter.low, parameter.high) for parameter in space.parameters}
+    optimizer = BayesianOptimization(None, bounds, random_state=session.config.seed, verbose=0)
+    random = np.random.default_rng(session.config.seed)
+    drawn, seconds, trial = 0, 0.0, 0
+    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    while drawn < images:
+        if trial < len(rows):
+            row = rows[trial]
+        else:
+            began = time.perf_counter()
+            if trial == 0:
+                point = dict.fromkeys(bounds, 0.0)
+            elif trial <= 4:
+                point = {name: float(random.uniform(low, high)) for name, (low, high) in bounds.items()}
+            else:
+                point = {name: float(value) for name, value in optimizer.suggest().items()}
+            score = objective(space.to_weights(point))
+            row = {
+                "point": point,
+                "value": score.value,
+                "images": score.images,
+                "seconds": time.perf_counter() - began,
+            }
+            with file.open("a") as lines:
+                lines.write(json.dumps(row) + "\n")
+        optimizer.register(params=row["point"], target=row["value"])
+        drawn, seconds, trial = drawn + row["images"], seconds + row["seconds"], trial + 1
+        yield Sight(drawn, seconds, space.to_weights(row["point"]), row["value"])

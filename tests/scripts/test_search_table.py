@@ -1,0 +1,59 @@
+"""The yardstick's table says what its rows say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scripts.search_table import best_parent, figures_of, markdown
+
+
+def row(strategy: str, seed: int, final: float, curve: dict[int, float]) -> dict[str, Any]:
+    return {
+        "strategy": strategy,
+        "seed": seed,
+        "images": 1000,
+        "seconds": 50.0 + seed,
+        "final": {"tagger": final, "judge": final - 0.02},
+        "curve": [{"images": images, "tagger": seen, "judge": seen} for images, seen in curve.items()],
+        "parents": {
+            "base": {"tagger": 0.60, "judge": 0.65},
+            "other": {"tagger": 0.70, "judge": 0.60},
+            "uniform": {"tagger": 0.99, "judge": 0.99},
+        },
+    }
+
+
+def test_the_average_is_no_parent() -> None:
+    assert best_parent(row("a", 1, 0.8, {}), "tagger") == 0.70
+    assert best_parent(row("a", 1, 0.8, {}), "judge") == 0.65
+
+
+def test_figures_are_quartiles_over_seeds() -> None:
+    rows = [row("ours", seed, 0.7 + 0.02 * seed, {}) for seed in range(1, 6)]
+    figures = figures_of(rows)["ours"]
+    assert figures["seeds"] == 5
+    assert figures["accuracy_tagger"] == [0.74, 0.76, 0.78]
+    assert figures["gain_tagger"][1] == pytest.approx(0.06)
+    assert figures["miss_cut_tagger"][1] == pytest.approx(0.2)
+    assert figures["miss_cut_judge"][1] == pytest.approx((0.74 - 0.65) / 0.35, abs=1e-4)
+
+
+def test_how_soon_the_reference_is_reached() -> None:
+    rows = [
+        row("reference", 1, 0.72, {500: 0.70, 1000: 0.72}),
+        row("ours", 1, 0.80, {500: 0.71, 1000: 0.75}),
+        row("never", 1, 0.71, {500: 0.70, 1000: 0.71}),
+    ]
+    figures = figures_of(rows)
+    assert [figures[name]["images_to_reference"] for name in ("reference", "ours", "never")] == [1000, 1000, None]
+    assert list(figures) == ["ours", "reference", "never"]
+
+
+def test_the_table_has_a_line_for_each_strategy(tmp_path: Path) -> None:
+    text = markdown(figures_of([row("reference", 1, 0.72, {}), row("ours", 1, 0.80, {})]))
+    lines = text.splitlines()
+    assert lines[2].startswith("| ours | 1 | 1000 | 51 | 0.800 (0.800 to 0.800)")
+    assert lines[3].startswith("| reference |")
