@@ -32,7 +32,7 @@ from scripts.search_table import write_table
 from scripts.strategies import STRATEGIES, Sight, configuration, follow
 
 ROOT = Path(__file__).resolve().parent.parent
-BUDGETS = (500, 1000, 2000, 4000, 7000, 10_000)
+BUDGETS = (1000, 2500, 5000, 10_000)
 
 
 class Tester:
@@ -62,7 +62,7 @@ class Tester:
 def measure(search: Path, name: str, seed: int, work: Path, images: int, threads: int) -> dict[str, Any]:
     """One job: the curve, the end, and the parents of this seed."""
     strategy = STRATEGIES[name]
-    config = configuration(search, strategy, seed, threads, work / f"noise-{seed}")
+    config = configuration(search, strategy, seed, threads, work / f"noise-{seed}", test_prompts=256)
     session = open_session(config)
     loaded = session.load()
     tester = Tester(session, loaded, work / f"tests-{seed}{'-noise' if strategy.noise else ''}")
