@@ -29,13 +29,14 @@ from benchmark.taggers import Tagger, columns_of, files_fingerprint, open_tagger
 from merger.ascent import AscentSettings
 from merger.checkpoints import Checkpoint, check_fit, open_checkpoint, read_unet_config
 from merger.climbing import Climber
-from merger.config import Config, TaggerSettings
+from merger.config import Config
 from merger.drawing import DifferentiableGenerator, Differentiation
 from merger.errors import ConfigError, did_you_mean
 from merger.layers import group
 from merger.live import LiveDenoiser
 from merger.objective import JUDGE, TAGGER, BlendObjective, Live, Yardstick
 from merger.recipe import Recipe
+from merger.settings import TaggerSettings
 from merger.slopes import BlendSlopes, DifferentiableTagger
 from merger.space import Space, Weights, make_space
 from merger.study import SearchSettings

@@ -1,4 +1,4 @@
-"""The search itself: an Optuna study of blends, created or taken up again. Optuna lives here and in `samplers`.
+"""The search itself: an Optuna study of blends, created or taken up again. Its database is opened in `storage`.
 
 The study is handed its objective and knows nothing of it. Of every trial it keeps the whole blend as one attribute
 (and, up to 256 weights, as Optuna parameters), the value, and every field of the `Score` as a user attribute.
@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -21,6 +19,7 @@ from merger.ascent import AscentSettings
 from merger.errors import StudyError
 from merger.samplers import SLOPES, WEIGHTS, make_sampler
 from merger.space import Space, Weights
+from merger.storage import stored
 from merger.trials import STEP, Climb, Objective, Report, Score, TrialRecord, best_of, why_stop
 
 MOST_ROWS = 256
@@ -166,7 +165,7 @@ def open_study(
     if not create:
         read_study(storage, name)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with _stored(storage) as database:
+    with stored(storage) as database:
         study = optuna.create_study(storage=database(), study_name=name, direction="maximize", load_if_exists=True)
     before = study.user_attrs.get("identity")
     if before is None:
@@ -187,7 +186,7 @@ def read_study(storage: str, name: str) -> Study:
     """The study as it is, for looking at; none of its sources are needed. Raises `StudyError` if there is none."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        with _stored(storage) as database:
+        with stored(storage) as database:
             study = optuna.load_study(study_name=name, storage=database())
         space = study.user_attrs["space"]
     except KeyError:
@@ -291,37 +290,3 @@ def _record(trial: FrozenTrial, space: Space) -> TrialRecord:
     role, name = stored.pop("role"), stored.pop("name", "")
     known = {key: stored.pop(key) for key in Score.__dataclass_fields__ if key in stored}
     return TrialRecord(trial.number, role, name, weights, Score(**known, attributes=stored))
-
-
-@contextmanager
-def _stored(storage: str) -> Iterator[Callable[[], optuna.storages.BaseStorage]]:
-    """How to open the database: warnings of its libraries silenced, a URL they refuse a `StudyError`."""
-    import sqlalchemy
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            yield lambda: _database(storage)
-        except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise StudyError(f"storage {storage}: cannot be opened ({reason})") from None
-
-
-def _database(storage: str) -> optuna.storages.BaseStorage:
-    """The database at a URL; SQLite with a write-ahead log, so that no row waits for the disk.
-
-    Waiting cost 0.2 s a row on a busy disk, and a trial writes dozens. A crash of the program loses nothing; a power
-    cut may lose the last rows, never the file.
-    """
-    import sqlalchemy
-
-    database = optuna.storages.RDBStorage(storage, engine_kwargs={"connect_args": {"timeout": 30}})
-    if database.engine.dialect.name == "sqlite":
-
-        def prepare(connection: Any, _: Any) -> None:
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=NORMAL")
-
-        sqlalchemy.event.listen(database.engine, "connect", prepare)
-        database.engine.dispose()  # the connection that made the tables was not prepared
-    return database
