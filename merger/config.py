@@ -32,6 +32,7 @@ from merger.settings import (
 
 Granularity = Literal["stage", "block", "module", "tensor"]
 Method = Literal["cmaes", "slopes", "tpe", "gp", "random"]
+BaselineKind = Literal["uniform", "best_uniform", "greedy_soup"]
 ObjectiveKind = Literal["accuracy", "probability", "log_probability"]
 
 
@@ -69,6 +70,7 @@ class Config(Settings):
     size: tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]] = (512, 512)
     seed: Annotated[int, Field(ge=0)] = 0
 
+    baselines: tuple[BaselineKind, ...] = ("uniform", "best_uniform", "greedy_soup")
     method: Method = "cmaes"
     slopes: SlopeSettings = SlopeSettings()
     objective: ObjectiveKind = "probability"

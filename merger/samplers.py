@@ -121,10 +121,10 @@ class CmaSampler(HistorySampler):
         """The opening; then one draw from the distribution that the trials lead to, after each generation its mean."""
         import cmaes
 
-        if len(proposed) < len(self.opening):
-            weight = self.opening[len(proposed)] / (len(self.space.donors) + 1)
-            return {each.name: min(max(weight, each.low), each.high) for each in self.space.parameters}
-        given, proposed = [*given, *proposed[: len(self.opening)]], proposed[len(self.opening) :]
+        opening = self._opening(given)
+        if len(proposed) < len(opening):
+            return opening[len(proposed)]
+        given, proposed = [*given, *proposed[: len(opening)]], proposed[len(opening) :]
         names = [parameter.name for parameter in self.space.parameters]
         low = np.array([parameter.low for parameter in self.space.parameters])
         width = np.array([parameter.high for parameter in self.space.parameters]) - low
@@ -143,6 +143,15 @@ class CmaSampler(HistorySampler):
         is_mean = len(proposed) % (size + 1) == size
         drawn = low + width * np.clip(optimizer.mean if is_mean else optimizer.ask(), 0.0, 1.0)
         return {name: float(value) for name, value in zip(names, drawn, strict=True)}
+
+    def _opening(self, given: Sequence[Seen]) -> list[dict[str, float]]:
+        """The stronger averages that are not among the baselines already."""
+        there = [values for values, _ in given]
+        blends = []
+        for strength in self.opening:
+            weight = strength / (len(self.space.donors) + 1)
+            blends.append({each.name: min(max(weight, each.low), each.high) for each in self.space.parameters})
+        return [blend for blend in blends if blend not in there]
 
 
 class SlopeSampler(HistorySampler):

@@ -15,9 +15,11 @@ from typing import Any
 
 from benchmark.prompts import fingerprint
 from benchmark.runner import Evaluation, evaluate
+from merger.baselines import baselines_of, most_trials, outcomes
 from merger.ending import SHOWN, Cache, Ending, conclude
 from merger.errors import CheckpointError, StudyError
 from merger.export import export
+from merger.guard import Thumbnails, changed_taggers
 from merger.objective import TAGGER, evaluate_blend
 from merger.progress import Progress
 from merger.report import write_report, write_samples
@@ -25,7 +27,7 @@ from merger.runs import Run
 from merger.samplers import check_method
 from merger.session import Loaded, Session, open_session
 from merger.space import Weights
-from merger.study import Study, baselines_of, open_study, search
+from merger.study import Study, open_study, search
 from merger.trials import STEP, TrialRecord
 
 SCORE_KEY = "layermerge.score"
@@ -86,7 +88,7 @@ def run_search(session: Session, run: Run, interrupt: Interrupt) -> dict[str, An
 
 def _search(session: Session, loaded: Loaded, study: Study, run: Run, interrupt: Interrupt) -> dict[str, Any]:
     config = session.config
-    baselines = baselines_of(session.space, session.base.name)
+    baselines = baselines_of(session.space, session.base.name, config.baselines)
     progress = Progress(config.trials, config.time_limit)
     free = len(session.space.parameters)
     progress.say(
@@ -94,6 +96,8 @@ def _search(session: Session, loaded: Loaded, study: Study, run: Run, interrupt:
         f"{config.method}, {len(session.prompts['search'])} prompts a trial, {session.device}; "
         f"{len(study.records())} trials done"
     )
+    most = most_trials(session.space, config.baselines)
+    progress.say(f"baselines take at most {most} trials, {most * len(session.prompts['search'])} images")
 
     def start(number: int) -> None:
         interrupt.doing = f"trial {number}"
@@ -118,12 +122,13 @@ def _search(session: Session, loaded: Loaded, study: Study, run: Run, interrupt:
     records = study.records()
     ending = conclude(
         records,
-        baselines,
+        (*baselines, *outcomes(session.space, session.base.name, config.baselines, records)),
         _evaluator(session, loaded, run, progress, interrupt),
         thresholds=session.thresholds,
         category_of=session.vocabulary.category,
         name=run.name,
         stopped_because=reason,
+        say=progress.say,
     )
     _write(session, run, records, ending)
     return ending.result
@@ -182,7 +187,7 @@ def _check_before(session: Session, run: Run) -> None:
 def _open(session: Session, run: Run, identity: Mapping[str, str], new: bool) -> Study:
     """The run's study; a folder made for a study that then cannot be opened does not stay."""
     config = session.config
-    baselines = baselines_of(session.space, session.base.name)
+    baselines = baselines_of(session.space, session.base.name, config.baselines)
     if new:
         run.create(config)
     try:
@@ -197,11 +202,15 @@ def _open(session: Session, run: Run, identity: Mapping[str, str], new: bool) ->
 
 def _evaluator(session: Session, loaded: Loaded, run: Run, progress: Progress, interrupt: Interrupt) -> Any:
     """How the ending scores a blend on a prompt set: kept on disk, said aloud, dropped when the user asks."""
-    fingerprints = {name: tagger.fingerprint for name, tagger in session.taggers.items()}
-    cache = Cache(run.scores, session.prompts, fingerprints)
+    # where the winner is chosen, its images are looked at twice: as they are, and changed a little
+    taggers = {"test": session.taggers, "validation": {**session.taggers, **changed_taggers(session.taggers[TAGGER])}}
+    caches = {
+        which: Cache(run.scores, session.prompts, {name: tagger.fingerprint for name, tagger in asked.items()})
+        for which, asked in taggers.items()
+    }
 
     def evaluate_once(which: str, weights: Weights) -> Evaluation:
-        kept = cache.get(which, weights)
+        kept = caches[which].get(which, weights)
         if kept is not None:
             return kept
         progress.start(f"{which} prompts")
@@ -213,13 +222,14 @@ def _evaluator(session: Session, loaded: Loaded, run: Run, progress: Progress, i
         evaluation = evaluate_blend(
             loaded.live,
             loaded.generator,
-            session.taggers,
+            taggers[which],
             session.prompts[which],
             weights,
             report=report,
             keep_images=SHOWN if which == "test" else 0,
+            encoder=Thumbnails() if which == "validation" else None,
         )
-        cache.put(which, weights, evaluation)
+        caches[which].put(which, weights, evaluation)
         accuracy = evaluation.accuracy(TAGGER, session.thresholds[TAGGER])
         progress.say(f"{which} prompts: {accuracy.value:.4f} ± {accuracy.stderr:.4f}")
         return evaluation

@@ -76,7 +76,14 @@ class Session:
         climb = config.slopes
         ascent = AscentSettings(climb.steps, climb.rate, climb.start) if config.method == "slopes" else None
         return SearchSettings(
-            config.method, config.seed, config.trials, config.patience, config.time_limit, ascent, climb.check_every
+            config.method,
+            config.seed,
+            config.trials,
+            config.patience,
+            config.time_limit,
+            ascent,
+            climb.check_every,
+            config.baselines,
         )
 
     def load(self) -> Loaded:
@@ -130,7 +137,18 @@ class Session:
             named["pipeline"] = files_fingerprint(files)
         if config.method == "slopes":
             named["slopes"] = config.slopes.model_dump()
-        for key in ("granularity", "method", "objective", "steps", "sampler", "guidance", "size", "dtype", "seed"):
+        for key in (
+            "granularity",
+            "baselines",
+            "method",
+            "objective",
+            "steps",
+            "sampler",
+            "guidance",
+            "size",
+            "dtype",
+            "seed",
+        ):
             named[key] = getattr(config, key)
         named["negative prompt"] = config.negative_prompt
         named |= {f"threshold of the {role}": self.thresholds[role] for role in self.taggers}

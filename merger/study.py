@@ -16,23 +16,15 @@ import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from merger.ascent import AscentSettings
+from merger.baselines import Baseline, known_of, next_baseline
 from merger.errors import StudyError
 from merger.samplers import SLOPES, WEIGHTS, make_sampler
 from merger.space import Space, Weights
 from merger.storage import stored
-from merger.trials import STEP, Climb, Objective, Report, Score, TrialRecord, best_of, why_stop
+from merger.trials import PROPOSED, STEP, Climb, Objective, Report, Score, TrialRecord, best_of, why_stop
 
 MOST_ROWS = 256
 """Weights up to which each is also an Optuna parameter, a database row of its own (about 2.5 ms each)."""
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """A blend that every study begins with: the base, each donor alone, the uniform average."""
-
-    role: str
-    name: str
-    weights: Weights
 
 
 @dataclass(frozen=True)
@@ -40,7 +32,8 @@ class SearchSettings:
     """How to search and when to stop. `time_limit` is in seconds of trials, over all sittings.
 
     `ascent` is how to climb, for the method `slopes`; after every `check_every` steps, and after the last, the weights
-    reached are scored on the fixed prompts. So too in the last trial that a limit allows.
+    reached are scored on the fixed prompts. So too in the last trial that a limit allows. `baselines` are kinds of
+    them: those that are found by trying follow the ones that the study was opened with.
     """
 
     method: str
@@ -50,16 +43,7 @@ class SearchSettings:
     time_limit: float | None = None
     ascent: AscentSettings | None = None
     check_every: int = 8
-
-
-def baselines_of(space: Space, base: str) -> tuple[Baseline, ...]:
-    """The base, each donor alone and the uniform average of all of them, in the order of their trials."""
-    share = 1.0 / (len(space.donors) + 1)
-    return (
-        Baseline("base", base, space.everywhere({})),
-        *(Baseline("donor", donor, space.everywhere({donor: 1.0})) for donor in space.donors),
-        Baseline("uniform", "uniform", space.everywhere(dict.fromkeys(space.donors, share))),
-    )
+    baselines: tuple[str, ...] = ()
 
 
 class Study:
@@ -111,8 +95,14 @@ class Study:
         given = trial.user_attrs.get(WEIGHTS)
         if given is not None:
             return trial, self.space.unflatten(given)
-        weights = self.space.to_weights(self._propose(trial))
-        trial.set_user_attr("role", _role_of(number, every, settings, last=last))
+        wanted = self._wanted(every, settings.baselines)
+        if wanted is not None:
+            weights = self.space.unflatten(self.space.flatten(wanted.weights))
+            trial.set_user_attr("role", wanted.role)
+            trial.set_user_attr("name", wanted.name)
+        else:
+            weights = self.space.to_weights(self._propose(trial))
+            trial.set_user_attr("role", _role_of(number, every, settings, last=last))
         trial.set_user_attr(WEIGHTS, self.space.flatten(weights))
         return trial, weights
 
@@ -137,6 +127,15 @@ class Study:
         if not all(map(math.isfinite, found)):
             raise StudyError(f"trial {trial.number}: a slope is not a finite number: the search cannot go on from that")
         return replace(score, attributes={**score.attributes, SLOPES: found, "place": place})
+
+    def _wanted(self, trials: Sequence[FrozenTrial], kinds: Sequence[str]) -> Baseline | None:
+        """The next baseline that is found by trying; None where all are known. None is wanted once the search began."""
+        done = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+        if not kinds or not done or done[-1].user_attrs["role"] in PROPOSED:
+            return None
+        base = next(trial.user_attrs["name"] for trial in done if trial.user_attrs["role"] == "base")
+        tried = [(trial.user_attrs[WEIGHTS], trial.value) for trial in done if trial.value is not None]
+        return next_baseline(self.space, base, kinds, known_of(self.space, tried))
 
     def _propose(self, trial: Trial) -> Mapping[str, float]:
         """The sampler's values; written down as parameters too unless they are too many."""
@@ -220,7 +219,8 @@ def search(
     """Runs trials until there is a reason to stop, and returns it (see `trials.why_stop`; `interrupted` if asked to).
 
     Whatever the objective raises goes through, and leaves its trial to be taken up again. `on_trial` gets each finished
-    trial and all of them so far. `climb` takes the steps of the method `slopes`.
+    trial and all of them so far. `baselines` counts those the study was opened with. `climb` takes the steps of the
+    method `slopes`.
     """
     records = study.records()
     while True:
@@ -229,7 +229,7 @@ def search(
             trials=settings.trials,
             patience=settings.patience,
             time_limit=settings.time_limit,
-            baselines=baselines,
+            baselines=max(baselines, sum(record.role not in PROPOSED for record in records)),
         )
         if reason is None and settings.ascent is not None:
             reason = _why_arrived(records, settings.ascent)

@@ -15,6 +15,9 @@ from merger.space import Weights
 STEP = "step"
 """The role of a trial that took a step up the slopes, on prompts of its own: it measures no candidate."""
 
+PROPOSED = ("search", STEP)
+"""The roles of trials that a sampler proposed; all others are baselines."""
+
 Report = Callable[[int, float], None]
 """`report(prompts drawn so far, value so far)`; it may raise to stop a hopeless trial."""
 
@@ -58,9 +61,10 @@ class Climb(Protocol):
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """A finished trial. `role` is base, donor, uniform, search or step; `name` says which checkpoint, or ''.
+    """A finished trial. `role` is base, donor, uniform, best_uniform, greedy_soup, search or step.
 
-    All but steps were scored on the same prompts. A step's value is not comparable with anything.
+    `name` is a baseline's, or ''. All but steps were scored on the same prompts. A step's value is not comparable with
+    anything.
     """
 
     number: int

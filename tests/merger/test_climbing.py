@@ -11,12 +11,13 @@ import pytest
 
 from benchmark.prompts import Prompt
 from merger.ascent import AscentSettings
+from merger.baselines import baselines_of
 from merger.climbing import Climber
 from merger.ending import finalists_of
 from merger.errors import StudyError
 from merger.samplers import SLOPES
 from merger.space import Space, Weights, make_space
-from merger.study import SearchSettings, Study, baselines_of, incumbent, open_study, search
+from merger.study import SearchSettings, Study, incumbent, open_study, search
 from merger.trials import STEP, Score, TrialRecord, last_rise
 
 LAYERS, DONORS = ("IN00", "M00", "OUT00"), ("warm", "cool")

@@ -47,6 +47,8 @@ def settings(
         "steps": 2,
         "size": 32,
         "trials": 7,
+        "baselines": ["uniform"],
+        "method": "cmaes",
         "batch_size": 3,
         "device": "cpu",
         "threads": 1,
@@ -277,7 +279,14 @@ def test_a_search_by_slopes_and_its_continuation(
     from merger.study import read_study
 
     monkeypatch.chdir(tmp_path)
-    changes = {"method": "slopes", "trials": 20, "validation_prompts": 2, "test_prompts": 2, "granularity": "module"}
+    changes = {
+        "method": "slopes",
+        "trials": 30,
+        "baselines": ["uniform", "best_uniform", "greedy_soup"],
+        "validation_prompts": 2,
+        "test_prompts": 2,
+        "granularity": "module",
+    }
     file = str(written(tmp_path, settings, slopes={"steps": 2, "check_every": 1}, **changes))
     result = run_json(["search", file, "--name", "whole", "--json"])
     assert result["stopped_because"] == "slopes: all 2 steps are taken"
