@@ -31,7 +31,7 @@ from merger.settings import (
 )
 
 Granularity = Literal["stage", "block", "module", "tensor"]
-Method = Literal["cmaes", "slopes", "tpe", "gp", "random"]
+Method = Literal["auto", "slopes", "bayes", "cmaes", "tpe", "gp", "random"]
 BaselineKind = Literal["uniform", "best_uniform", "greedy_soup"]
 ObjectiveKind = Literal["accuracy", "probability", "log_probability"]
 
@@ -71,8 +71,9 @@ class Config(Settings):
     seed: Annotated[int, Field(ge=0)] = 0
 
     baselines: tuple[BaselineKind, ...] = ("uniform", "best_uniform", "greedy_soup")
-    method: Method = "cmaes"
+    method: Method = "auto"
     slopes: SlopeSettings = SlopeSettings()
+    polish: Annotated[int, Field(ge=0)] = 0
     objective: ObjectiveKind = "probability"
     trials: Annotated[int, Field(ge=1)] = 200
     patience: Annotated[int, Field(ge=1)] = 60

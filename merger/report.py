@@ -109,7 +109,7 @@ def write_report(
         "base": config.base,
         "donors": ", ".join(session.space.donors),
         "granularity": f"{config.granularity}: {len(session.space.layers)} layers",
-        "method": f"{config.method}, {len(session.space.parameters)} free weights",
+        "method": f"{session.chosen.method}, {len(session.space.parameters)} free weights",
         "tagger": f"{session.taggers[TAGGER].name}, threshold {config.tagger_threshold:g}",
         "drawing": f"{config.steps} steps, guidance {config.guidance:g}, {config.size[0]} x {config.size[1]} pixels",
         "seed": config.seed,

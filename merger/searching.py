@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -91,9 +92,16 @@ def _search(session: Session, loaded: Loaded, study: Study, run: Run, interrupt:
     baselines = baselines_of(session.space, session.base.name, config.baselines)
     progress = Progress(config.trials, config.time_limit)
     free = len(session.space.parameters)
+    chosen = session.chosen
+    # what `bayes` comes to depends on the limit of trials, which may change between sittings: it is kept
+    method = study.noted("method") or chosen.method
+    check_method(method)
+    study.note("method", method)
+    if chosen.why:
+        progress.say(f"method: {method}" + (f", as {chosen.why}" if method == chosen.method else ", as it was begun"))
     progress.say(
         f"{run.name}: {len(session.space.layers)} layers x {len(session.donors)} donors, {free} weights by "
-        f"{config.method}, {len(session.prompts['search'])} prompts a trial, {session.device}; "
+        f"{method}, {len(session.prompts['search'])} prompts a trial, {session.device}; "
         f"{len(study.records())} trials done"
     )
     most = most_trials(session.space, config.baselines)
@@ -106,7 +114,7 @@ def _search(session: Session, loaded: Loaded, study: Study, run: Run, interrupt:
     reason = search(
         session.objective(loaded),
         study,
-        session.search_settings,
+        replace(session.search_settings, method=method),
         baselines=len(baselines),
         climb=session.climber(loaded),
         interrupted=interrupt,
@@ -174,7 +182,7 @@ def export_trial(session: Session, trial: TrialRecord, output: Path, dtype: str 
 
 def _check_before(session: Session, run: Run) -> None:
     """What would otherwise fail only after the folder is made, or after hours."""
-    check_method(session.config.method)
+    check_method(session.chosen.method)
     if session.base.layout == "folder":
         print(
             f"{session.base.path} is a diffusers folder: the winner cannot be written as one file, only its recipe",

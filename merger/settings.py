@@ -76,7 +76,8 @@ class SlopeSettings(Settings):
     """How the method `slopes` climbs.
 
     `steps` are planned: the rate falls to 0 with them, from `rate`, the most a weight moves in the first. Every weight
-    begins at `start`. `fraction` is the share of the sampling steps, the last ones, that slopes go back through.
+    begins at `start`. `fraction` is the share of the sampling steps, the last ones, that slopes go back through. `pull`
+    and `negative_penalty` draw all weights, and those below 0, towards the base.
     """
 
     steps: Annotated[int, Field(ge=1)] = 60
@@ -84,3 +85,5 @@ class SlopeSettings(Settings):
     start: Finite = 0.1
     fraction: Annotated[float, Field(gt=0, le=1)] = 0.5
     check_every: Annotated[int, Field(ge=1)] = 8
+    pull: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    negative_penalty: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0

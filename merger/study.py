@@ -21,7 +21,7 @@ from merger.errors import StudyError
 from merger.samplers import SLOPES, WEIGHTS, make_sampler
 from merger.space import Space, Weights
 from merger.storage import stored
-from merger.trials import PROPOSED, STEP, Climb, Objective, Report, Score, TrialRecord, best_of, why_stop
+from merger.trials import POLISH, PROPOSED, STEP, Climb, Objective, Report, Score, TrialRecord, best_of, why_stop
 
 MOST_ROWS = 256
 """Weights up to which each is also an Optuna parameter, a database row of its own (about 2.5 ms each)."""
@@ -33,7 +33,8 @@ class SearchSettings:
 
     `ascent` is how to climb, for the method `slopes`; after every `check_every` steps, and after the last, the weights
     reached are scored on the fixed prompts. So too in the last trial that a limit allows. `baselines` are kinds of
-    them: those that are found by trying follow the ones that the study was opened with.
+    them: those that are found by trying follow the ones that the study was opened with. `polish` is how many black-box
+    trials follow a climb.
     """
 
     method: str
@@ -44,6 +45,7 @@ class SearchSettings:
     ascent: AscentSettings | None = None
     check_every: int = 8
     baselines: tuple[str, ...] = ()
+    polish: int = 0
 
 
 class Study:
@@ -88,8 +90,10 @@ class Study:
         every = self._study.get_trials(deepcopy=False)
         waiting = [trial.number for trial in every if trial.state == TrialState.WAITING]
         number = left[0].number if left else waiting[0] if waiting else len(every)
+        role = _role_of(number, every, settings, last=last)
+        method = POLISH if role == POLISH else settings.method
         self._study.sampler = make_sampler(
-            settings.method, self.space, seed=settings.seed, number=number, ascent=settings.ascent
+            method, self.space, seed=settings.seed, number=number, ascent=settings.ascent
         )
         trial = Trial(self._study, left[0]._trial_id) if left else self._study.ask()
         given = trial.user_attrs.get(WEIGHTS)
@@ -102,7 +106,7 @@ class Study:
             trial.set_user_attr("name", wanted.name)
         else:
             weights = self.space.to_weights(self._propose(trial))
-            trial.set_user_attr("role", _role_of(number, every, settings, last=last))
+            trial.set_user_attr("role", role)
         trial.set_user_attr(WEIGHTS, self.space.flatten(weights))
         return trial, weights
 
@@ -232,7 +236,7 @@ def search(
             baselines=max(baselines, sum(record.role not in PROPOSED for record in records)),
         )
         if reason is None and settings.ascent is not None:
-            reason = _why_arrived(records, settings.ascent)
+            reason = _why_arrived(records, settings.ascent, settings.polish)
         # a climb that stops for time has not been scored since its last check: one trial more
         last = reason is not None and records[-1].role == STEP and len(records) < settings.trials
         if reason is not None and not last:
@@ -268,15 +272,19 @@ def _role_of(number: int, trials: Sequence[FrozenTrial], settings: SearchSetting
     roles = [trial.user_attrs.get("role") for trial in trials if trial.number < number]
     steps = roles.count(STEP)
     last = last or number + 1 >= settings.trials
+    if steps >= settings.ascent.steps and roles[-1] != STEP:
+        return POLISH
     due = last or steps % settings.check_every == 0 or steps >= settings.ascent.steps
     return "search" if due and roles and roles[-1] == STEP else STEP
 
 
-def _why_arrived(records: Sequence[TrialRecord], ascent: AscentSettings) -> str | None:
-    """The reason to end a climb: all steps taken, and the weights they led to scored."""
+def _why_arrived(records: Sequence[TrialRecord], ascent: AscentSettings, polish: int) -> str | None:
+    """The reason to end a climb: all steps taken, the weights they led to scored, and all trials near them made."""
     steps = sum(record.role == STEP for record in records)
     arrived = steps >= ascent.steps and records[-1].role != STEP
-    return f"slopes: all {ascent.steps} steps are taken" if arrived else None
+    if not arrived or sum(record.role == POLISH for record in records) < polish:
+        return None
+    return f"slopes: all {ascent.steps} steps are taken" + (f", and {polish} trials near the best" if polish else "")
 
 
 def _timed(score: Score, seconds: float) -> Score:

@@ -15,7 +15,10 @@ from merger.space import Weights
 STEP = "step"
 """The role of a trial that took a step up the slopes, on prompts of its own: it measures no candidate."""
 
-PROPOSED = ("search", STEP)
+POLISH = "polish"
+"""The role of a black-box trial near the best blend, after a climb."""
+
+PROPOSED = ("search", POLISH, STEP)
 """The roles of trials that a sampler proposed; all others are baselines."""
 
 Report = Callable[[int, float], None]
@@ -61,7 +64,7 @@ class Climb(Protocol):
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """A finished trial. `role` is base, donor, uniform, best_uniform, greedy_soup, search or step.
+    """A finished trial. `role` is base, donor, uniform, best_uniform, greedy_soup, search, polish or step.
 
     `name` is a baseline's, or ''. All but steps were scored on the same prompts. A step's value is not comparable with
     anything.

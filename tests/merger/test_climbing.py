@@ -123,6 +123,42 @@ def test_a_limit_lets_the_last_steps_be_scored_and_more_trials_take_the_same_ste
     assert (reason, roles(study.records())) == ("time: the limit of 3.4 s is reached", "sssC")
 
 
+def test_black_box_trials_near_the_best_may_follow_a_climb(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, ascent=AscentSettings(6), check_every=3, polish=12)
+    whole, reason = searched(tmp_path / "whole", space_of(), settings)
+    records = whole.records()
+    assert reason == "slopes: all 6 steps are taken, and 12 trials near the best"
+    assert [record.role for record in records[12:]] == ["polish"] * 12
+    climbed = max(record.value for record in records[:12] if record.role != STEP)
+    assert incumbent(whole).role == "polish"
+    assert incumbent(whole).value > climbed
+    best = next(record for record in records if record.value == climbed)
+    away = np.abs(np.array(space_of().flatten(records[12].weights)) - space_of().flatten(best.weights))
+    assert 0 < away.max() < 0.2
+    for calls in (10, 5, 6):
+        with pytest.raises(KeyboardInterrupt):
+            searched(tmp_path / "broken", space_of(), settings, calls)
+    assert searched(tmp_path / "broken", space_of(), settings)[0].records() == records
+
+
+def test_a_climb_ends_where_what_it_reaches_no_longer_rises(tmp_path: Path) -> None:
+    """Patience counts steps and checks since the last check that rose by more than its noise."""
+    space = space_of()
+    baselines = baselines_of(space, "base")
+    study = open_study(f"sqlite:///{tmp_path / 'study.db'}", "study", space, identity={}, baselines=baselines)
+    flat = Score(0.5, 0.01, 0.5, 0.01, 0.5)
+    settings = replace(SETTINGS, check_every=2, patience=7)
+    reason = search(
+        lambda weights, report=None: flat,
+        study,
+        settings,
+        baselines=len(baselines),
+        climb=lambda weights, place: (replace(flat, value=place), space.unflatten([1.0] * 6)),
+    )
+    assert reason.startswith("plateau")
+    assert roles(study.records()) == "ssCssCsC"
+
+
 def test_a_slope_that_is_no_number_ends_the_search_and_keeps_nothing(tmp_path: Path) -> None:
     space = space_of()
     study = searched(tmp_path, space, replace(SETTINGS, trials=4))[0]
