@@ -74,6 +74,7 @@ class Config(Settings):
     method: Method = "auto"
     slopes: SlopeSettings = SlopeSettings()
     polish: Annotated[int, Field(ge=0)] = 0
+    racing: bool = False
     objective: ObjectiveKind = "probability"
     trials: Annotated[int, Field(ge=1)] = 200
     patience: Annotated[int, Field(ge=1)] = 60

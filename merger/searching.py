@@ -29,7 +29,7 @@ from merger.samplers import check_method
 from merger.session import Loaded, Session, open_session
 from merger.space import Weights
 from merger.study import Study, open_study, search
-from merger.trials import STEP, TrialRecord
+from merger.trials import TrialRecord
 
 SCORE_KEY = "layermerge.score"
 """The metadata key under which an exported blend carries the score its trial had."""
@@ -117,6 +117,7 @@ def _search(session: Session, loaded: Loaded, study: Study, run: Run, interrupt:
         replace(session.search_settings, method=method),
         baselines=len(baselines),
         climb=session.climber(loaded),
+        race=session.racer(loaded),
         interrupted=interrupt,
         report=progress.drawn,
         on_start=start,
@@ -160,7 +161,7 @@ def _write(session: Session, run: Run, records: list[TrialRecord], ending: Endin
 
 
 def export_trial(session: Session, trial: TrialRecord, output: Path, dtype: str | None = None) -> Path:
-    """Writes a trial's blend as a checkpoint that carries its recipe and, unless it was a step, its score."""
+    """Writes a trial's blend as a checkpoint that carries its recipe and, where it was scored whole, its score."""
     score = {
         "trial": trial.number,
         "accuracy": trial.score.accuracy,
@@ -176,7 +177,7 @@ def export_trial(session: Session, trial: TrialRecord, output: Path, dtype: str 
         base=session.base,
         donors=session.donors,
         dtype=dtype,
-        extra_metadata={} if trial.role == STEP else {SCORE_KEY: json.dumps(score)},
+        extra_metadata={SCORE_KEY: json.dumps(score)} if trial.whole else {},
     )
 
 

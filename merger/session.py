@@ -38,6 +38,7 @@ from merger.layers import group
 from merger.live import LiveDenoiser
 from merger.methods import Choice, choose
 from merger.objective import JUDGE, TAGGER, BlendObjective, Live, Yardstick
+from merger.racing import Racer
 from merger.recipe import Recipe
 from merger.settings import TaggerSettings
 from merger.slopes import BlendSlopes, DifferentiableTagger
@@ -127,6 +128,10 @@ class Session:
             loaded.live, loaded.generator, self.taggers[TAGGER], self.prompts["search"], self.yardstick
         )
 
+    def racer(self, loaded: Loaded) -> Racer | None:
+        """The objective where hopeless trials are given up; None where all are drawn to their end."""
+        return Racer(self.objective(loaded)) if self.config.racing else None
+
     def climber(self, loaded: Loaded) -> Climber | None:
         """What takes the steps of a climb; None for other methods."""
         if not isinstance(loaded.generator, DifferentiableGenerator):
@@ -176,6 +181,7 @@ class Session:
         named["negative prompt"] = config.negative_prompt
         named |= {f"threshold of the {role}": self.thresholds[role] for role in self.taggers}
         named["weights searched"] = [asdict(parameter) for parameter in self.space.parameters]
+        named["racing"] = config.racing
         named["frozen"] = dict(self.space.fixed)
         named |= {f"number of {which} prompts": len(self.prompts[which]) for which in SETS}
         named |= {f"{which} prompts": fingerprint(self.prompts[which]) for which in SETS}

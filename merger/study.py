@@ -21,7 +21,7 @@ from merger.errors import StudyError
 from merger.samplers import SLOPES, WEIGHTS, make_sampler
 from merger.space import Space, Weights
 from merger.storage import stored
-from merger.trials import POLISH, PROPOSED, STEP, Climb, Objective, Report, Score, TrialRecord, best_of, why_stop
+from merger.trials import POLISH, PROPOSED, STEP, Climb, Objective, Race, Report, Score, TrialRecord, best_of, why_stop
 
 MOST_ROWS = 256
 """Weights up to which each is also an Optuna parameter, a database row of its own (about 2.5 ms each)."""
@@ -215,6 +215,7 @@ def search(
     *,
     baselines: int,
     climb: Climb | None = None,
+    race: Race | None = None,
     interrupted: Callable[[], bool] = lambda: False,
     report: Report | None = None,
     on_start: Callable[[int], None] = lambda number: None,
@@ -224,7 +225,7 @@ def search(
 
     Whatever the objective raises goes through, and leaves its trial to be taken up again. `on_trial` gets each finished
     trial and all of them so far. `baselines` counts those the study was opened with. `climb` takes the steps of the
-    method `slopes`.
+    method `slopes`; `race` scores what a black-box sampler proposed, where such trials may be given up.
     """
     records = study.records()
     while True:
@@ -245,11 +246,13 @@ def search(
             return "interrupted"
         trial, weights = study.next_trial(settings, last=last)
         on_start(trial.number)
-        began = time.perf_counter()
+        began, best = time.perf_counter(), best_of(records)
         if trial.user_attrs["role"] == STEP:
             if climb is None:
                 raise StudyError("method: 'slopes' needs an objective with slopes")
             score = study.step(trial, weights, climb)
+        elif race is not None and best is not None and _is_black_box(trial.user_attrs["role"], settings):
+            score = race(weights, best.score, report)
         else:
             score = objective(weights, report)
         study.finish(trial, _timed(score, time.perf_counter() - began))
@@ -263,6 +266,11 @@ def incumbent(study: Study) -> TrialRecord:
     if best is None:
         raise StudyError("no trial of this study is finished yet")
     return best
+
+
+def _is_black_box(role: str, settings: SearchSettings) -> bool:
+    """Whether a sampler that follows no slopes proposed it; where a climb stands is always scored whole."""
+    return role == POLISH or (role == "search" and settings.ascent is None)
 
 
 def _role_of(number: int, trials: Sequence[FrozenTrial], settings: SearchSettings, *, last: bool) -> str:

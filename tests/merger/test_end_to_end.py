@@ -49,6 +49,7 @@ def settings(
         "trials": 7,
         "baselines": ["uniform"],
         "method": "cmaes",
+        "racing": True,
         "batch_size": 3,
         "device": "cpu",
         "threads": 1,
@@ -280,7 +281,7 @@ def test_a_search_by_slopes_and_its_continuation(
 
     monkeypatch.chdir(tmp_path)
     changes = {
-        "method": "slopes",
+        "method": "auto",
         "trials": 30,
         "baselines": ["uniform", "best_uniform", "greedy_soup"],
         "validation_prompts": 2,
@@ -296,17 +297,19 @@ def test_a_search_by_slopes_and_its_continuation(
         name: read_study(f"sqlite:///{tmp_path / 'runs' / name / 'study.db'}", name).records()
         for name in ("whole", "two")
     }
-    assert [record.role for record in records["whole"][4:]] == ["step", "search"] * 2
+    climbed = [record for record in records["whole"] if record.role in ("step", "search")]
+    assert [record.role for record in climbed] == ["step", "search"] * 2
+    assert {record.role for record in records["whole"]} >= {"best_uniform", "greedy_soup"}
     kept = {
         name: [(r.weights, r.value, r.score.checksum, r.score.attributes.get("slopes")) for r in records[name]]
         for name in records
     }
     assert kept["two"] == kept["whole"]
-    step = records["whole"][4]
+    step = climbed[0]
     assert np.abs(step.score.attributes["slopes"]).max() > 0
     assert step.score.images == 6
     moved = np.array(step.score.attributes["slopes"]) != 0
-    weights = [np.array([w for row in records["whole"][n].weights.values() for w in row.values()]) for n in (4, 6)]
+    weights = [np.array([w for row in climbed[n].weights.values() for w in row.values()]) for n in (0, 2)]
     assert (weights[0] != weights[1])[moved].all()
     assert (tmp_path / "runs" / "whole" / "report.html").is_file()
 
