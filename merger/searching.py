@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 from benchmark.prompts import fingerprint
 from benchmark.runner import Evaluation, evaluate
@@ -21,12 +21,14 @@ from merger.ending import SHOWN, Cache, Ending, conclude
 from merger.errors import CheckpointError, StudyError
 from merger.export import export
 from merger.guard import Thumbnails, changed_taggers
+from merger.memory import step_memory
 from merger.objective import TAGGER, evaluate_blend
 from merger.progress import Progress
 from merger.report import write_report, write_samples
 from merger.runs import Run
 from merger.samplers import check_method
 from merger.session import Loaded, Session, open_session
+from merger.slopes import BlendSlopes
 from merger.space import Weights
 from merger.study import Study, open_study, search
 from merger.trials import TrialRecord
@@ -107,6 +109,11 @@ def _search(session: Session, loaded: Loaded, study: Study, run: Run, interrupt:
     most = most_trials(session.space, config.baselines)
     progress.say(f"baselines take at most {most} trials, {most * len(session.prompts['search'])} images")
 
+    climb = session.climber(loaded)
+    if climb is not None:
+        first = session.prompts["search"]
+        progress.say(str(step_memory(cast(BlendSlopes, climb.slopes), first[0], len(first))))
+
     def start(number: int) -> None:
         interrupt.doing = f"trial {number}"
         progress.start(f"trial {number}")
@@ -116,7 +123,7 @@ def _search(session: Session, loaded: Loaded, study: Study, run: Run, interrupt:
         study,
         replace(session.search_settings, method=method),
         baselines=len(baselines),
-        climb=session.climber(loaded),
+        climb=climb,
         race=session.racer(loaded),
         interrupted=interrupt,
         report=progress.drawn,

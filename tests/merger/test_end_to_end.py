@@ -274,7 +274,7 @@ def test_ctrl_c_keeps_what_is_done_and_a_second_run_goes_on(
 
 
 def test_a_search_by_slopes_and_its_continuation(
-    settings: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A step, a look, a step, a look: whole, and stopped after the first step."""
     from merger.study import read_study
@@ -291,6 +291,10 @@ def test_a_search_by_slopes_and_its_continuation(
     file = str(written(tmp_path, settings, slopes={"steps": 2, "check_every": 1}, **changes))
     result = run_json(["search", file, "--name", "whole", "--json"])
     assert result["stopped_because"] == "slopes: all 2 steps are taken"
+    said = capsys.readouterr().err
+    assert "method: slopes, as the tagger" in said
+    assert "baselines take at most 11 trials, 66 images" in said
+    assert "memory of a step, estimated: " in said
     assert main(["search", file, "--name", "two", "--trials", "6"]) == 0
     assert run_json(["resume", "two", "--trials", "20", "--json"])["models"] == result["models"]
     records = {
