@@ -21,7 +21,14 @@ from benchmark.text import plain_text
 Embeddings = NDArray[np.float32]  # [B, E]
 
 
-class Encoder(Protocol):
+class Embedder(Protocol):
+    """Embeds images: those that look alike are near to each other."""
+
+    def images(self, images: Images) -> Embeddings:
+        """uint8 [B, H, W, 3] -> [B, E]."""
+
+
+class Encoder(Embedder, Protocol):
     """Embeds images and texts so that those that belong together are near by cosine similarity."""
 
     @property

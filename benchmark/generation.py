@@ -99,7 +99,7 @@ class DiffusersGenerator:
 
     def _draw(self, batch: Sequence[Prompt]) -> Images:
         """One batch: [B, H, W, 3] uint8."""
-        with _lent_scheduler(self.pipeline, self._scheduler), warnings.catch_warnings():
+        with lent(self.pipeline, "scheduler", self._scheduler), warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # diffusers' schedulers speak numpy 1
             drawn = self.pipeline(**self._arguments(batch))[0]
         return to_bytes(drawn)
@@ -168,13 +168,21 @@ class DiffusersGenerator:
 
 
 @contextmanager
-def _lent_scheduler(pipeline: Pipeline, scheduler: Any) -> Iterator[None]:
-    """The pipeline with another scheduler for one call; its own stays what `default` means."""
-    own, pipeline.scheduler = pipeline.scheduler, scheduler
+def lent(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """`owner.name` is `value` for a while: a scheduler for one call, say, while the pipeline's own stays its default.
+
+    What was an attribute of the class only, as a method is, is one again afterwards.
+    """
+    nothing = object()
+    before = vars(owner).get(name, nothing)
+    setattr(owner, name, value)
     try:
         yield
     finally:
-        pipeline.scheduler = own
+        if before is nothing:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, before)
 
 
 def _stack(parts: Sequence[Tensor], length: int) -> Tensor:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from benchmark import scores
-from benchmark.encoders import Embeddings, Encoder
+from benchmark.encoders import Embedder, Embeddings
 from benchmark.errors import InputError
 from benchmark.generation import ImageGenerator
 from benchmark.prompts import Prompt, normal_tag
@@ -115,12 +115,13 @@ def evaluate(
     report: Callable[[int, float], None] | None = None,
     keep_images: int = 0,
     threshold: float = THRESHOLD,
+    encoder: Embedder | None = None,
 ) -> Evaluation:
     """Draw every prompt once and ask every tagger about every image.
 
     `tags`: the columns to keep; None keeps the tags that are asked for. After each batch `report(images done, accuracy
     of them by the first tagger at threshold)` is called; what it raises ends the pass. `keep_images` keeps the first
-    few pictures.
+    few pictures, `encoder` every picture's embedding.
     Raises InputError, before anything is drawn, for a tag that a tagger does not know.
     """
     tags = tuple(tags) if tags is not None else tags_asked(prompts)
@@ -129,12 +130,15 @@ def evaluate(
     broken = np.zeros(len(prompts), dtype=np.bool_)
     digests = np.zeros(len(prompts), dtype=np.int64)
     kept: list[Images] = []
+    embedded: list[Embeddings] = []
     started = time.perf_counter()
-    for batch in score_batches(generator, taggers, prompts, tags):
+    for batch in score_batches(generator, taggers, prompts, tags, encoder):
         rows = slice(batch.start, batch.start + len(batch.images))
         broken[rows], digests[rows] = batch.broken, batch.digests
         for name, said in batch.probabilities.items():
             probabilities[name][rows] = said
+        if batch.embeddings is not None:
+            embedded.append(batch.embeddings)
         if batch.start < keep_images:
             kept.append(batch.images[: keep_images - batch.start])
         if report is not None:
@@ -142,7 +146,8 @@ def evaluate(
             report(rows.stop, float(scores.found(first, threshold)[asked[: rows.stop]].mean()))
     seconds = time.perf_counter() - started
     images = np.concatenate(kept) if kept else None
-    return Evaluation(tuple(prompts), tags, probabilities, broken, digests, seconds, images)
+    embeddings = np.concatenate(embedded) if embedded else None
+    return Evaluation(tuple(prompts), tags, probabilities, broken, digests, seconds, images, embeddings)
 
 
 @dataclass(frozen=True)
@@ -167,7 +172,7 @@ def score_batches(
     taggers: Mapping[str, Tagger],
     prompts: Sequence[Prompt],
     tags: Sequence[str],
-    encoder: Encoder | None = None,
+    encoder: Embedder | None = None,
 ) -> Iterator[Batch]:
     """Draw and tag, batch by batch. The columns are `tags`; a broken image's probabilities are 0.
 

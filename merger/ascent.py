@@ -31,7 +31,9 @@ class AscentSettings:
     steps: planned; after as many the rate is 0. rate: most that a weight moves in the first step. start: every
     weight's first value. momentum, memory: share of the running mean of slopes, and of their squares, that a step
     keeps. damping: slopes that stay below this share of the root mean square of all are not scaled up to a full step.
-    pull: share of its distance from 0 (the base) that a weight loses per step, times the rate.
+    pull: share of its distance from 0 (the base) that a weight loses per step, times the rate: of a penalty
+    pull / 2 * w^2, but not divided by the slopes' spread (decoupled, Loshchilov and Hutter 2019). negative_penalty: the
+    same for what of a weight lies below 0, on top.
     """
 
     steps: int
@@ -41,6 +43,7 @@ class AscentSettings:
     memory: float = 0.95
     damping: float = 1e-3
     pull: float = 0.0
+    negative_penalty: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("momentum", "memory"):
@@ -49,7 +52,7 @@ class AscentSettings:
         for name in ("steps", "rate"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} {getattr(self, name)}: use more than 0")
-        for name in ("damping", "pull"):
+        for name in ("damping", "pull", "negative_penalty"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name} {getattr(self, name)}: use 0 or more")
 
@@ -79,7 +82,8 @@ def next_weights(history: Sequence[Step], low: ArrayLike, high: ArrayLike, setti
     if not (np.isfinite(slopes).all() and np.isfinite(weights).all()):
         raise ValueError("a slope or weight of the history is not a finite number")
     step = settings.rate_at(len(history) - 1)
-    moved = weights + step * (_direction(slopes, settings) - settings.pull * weights)
+    back = settings.pull * weights + settings.negative_penalty * np.minimum(weights, 0.0)
+    moved = weights + step * (_direction(slopes, settings) - back)
     return np.clip(moved, low, high)
 
 

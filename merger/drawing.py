@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from benchmark.generation import DiffusersGenerator, GenerationSettings
+from benchmark.generation import DiffusersGenerator, GenerationSettings, lent
 from benchmark.pipelines import Pipeline
 from benchmark.prompts import Prompt
 from merger.errors import ConfigError
@@ -75,7 +75,7 @@ class DifferentiableGenerator(DiffusersGenerator):
         with (
             torch.enable_grad(),
             warnings.catch_warnings(),
-            _lent(self.pipeline, "scheduler", self._scheduler),
+            lent(self.pipeline, "scheduler", self._scheduler),
             _lent_steps(self._scheduler, denoiser, how),
             _lent_decoder(self.pipeline, self.settings.width * self.settings.height),
         ):
@@ -84,21 +84,6 @@ class DifferentiableGenerator(DiffusersGenerator):
                 self.pipeline, **arguments
             )[0]
         return images
-
-
-@contextmanager
-def _lent(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """`owner.name` is `value` for a while; an attribute of the class only, a method say, is one again afterwards."""
-    nothing = object()
-    before = vars(owner).get(name, nothing)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        if before is nothing:
-            delattr(owner, name)
-        else:
-            setattr(owner, name, before)
 
 
 @contextmanager
@@ -122,7 +107,7 @@ def _lent_steps(scheduler: Any, denoiser: nn.Module, how: Differentiation) -> It
             return forward(*args, **kwargs)
         return _computed_again(forward, args, kwargs, streamed=how.streamed)
 
-    with _lent(scheduler, "step", step), _lent(denoiser, "forward", predict):
+    with lent(scheduler, "step", step), lent(denoiser, "forward", predict):
         yield
 
 
@@ -165,5 +150,5 @@ def _lent_decoder(pipeline: Pipeline, pixels: int) -> Iterator[None]:
         ]
         return (torch.cat(parts),)
 
-    with _lent(vae, "decode", sliced):
+    with lent(vae, "decode", sliced):
         yield

@@ -20,9 +20,10 @@ import numpy as np
 from benchmark.prompts import Prompt, fingerprint
 from benchmark.runner import Evaluation
 from benchmark.scores import Estimate, paired_difference
+from merger.baselines import Baseline
+from merger.guard import as_row, looks_of, objections
 from merger.objective import JUDGE, TAGGER
 from merger.space import Weights
-from merger.study import Baseline
 from merger.trials import TrialRecord, candidates, distinct_best
 
 FINALISTS = 5
@@ -58,21 +59,44 @@ def conclude(
     category_of: Callable[[str], str],
     name: str,
     stopped_because: str,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Ending:
-    """Chooses the winner and the best parent on validation prompts, then scores all on test prompts."""
-    finalists = finalists_of(records)
-    parents = [baseline for baseline in baselines if baseline.role != "uniform"]
-    validated: dict[int, Evaluation] = {trial.number: evaluate("validation", trial.weights) for trial in finalists}
-    parents_validated = {parent.name: evaluate("validation", parent.weights) for parent in parents}
+    """Chooses the winner and the best parent on validation prompts, then scores all on test prompts.
+
+    A finalist that seems to fool the tagger (`merger.guard`) is passed over, which `say` is told; where all do, the
+    best of them is named all the same, but its parent recommended.
+    """
+    threshold = thresholds[TAGGER]
+    drawn: dict[str, Evaluation] = {}  # blends may be the same: a soup of one is its parent
+
+    def once(which: str, weights: Weights) -> Evaluation:
+        key = which + json.dumps({layer: dict(row) for layer, row in weights.items()}, sort_keys=True)
+        if key not in drawn:
+            drawn[key] = evaluate(which, weights)
+        return drawn[key]
 
     def merit(evaluation: Evaluation) -> tuple[float, float]:
-        return evaluation.accuracy(TAGGER, thresholds[TAGGER]).value, evaluation.mean_probability(TAGGER).value
+        return evaluation.accuracy(TAGGER, threshold).value, evaluation.mean_probability(TAGGER).value
 
-    winner = max(finalists, key=lambda trial: merit(validated[trial.number]))
+    finalists = finalists_of(records)
+    parents = [baseline for baseline in baselines if baseline.role in ("base", "donor")]
+    validated = {trial.number: once("validation", trial.weights) for trial in finalists}
+    parents_validated = {parent.name: once("validation", parent.weights) for parent in parents}
     best_parent = max(parents, key=lambda parent: merit(parents_validated[parent.name]))
+    against = {
+        trial.number: objections(
+            validated[trial.number], [*parents_validated.values()], parents_validated[best_parent.name], threshold
+        )
+        for trial in finalists
+    }
+    for trial in finalists:
+        for reason in against[trial.number]:
+            say(f"{trial.label} is passed over: {reason}")
+    honest = [trial for trial in finalists if not against[trial.number]]
+    winner = max(honest or finalists, key=lambda trial: merit(validated[trial.number]))
     label = f"trial {winner.number}"
-    tests = {baseline.name: evaluate("test", baseline.weights) for baseline in baselines}
-    tests[label] = evaluate("test", winner.weights)
+    tests = {baseline.name: once("test", baseline.weights) for baseline in baselines}
+    tests[label] = once("test", winner.weights)
     roles = {baseline.name: baseline.role for baseline in baselines} | {label: "winner"}
     models = [_model(model, roles[model], test, thresholds, category_of) for model, test in tests.items()]
     models.sort(key=lambda model: (model["role"] != "winner", -model["accuracy"]))
@@ -85,18 +109,27 @@ def conclude(
         )
         for tagger in tests[label].probabilities
     }
-    evaluations = [*validated.values(), *parents_validated.values(), *tests.values()]
     result = {
         "study": name,
         "stopped_because": stopped_because,
         "trials": len(records),
-        "images_drawn": sum(record.score.images for record in records) + sum(len(e.prompts) for e in evaluations),
-        "seconds": round(math.fsum([r.score.seconds for r in records] + [e.seconds for e in evaluations]), 1),
+        "images_drawn": sum(r.score.images for r in records) + sum(len(e.prompts) for e in drawn.values()),
+        "seconds": round(math.fsum([r.score.seconds for r in records] + [e.seconds for e in drawn.values()]), 1),
         "models": models,
-        "winner": {"trial": winner.number, "weights": {k: dict(row) for k, row in winner.weights.items()}},
+        "winner": {
+            "trial": winner.number,
+            "role": winner.role,
+            "name": winner.name,
+            "weights": {k: dict(row) for k, row in winner.weights.items()},
+        },
+        "finalists": [
+            {"trial": trial.number, "role": trial.role, "name": trial.name, "passed_over": against[trial.number]}
+            | as_row(looks_of(validated[trial.number], threshold))
+            for trial in finalists
+        ],
         "paired_difference_to_best_parent": difference,
         "best_parent": best_parent.name,
-        "recommended": label if difference[TAGGER]["interval"][0] > 0 else best_parent.name,
+        "recommended": label if honest and difference[TAGGER]["interval"][0] > 0 else best_parent.name,
         "luck": _luck(
             records, finalists[0], validated[finalists[0].number], best_parent, parents_validated, thresholds
         ),
@@ -192,6 +225,7 @@ class Cache:
                     digests=kept["digests"],
                     seconds=float(kept["seconds"]),
                     images=kept.get("images"),
+                    embeddings=kept.get("embeddings"),
                 )
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             return None
@@ -204,6 +238,8 @@ class Cache:
         arrays |= {"broken": evaluation.broken_images, "digests": evaluation.digests}
         if evaluation.images is not None:
             arrays["images"] = evaluation.images
+        if evaluation.embeddings is not None:
+            arrays["embeddings"] = evaluation.embeddings
         beside = path.with_suffix(".tmp")
         with beside.open("wb") as file:
             np.savez_compressed(file, **arrays)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -83,6 +83,16 @@ class LiveDenoiser:
     def nbytes(self) -> int:
         """Memory held: live buffers, base and donors."""
         return sum(t.nbytes for layer in self._layers.values() for t in (layer.live, layer.base, *layer.donors))
+
+    def sources(self, layer: str) -> Iterator[tuple[nn.Parameter, Tensor, tuple[Tensor, ...]]]:
+        """Each parameter of `layer`, with the values it is blended from: the base's [P] and every donor's D x [P].
+
+        P is the parameter's own number of elements here; the values are views, in the dtype of their files.
+        """
+        held = self._layers[layer]
+        for name, parameter in held.parameters.items():
+            here = slice(held.places[name], held.places[name] + parameter.numel())
+            yield parameter, held.base[here], tuple(donor[here] for donor in held.donors)
 
     def apply(self, weights: Weights) -> str:
         """Make the module the blend of these weights ({layer: {donor: weight}}, what is missing is 0).

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from benchmark import scores
+from benchmark.encoders import Embedder
 from benchmark.generation import ImageGenerator
 from benchmark.prompts import Prompt
 from benchmark.runner import Evaluation, evaluate
@@ -98,10 +99,11 @@ def evaluate_blend(
     *,
     report: Report | None = None,
     keep_images: int = 0,
+    encoder: Embedder | None = None,
 ) -> Evaluation:
-    """One blend's images on `prompts` as every tagger sees them."""
+    """One blend's images on `prompts` as every tagger sees them, and as the encoder does, where there is one."""
     live.apply(weights)
-    return evaluate(generator, taggers, prompts, report=report, keep_images=keep_images)
+    return evaluate(generator, taggers, prompts, report=report, keep_images=keep_images, encoder=encoder)
 
 
 def _known(stderr: float) -> float:

@@ -49,7 +49,8 @@ that nothing was chosen on, with 95&nbsp;% intervals
 {% if judged %}<td>{{ share(model.judge_accuracy) }} <small>{{ between(model.judge_interval) }}</small></td>
 {% endif %}</tr>
 {% endfor %}</table></div>
-<p>{% for line in differences %}{{ line }}<br>{% endfor %}<span class="quiet">{{ luck }}</span></p>
+<p>{% for line in differences %}{{ line }}<br>{% endfor %}<span class="quiet">{{ luck }}</span>
+{% for line in guard %}<br>{{ line }}{% endfor %}</p>
 
 <h2>Pictures</h2>
 <div class="samples">

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TextIO
 
-from merger.trials import STEP, TrialRecord, best_of, spent
+from merger.trials import POLISH, STEP, STOPPED_AFTER, TrialRecord, best_of, spent
 
 
 class Progress:
@@ -54,7 +54,9 @@ def trial_line(
 ) -> str:
     """`trial 12 of 100: 0.812 | best 0.843 ± 0.012 (uniform) | 31.0 images/s | 8 min left`."""
     best = best_of(records)
-    remark = "step, own prompts" if record.role == STEP else record.name
+    remark = {STEP: "step, own prompts", POLISH: POLISH}.get(record.role, record.name)
+    if STOPPED_AFTER in record.score.attributes:
+        remark = f"given up after {record.score.attributes[STOPPED_AFTER]} prompts"
     parts = [f"trial {len(records)} of {trials}: {record.value:.4f}" + (f" ({remark})" if remark else "")]
     if best is not None:
         parts.append(f"best {best.value:.4f} ± {best.score.stderr:.4f} ({best.label})")

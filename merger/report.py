@@ -28,19 +28,34 @@ def result_text(result: Mapping[str, Any]) -> str:
     """The final table and its verdict, for a terminal."""
     judged = any(model["judge_accuracy"] is not None for model in result["models"])
     width = max(len(model["name"]) for model in result["models"])
-    head = f"{'model':{width}}  {'role':7}  accuracy" + (" " * 19 + "by the judge" if judged else "")
+    head = f"{'model':{width}}  {'role':12}  accuracy" + (" " * 19 + "by the judge" if judged else "")
     lines = [head]
     for model in result["models"]:
-        line = f"{model['name']:{width}}  {model['role']:7}  {share(model['accuracy'])} {between(model['interval']):20}"
+        line = (
+            f"{model['name']:{width}}  {model['role']:12}  {share(model['accuracy'])} {between(model['interval']):20}"
+        )
         if judged:
             line += f"  {share(model['judge_accuracy'])} {between(model['judge_interval'])}"
         lines.append(line.rstrip())
-    return "\n".join([*lines, "", *difference_lines(result), luck_line(result), verdict(result)])
+    return "\n".join([*lines, "", *difference_lines(result), luck_line(result), *guard_lines(result), verdict(result)])
+
+
+def guard_lines(result: Mapping[str, Any]) -> list[str]:
+    """Who was passed over, and why."""
+    return [
+        f"trial {finalist['trial']} was passed over: {'; '.join(finalist['passed_over'])}"
+        for finalist in result.get("finalists", ())
+        if finalist["passed_over"]
+    ]
 
 
 def verdict(result: Mapping[str, Any]) -> str:
     """What the table comes to, in a sentence."""
-    trial, parent = f"trial {result['winner']['trial']}", result["best_parent"]
+    parent, named = result["best_parent"], result["winner"].get("name")
+    trial = f"trial {result['winner']['trial']}" + (f", {named}" if named else "")
+    finalists = result.get("finalists", ())
+    if finalists and all(finalist["passed_over"] for finalist in finalists):
+        return f"Every finalist seems to fool the tagger, the winner ({trial}) too: use {parent}."
     found = result["paired_difference_to_best_parent"]
     mean, (low, _) = found[TAGGER]["mean"], found[TAGGER]["interval"]
     if low is not None and low > 0:
@@ -88,13 +103,13 @@ def write_report(
     from markupsafe import Markup
 
     config, result = session.config, ending.result
-    baselines = {record.name: record.value for record in records if record.role not in ("search", STEP)}
+    baselines = {record.name: record.value for record in records if record.role in ("base", "donor", "uniform")}
     values = [np.nan if record.role == STEP else record.value for record in records]
     rows = {
         "base": config.base,
         "donors": ", ".join(session.space.donors),
         "granularity": f"{config.granularity}: {len(session.space.layers)} layers",
-        "method": f"{config.method}, {len(session.space.parameters)} free weights",
+        "method": f"{session.chosen.method}, {len(session.space.parameters)} free weights",
         "tagger": f"{session.taggers[TAGGER].name}, threshold {config.tagger_threshold:g}",
         "drawing": f"{config.steps} steps, guidance {config.guidance:g}, {config.size[0]} x {config.size[1]} pixels",
         "seed": config.seed,
@@ -105,6 +120,7 @@ def write_report(
         verdict=verdict(result),
         differences=difference_lines(result),
         luck=luck_line(result),
+        guard=guard_lines(result),
         judged=any(model["judge_accuracy"] is not None for model in result["models"]),
         duration=duration(result["seconds"]),
         share=share,

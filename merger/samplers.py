@@ -22,7 +22,7 @@ from benchmark.errors import did_you_mean
 from merger.ascent import AscentSettings, next_weights
 from merger.errors import StudyError
 from merger.space import Space
-from merger.trials import STEP
+from merger.trials import POLISH, STEP
 
 WEIGHTS = "weights"
 """The user attribute that holds a trial's blend: all weights as one list, however many there are."""
@@ -37,16 +37,22 @@ Seen = tuple[dict[str, float], float]
 def make_sampler(
     method: str, space: Space, *, seed: int, number: int, ascent: AscentSettings | None = None
 ) -> BaseSampler:
-    """The sampler of trial `number`; `ascent` says how to climb, where the method is `slopes`.
+    """The sampler of trial `number`; `ascent` says how to climb, where the method is `slopes`. `polish` is one too.
 
     Raises `StudyError` for a method that does not exist or cannot work here.
     """
+    if method == POLISH:
+        return PolishSampler(space, _own_seed(seed, number))
     check_method(method)
     if method == "slopes":
         if ascent is None:
             raise StudyError("method: 'slopes' must be told how to climb")
         return SlopeSampler(space, ascent)
-    return _SAMPLERS[method](space, int(np.random.SeedSequence([seed, number]).generate_state(1)[0]))
+    return _SAMPLERS[method](space, _own_seed(seed, number))
+
+
+def _own_seed(seed: int, number: int) -> int:
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
 
 
 def check_method(method: str) -> None:
@@ -69,6 +75,9 @@ class HistorySampler(BaseSampler):
     A subclass says `propose`. Trials outside the space (a donor alone, where it is beyond the bounds) are not shown.
     """
 
+    role = "search"
+    """Of the trials that it proposes."""
+
     def __init__(self, space: Space, seed: int) -> None:
         self.space, self.seed = space, seed
 
@@ -76,8 +85,8 @@ class HistorySampler(BaseSampler):
     def propose(self, given: Sequence[Seen], proposed: Sequence[Seen]) -> Mapping[str, float]:
         """The next value of every parameter.
 
-        `given` are the finished trials that the study began with (parents, average), `proposed` those that a sampler
-        proposed; each in the order of their numbers.
+        `given` are the finished trials of other roles, scored on the same prompts (parents, averages), `proposed` those
+        that such a sampler proposed; each in the order of their numbers.
         """
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -91,9 +100,10 @@ class HistorySampler(BaseSampler):
         given: list[Seen] = []
         proposed: list[Seen] = []
         for done in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-            values = self.space.to_values(self.space.unflatten(done.user_attrs[WEIGHTS]))
+            role = done.user_attrs["role"]
+            values = self.space.to_values(self.space.unflatten(done.user_attrs[WEIGHTS])) if role != STEP else None
             if values is not None and done.value is not None:
-                (proposed if done.user_attrs["role"] == "search" else given).append((values, done.value))
+                (proposed if role == self.role else given).append((values, done.value))
         return dict(self.propose(given, proposed))
 
     def sample_independent(
@@ -115,16 +125,16 @@ class CmaSampler(HistorySampler):
 
     spread = 0.1
     largest_full = 200
-    opening = (1.5, 2.0, 2.5, 3.0)  # times the weight of the uniform average
+    opening: tuple[float, ...] = (1.5, 2.0, 2.5, 3.0)  # times the weight of the uniform average
 
     def propose(self, given: Sequence[Seen], proposed: Sequence[Seen]) -> Mapping[str, float]:
         """The opening; then one draw from the distribution that the trials lead to, after each generation its mean."""
         import cmaes
 
-        if len(proposed) < len(self.opening):
-            weight = self.opening[len(proposed)] / (len(self.space.donors) + 1)
-            return {each.name: min(max(weight, each.low), each.high) for each in self.space.parameters}
-        given, proposed = [*given, *proposed[: len(self.opening)]], proposed[len(self.opening) :]
+        opening = self._opening(given)
+        if len(proposed) < len(opening):
+            return opening[len(proposed)]
+        given, proposed = [*given, *proposed[: len(opening)]], proposed[len(opening) :]
         names = [parameter.name for parameter in self.space.parameters]
         low = np.array([parameter.low for parameter in self.space.parameters])
         width = np.array([parameter.high for parameter in self.space.parameters]) - low
@@ -143,6 +153,23 @@ class CmaSampler(HistorySampler):
         is_mean = len(proposed) % (size + 1) == size
         drawn = low + width * np.clip(optimizer.mean if is_mean else optimizer.ask(), 0.0, 1.0)
         return {name: float(value) for name, value in zip(names, drawn, strict=True)}
+
+    def _opening(self, given: Sequence[Seen]) -> list[dict[str, float]]:
+        """The stronger averages that are not among the baselines already."""
+        there = [values for values, _ in given]
+        blends = []
+        for strength in self.opening:
+            weight = strength / (len(self.space.donors) + 1)
+            blends.append({each.name: min(max(weight, each.low), each.high) for each in self.space.parameters})
+        return [blend for blend in blends if blend not in there]
+
+
+class PolishSampler(CmaSampler):
+    """The same from the best blend that a climb found, nearer to it: single draws must not lose what slopes gained."""
+
+    role = POLISH
+    spread = 0.02
+    opening = ()
 
 
 class SlopeSampler(HistorySampler):

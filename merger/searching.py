@@ -9,24 +9,29 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 from benchmark.prompts import fingerprint
 from benchmark.runner import Evaluation, evaluate
+from merger.baselines import baselines_of, most_trials, outcomes
 from merger.ending import SHOWN, Cache, Ending, conclude
 from merger.errors import CheckpointError, StudyError
 from merger.export import export
+from merger.guard import Thumbnails, changed_taggers
+from merger.memory import step_memory
 from merger.objective import TAGGER, evaluate_blend
 from merger.progress import Progress
 from merger.report import write_report, write_samples
 from merger.runs import Run
 from merger.samplers import check_method
 from merger.session import Loaded, Session, open_session
+from merger.slopes import BlendSlopes
 from merger.space import Weights
-from merger.study import Study, baselines_of, open_study, search
-from merger.trials import STEP, TrialRecord
+from merger.study import Study, open_study, search
+from merger.trials import TrialRecord
 
 SCORE_KEY = "layermerge.score"
 """The metadata key under which an exported blend carries the score its trial had."""
@@ -86,14 +91,28 @@ def run_search(session: Session, run: Run, interrupt: Interrupt) -> dict[str, An
 
 def _search(session: Session, loaded: Loaded, study: Study, run: Run, interrupt: Interrupt) -> dict[str, Any]:
     config = session.config
-    baselines = baselines_of(session.space, session.base.name)
+    baselines = baselines_of(session.space, session.base.name, config.baselines)
     progress = Progress(config.trials, config.time_limit)
     free = len(session.space.parameters)
+    chosen = session.chosen
+    # what `bayes` comes to depends on the limit of trials, which may change between sittings: it is kept
+    method = study.noted("method") or chosen.method
+    check_method(method)
+    study.note("method", method)
+    if chosen.why:
+        progress.say(f"method: {method}" + (f", as {chosen.why}" if method == chosen.method else ", as it was begun"))
     progress.say(
         f"{run.name}: {len(session.space.layers)} layers x {len(session.donors)} donors, {free} weights by "
-        f"{config.method}, {len(session.prompts['search'])} prompts a trial, {session.device}; "
+        f"{method}, {len(session.prompts['search'])} prompts a trial, {session.device}; "
         f"{len(study.records())} trials done"
     )
+    most = most_trials(session.space, config.baselines)
+    progress.say(f"baselines take at most {most} trials, {most * len(session.prompts['search'])} images")
+
+    climb = session.climber(loaded)
+    if climb is not None:
+        first = session.prompts["search"]
+        progress.say(str(step_memory(cast(BlendSlopes, climb.slopes), first[0], len(first))))
 
     def start(number: int) -> None:
         interrupt.doing = f"trial {number}"
@@ -102,9 +121,10 @@ def _search(session: Session, loaded: Loaded, study: Study, run: Run, interrupt:
     reason = search(
         session.objective(loaded),
         study,
-        session.search_settings,
+        replace(session.search_settings, method=method),
         baselines=len(baselines),
-        climb=session.climber(loaded),
+        climb=climb,
+        race=session.racer(loaded),
         interrupted=interrupt,
         report=progress.drawn,
         on_start=start,
@@ -118,12 +138,13 @@ def _search(session: Session, loaded: Loaded, study: Study, run: Run, interrupt:
     records = study.records()
     ending = conclude(
         records,
-        baselines,
+        (*baselines, *outcomes(session.space, session.base.name, config.baselines, records)),
         _evaluator(session, loaded, run, progress, interrupt),
         thresholds=session.thresholds,
         category_of=session.vocabulary.category,
         name=run.name,
         stopped_because=reason,
+        say=progress.say,
     )
     _write(session, run, records, ending)
     return ending.result
@@ -147,7 +168,7 @@ def _write(session: Session, run: Run, records: list[TrialRecord], ending: Endin
 
 
 def export_trial(session: Session, trial: TrialRecord, output: Path, dtype: str | None = None) -> Path:
-    """Writes a trial's blend as a checkpoint that carries its recipe and, unless it was a step, its score."""
+    """Writes a trial's blend as a checkpoint that carries its recipe and, where it was scored whole, its score."""
     score = {
         "trial": trial.number,
         "accuracy": trial.score.accuracy,
@@ -163,13 +184,13 @@ def export_trial(session: Session, trial: TrialRecord, output: Path, dtype: str 
         base=session.base,
         donors=session.donors,
         dtype=dtype,
-        extra_metadata={} if trial.role == STEP else {SCORE_KEY: json.dumps(score)},
+        extra_metadata={SCORE_KEY: json.dumps(score)} if trial.whole else {},
     )
 
 
 def _check_before(session: Session, run: Run) -> None:
     """What would otherwise fail only after the folder is made, or after hours."""
-    check_method(session.config.method)
+    check_method(session.chosen.method)
     if session.base.layout == "folder":
         print(
             f"{session.base.path} is a diffusers folder: the winner cannot be written as one file, only its recipe",
@@ -182,7 +203,7 @@ def _check_before(session: Session, run: Run) -> None:
 def _open(session: Session, run: Run, identity: Mapping[str, str], new: bool) -> Study:
     """The run's study; a folder made for a study that then cannot be opened does not stay."""
     config = session.config
-    baselines = baselines_of(session.space, session.base.name)
+    baselines = baselines_of(session.space, session.base.name, config.baselines)
     if new:
         run.create(config)
     try:
@@ -197,11 +218,15 @@ def _open(session: Session, run: Run, identity: Mapping[str, str], new: bool) ->
 
 def _evaluator(session: Session, loaded: Loaded, run: Run, progress: Progress, interrupt: Interrupt) -> Any:
     """How the ending scores a blend on a prompt set: kept on disk, said aloud, dropped when the user asks."""
-    fingerprints = {name: tagger.fingerprint for name, tagger in session.taggers.items()}
-    cache = Cache(run.scores, session.prompts, fingerprints)
+    # where the winner is chosen, its images are looked at twice: as they are, and changed a little
+    taggers = {"test": session.taggers, "validation": {**session.taggers, **changed_taggers(session.taggers[TAGGER])}}
+    caches = {
+        which: Cache(run.scores, session.prompts, {name: tagger.fingerprint for name, tagger in asked.items()})
+        for which, asked in taggers.items()
+    }
 
     def evaluate_once(which: str, weights: Weights) -> Evaluation:
-        kept = cache.get(which, weights)
+        kept = caches[which].get(which, weights)
         if kept is not None:
             return kept
         progress.start(f"{which} prompts")
@@ -213,13 +238,14 @@ def _evaluator(session: Session, loaded: Loaded, run: Run, progress: Progress, i
         evaluation = evaluate_blend(
             loaded.live,
             loaded.generator,
-            session.taggers,
+            taggers[which],
             session.prompts[which],
             weights,
             report=report,
             keep_images=SHOWN if which == "test" else 0,
+            encoder=Thumbnails() if which == "validation" else None,
         )
-        cache.put(which, weights, evaluation)
+        caches[which].put(which, weights, evaluation)
         accuracy = evaluation.accuracy(TAGGER, session.thresholds[TAGGER])
         progress.say(f"{which} prompts: {accuracy.value:.4f} ± {accuracy.stderr:.4f}")
         return evaluation

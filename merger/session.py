@@ -6,6 +6,7 @@ vocabulary; `Session.load` makes the denoiser live. Only then is the run folder 
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -27,15 +28,19 @@ from benchmark.prompts import (
 )
 from benchmark.taggers import Tagger, columns_of, files_fingerprint, open_tagger
 from merger.ascent import AscentSettings
+from merger.baselines import most_trials
 from merger.checkpoints import Checkpoint, check_fit, open_checkpoint, read_unet_config
 from merger.climbing import Climber
-from merger.config import Config, TaggerSettings
+from merger.config import Config
 from merger.drawing import DifferentiableGenerator, Differentiation
 from merger.errors import ConfigError, did_you_mean
 from merger.layers import group
 from merger.live import LiveDenoiser
+from merger.methods import Choice, choose
 from merger.objective import JUDGE, TAGGER, BlendObjective, Live, Yardstick
+from merger.racing import Racer
 from merger.recipe import Recipe
+from merger.settings import TaggerSettings
 from merger.slopes import BlendSlopes, DifferentiableTagger
 from merger.space import Space, Weights, make_space
 from merger.study import SearchSettings
@@ -69,13 +74,39 @@ class Session:
         return {TAGGER: self.config.tagger_threshold, JUDGE: self.config.judge_threshold}
 
     @property
+    def chosen(self) -> Choice:
+        """What the configuration's `method` comes to here."""
+        config = self.config
+        tagger = self.taggers[TAGGER]
+        return choose(
+            config.method,
+            tagger=tagger.name,
+            slopes=hasattr(tagger, "logits"),
+            weights=len(self.space.parameters),
+            trials=max(config.trials - most_trials(self.space, config.baselines), 0),
+            scipy=importlib.util.find_spec("scipy") is not None,
+        )
+
+    @property
     def search_settings(self) -> SearchSettings:
         """What the study needs of the configuration."""
         config = self.config
         climb = config.slopes
-        ascent = AscentSettings(climb.steps, climb.rate, climb.start) if config.method == "slopes" else None
+        ascent = None
+        if self.chosen.method == "slopes":
+            ascent = AscentSettings(
+                climb.steps, climb.rate, climb.start, pull=climb.pull, negative_penalty=climb.negative_penalty
+            )
         return SearchSettings(
-            config.method, config.seed, config.trials, config.patience, config.time_limit, ascent, climb.check_every
+            self.chosen.method,
+            config.seed,
+            config.trials,
+            config.patience,
+            config.time_limit,
+            ascent,
+            climb.check_every,
+            config.baselines,
+            config.polish,
         )
 
     def load(self) -> Loaded:
@@ -84,7 +115,7 @@ class Session:
             torch.set_num_threads(self.config.threads)
         pipeline = self._pipeline(self.base.path)
         live = LiveDenoiser(pipeline.unet, self.base, self.donors, self.layers)
-        kind = DifferentiableGenerator if self.config.method == "slopes" else DiffusersGenerator
+        kind = DifferentiableGenerator if self.chosen.method == "slopes" else DiffusersGenerator
         return Loaded(live, kind(pipeline, generation_settings(self.config)))
 
     def load_file(self, file: Path) -> ImageGenerator:
@@ -97,8 +128,12 @@ class Session:
             loaded.live, loaded.generator, self.taggers[TAGGER], self.prompts["search"], self.yardstick
         )
 
+    def racer(self, loaded: Loaded) -> Racer | None:
+        """The objective where hopeless trials are given up; None where all are drawn to their end."""
+        return Racer(self.objective(loaded)) if self.config.racing else None
+
     def climber(self, loaded: Loaded) -> Climber | None:
-        """What takes the steps of the method `slopes`; None for other methods."""
+        """What takes the steps of a climb; None for other methods."""
         if not isinstance(loaded.generator, DifferentiableGenerator):
             return None
         live = cast(LiveDenoiser, loaded.live)
@@ -127,13 +162,26 @@ class Session:
         if config.pipeline is not None:
             files = sorted(file for file in config.pipeline.rglob("*") if file.is_file())
             named["pipeline"] = files_fingerprint(files)
-        if config.method == "slopes":
+        if self.chosen.method == "slopes":
+            named["polish"] = config.polish
             named["slopes"] = config.slopes.model_dump()
-        for key in ("granularity", "method", "objective", "steps", "sampler", "guidance", "size", "dtype", "seed"):
+        for key in (
+            "granularity",
+            "baselines",
+            "method",
+            "objective",
+            "steps",
+            "sampler",
+            "guidance",
+            "size",
+            "dtype",
+            "seed",
+        ):
             named[key] = getattr(config, key)
         named["negative prompt"] = config.negative_prompt
         named |= {f"threshold of the {role}": self.thresholds[role] for role in self.taggers}
         named["weights searched"] = [asdict(parameter) for parameter in self.space.parameters]
+        named["racing"] = config.racing
         named["frozen"] = dict(self.space.fixed)
         named |= {f"number of {which} prompts": len(self.prompts[which]) for which in SETS}
         named |= {f"{which} prompts": fingerprint(self.prompts[which]) for which in SETS}

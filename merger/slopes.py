@@ -237,10 +237,8 @@ class _Pass:
 def _pieces(live: LiveDenoiser, layers: Sequence[str]) -> Iterator[_Piece]:
     """The parameters of `layers`, with the values they are blended from."""
     for row, layer in enumerate(layers):
-        held: Any = live._layers[layer]
-        for name, parameter in held.parameters.items():
-            here = slice(held.places[name], held.places[name] + parameter.numel())
-            yield _Piece(row, parameter, held.base[here], tuple(donor[here] for donor in held.donors))
+        for parameter, base, donors in live.sources(layer):
+            yield _Piece(row, parameter, base, donors)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The search itself: an Optuna study of blends, created or taken up again. Optuna lives here and in `samplers`.
+"""The search itself: an Optuna study of blends, created or taken up again. Its database is opened in `storage`.
 
 The study is handed its objective and knows nothing of it. Of every trial it keeps the whole blend as one attribute
 (and, up to 256 weights, as Optuna parameters), the value, and every field of the `Score` as a user attribute.
@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -18,22 +16,15 @@ import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from merger.ascent import AscentSettings
+from merger.baselines import Baseline, known_of, next_baseline
 from merger.errors import StudyError
 from merger.samplers import SLOPES, WEIGHTS, make_sampler
 from merger.space import Space, Weights
-from merger.trials import STEP, Climb, Objective, Report, Score, TrialRecord, best_of, why_stop
+from merger.storage import stored
+from merger.trials import POLISH, PROPOSED, STEP, Climb, Objective, Race, Report, Score, TrialRecord, best_of, why_stop
 
 MOST_ROWS = 256
 """Weights up to which each is also an Optuna parameter, a database row of its own (about 2.5 ms each)."""
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """A blend that every study begins with: the base, each donor alone, the uniform average."""
-
-    role: str
-    name: str
-    weights: Weights
 
 
 @dataclass(frozen=True)
@@ -41,7 +32,9 @@ class SearchSettings:
     """How to search and when to stop. `time_limit` is in seconds of trials, over all sittings.
 
     `ascent` is how to climb, for the method `slopes`; after every `check_every` steps, and after the last, the weights
-    reached are scored on the fixed prompts. So too in the last trial that a limit allows.
+    reached are scored on the fixed prompts. So too in the last trial that a limit allows. `baselines` are kinds of
+    them: those that are found by trying follow the ones that the study was opened with. `polish` is how many black-box
+    trials follow a climb.
     """
 
     method: str
@@ -51,16 +44,8 @@ class SearchSettings:
     time_limit: float | None = None
     ascent: AscentSettings | None = None
     check_every: int = 8
-
-
-def baselines_of(space: Space, base: str) -> tuple[Baseline, ...]:
-    """The base, each donor alone and the uniform average of all of them, in the order of their trials."""
-    share = 1.0 / (len(space.donors) + 1)
-    return (
-        Baseline("base", base, space.everywhere({})),
-        *(Baseline("donor", donor, space.everywhere({donor: 1.0})) for donor in space.donors),
-        Baseline("uniform", "uniform", space.everywhere(dict.fromkeys(space.donors, share))),
-    )
+    baselines: tuple[str, ...] = ()
+    polish: int = 0
 
 
 class Study:
@@ -105,15 +90,23 @@ class Study:
         every = self._study.get_trials(deepcopy=False)
         waiting = [trial.number for trial in every if trial.state == TrialState.WAITING]
         number = left[0].number if left else waiting[0] if waiting else len(every)
+        role = _role_of(number, every, settings, last=last)
+        method = POLISH if role == POLISH else settings.method
         self._study.sampler = make_sampler(
-            settings.method, self.space, seed=settings.seed, number=number, ascent=settings.ascent
+            method, self.space, seed=settings.seed, number=number, ascent=settings.ascent
         )
         trial = Trial(self._study, left[0]._trial_id) if left else self._study.ask()
         given = trial.user_attrs.get(WEIGHTS)
         if given is not None:
             return trial, self.space.unflatten(given)
-        weights = self.space.to_weights(self._propose(trial))
-        trial.set_user_attr("role", _role_of(number, every, settings, last=last))
+        wanted = self._wanted(every, settings.baselines)
+        if wanted is not None:
+            weights = self.space.unflatten(self.space.flatten(wanted.weights))
+            trial.set_user_attr("role", wanted.role)
+            trial.set_user_attr("name", wanted.name)
+        else:
+            weights = self.space.to_weights(self._propose(trial))
+            trial.set_user_attr("role", role)
         trial.set_user_attr(WEIGHTS, self.space.flatten(weights))
         return trial, weights
 
@@ -138,6 +131,15 @@ class Study:
         if not all(map(math.isfinite, found)):
             raise StudyError(f"trial {trial.number}: a slope is not a finite number: the search cannot go on from that")
         return replace(score, attributes={**score.attributes, SLOPES: found, "place": place})
+
+    def _wanted(self, trials: Sequence[FrozenTrial], kinds: Sequence[str]) -> Baseline | None:
+        """The next baseline that is found by trying; None where all are known. None is wanted once the search began."""
+        done = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+        if not kinds or not done or done[-1].user_attrs["role"] in PROPOSED:
+            return None
+        base = next(trial.user_attrs["name"] for trial in done if trial.user_attrs["role"] == "base")
+        tried = [(trial.user_attrs[WEIGHTS], trial.value) for trial in done if trial.value is not None]
+        return next_baseline(self.space, base, kinds, known_of(self.space, tried))
 
     def _propose(self, trial: Trial) -> Mapping[str, float]:
         """The sampler's values; written down as parameters too unless they are too many."""
@@ -166,7 +168,7 @@ def open_study(
     if not create:
         read_study(storage, name)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with _stored(storage) as database:
+    with stored(storage) as database:
         study = optuna.create_study(storage=database(), study_name=name, direction="maximize", load_if_exists=True)
     before = study.user_attrs.get("identity")
     if before is None:
@@ -187,7 +189,7 @@ def read_study(storage: str, name: str) -> Study:
     """The study as it is, for looking at; none of its sources are needed. Raises `StudyError` if there is none."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        with _stored(storage) as database:
+        with stored(storage) as database:
             study = optuna.load_study(study_name=name, storage=database())
         space = study.user_attrs["space"]
     except KeyError:
@@ -213,6 +215,7 @@ def search(
     *,
     baselines: int,
     climb: Climb | None = None,
+    race: Race | None = None,
     interrupted: Callable[[], bool] = lambda: False,
     report: Report | None = None,
     on_start: Callable[[int], None] = lambda number: None,
@@ -221,7 +224,8 @@ def search(
     """Runs trials until there is a reason to stop, and returns it (see `trials.why_stop`; `interrupted` if asked to).
 
     Whatever the objective raises goes through, and leaves its trial to be taken up again. `on_trial` gets each finished
-    trial and all of them so far. `climb` takes the steps of the method `slopes`.
+    trial and all of them so far. `baselines` counts those the study was opened with. `climb` takes the steps of the
+    method `slopes`; `race` scores what a black-box sampler proposed, where such trials may be given up.
     """
     records = study.records()
     while True:
@@ -230,10 +234,10 @@ def search(
             trials=settings.trials,
             patience=settings.patience,
             time_limit=settings.time_limit,
-            baselines=baselines,
+            baselines=max(baselines, sum(record.role not in PROPOSED for record in records)),
         )
         if reason is None and settings.ascent is not None:
-            reason = _why_arrived(records, settings.ascent)
+            reason = _why_arrived(records, settings.ascent, settings.polish)
         # a climb that stops for time has not been scored since its last check: one trial more
         last = reason is not None and records[-1].role == STEP and len(records) < settings.trials
         if reason is not None and not last:
@@ -242,11 +246,13 @@ def search(
             return "interrupted"
         trial, weights = study.next_trial(settings, last=last)
         on_start(trial.number)
-        began = time.perf_counter()
+        began, best = time.perf_counter(), best_of(records)
         if trial.user_attrs["role"] == STEP:
             if climb is None:
                 raise StudyError("method: 'slopes' needs an objective with slopes")
             score = study.step(trial, weights, climb)
+        elif race is not None and best is not None and _is_black_box(trial.user_attrs["role"], settings):
+            score = race(weights, best.score, report)
         else:
             score = objective(weights, report)
         study.finish(trial, _timed(score, time.perf_counter() - began))
@@ -262,6 +268,11 @@ def incumbent(study: Study) -> TrialRecord:
     return best
 
 
+def _is_black_box(role: str, settings: SearchSettings) -> bool:
+    """Whether a sampler that follows no slopes proposed it; where a climb stands is always scored whole."""
+    return role == POLISH or (role == "search" and settings.ascent is None)
+
+
 def _role_of(number: int, trials: Sequence[FrozenTrial], settings: SearchSettings, *, last: bool) -> str:
     """Whether the trial `number` after `trials` takes a step or is scored on the fixed prompts."""
     if settings.ascent is None:
@@ -269,15 +280,19 @@ def _role_of(number: int, trials: Sequence[FrozenTrial], settings: SearchSetting
     roles = [trial.user_attrs.get("role") for trial in trials if trial.number < number]
     steps = roles.count(STEP)
     last = last or number + 1 >= settings.trials
+    if steps >= settings.ascent.steps and roles[-1] != STEP:
+        return POLISH
     due = last or steps % settings.check_every == 0 or steps >= settings.ascent.steps
     return "search" if due and roles and roles[-1] == STEP else STEP
 
 
-def _why_arrived(records: Sequence[TrialRecord], ascent: AscentSettings) -> str | None:
-    """The reason to end a climb: all steps taken, and the weights they led to scored."""
+def _why_arrived(records: Sequence[TrialRecord], ascent: AscentSettings, polish: int) -> str | None:
+    """The reason to end a climb: all steps taken, the weights they led to scored, and all trials near them made."""
     steps = sum(record.role == STEP for record in records)
     arrived = steps >= ascent.steps and records[-1].role != STEP
-    return f"slopes: all {ascent.steps} steps are taken" if arrived else None
+    if not arrived or sum(record.role == POLISH for record in records) < polish:
+        return None
+    return f"slopes: all {ascent.steps} steps are taken" + (f", and {polish} trials near the best" if polish else "")
 
 
 def _timed(score: Score, seconds: float) -> Score:
@@ -291,37 +306,3 @@ def _record(trial: FrozenTrial, space: Space) -> TrialRecord:
     role, name = stored.pop("role"), stored.pop("name", "")
     known = {key: stored.pop(key) for key in Score.__dataclass_fields__ if key in stored}
     return TrialRecord(trial.number, role, name, weights, Score(**known, attributes=stored))
-
-
-@contextmanager
-def _stored(storage: str) -> Iterator[Callable[[], optuna.storages.BaseStorage]]:
-    """How to open the database: warnings of its libraries silenced, a URL they refuse a `StudyError`."""
-    import sqlalchemy
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            yield lambda: _database(storage)
-        except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise StudyError(f"storage {storage}: cannot be opened ({reason})") from None
-
-
-def _database(storage: str) -> optuna.storages.BaseStorage:
-    """The database at a URL; SQLite with a write-ahead log, so that no row waits for the disk.
-
-    Waiting cost 0.2 s a row on a busy disk, and a trial writes dozens. A crash of the program loses nothing; a power
-    cut may lose the last rows, never the file.
-    """
-    import sqlalchemy
-
-    database = optuna.storages.RDBStorage(storage, engine_kwargs={"connect_args": {"timeout": 30}})
-    if database.engine.dialect.name == "sqlite":
-
-        def prepare(connection: Any, _: Any) -> None:
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=NORMAL")
-
-        sqlalchemy.event.listen(database.engine, "connect", prepare)
-        database.engine.dispose()  # the connection that made the tables was not prepared
-    return database

@@ -15,6 +15,15 @@ from merger.space import Weights
 STEP = "step"
 """The role of a trial that took a step up the slopes, on prompts of its own: it measures no candidate."""
 
+POLISH = "polish"
+"""The role of a black-box trial near the best blend, after a climb."""
+
+STOPPED_AFTER = "stopped_after"
+"""The attribute of a score whose trial was given up: how many prompts were drawn. Its value is an estimate."""
+
+PROPOSED = ("search", POLISH, STEP)
+"""The roles of trials that a sampler proposed; all others are baselines."""
+
 Report = Callable[[int, float], None]
 """`report(prompts drawn so far, value so far)`; it may raise to stop a hopeless trial."""
 
@@ -49,6 +58,16 @@ class Objective(Protocol):
         """Scores one blend."""
 
 
+class Race(Protocol):
+    """Weights, and the best score so far, to a score: of all prompts, or of as many as showed that it is hopeless.
+
+    `racing.Racer` is one. Deterministic, for the same best score.
+    """
+
+    def __call__(self, weights: Weights, best: Score, report: Report | None = None) -> Score:
+        """Scores one blend; one that was given up has the attribute `STOPPED_AFTER`."""
+
+
 class Climb(Protocol):
     """Weights and a place in a stream of prompt sets to score and slopes; deterministic. `climbing.Climber` is one."""
 
@@ -58,9 +77,10 @@ class Climb(Protocol):
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """A finished trial. `role` is base, donor, uniform, search or step; `name` says which checkpoint, or ''.
+    """A finished trial. `role` is base, donor, uniform, best_uniform, greedy_soup, search, polish or step.
 
-    All but steps were scored on the same prompts. A step's value is not comparable with anything.
+    `name` is a baseline's, or ''. All but steps were scored on the same prompts. A step's value is not comparable with
+    anything.
     """
 
     number: int
@@ -75,6 +95,11 @@ class TrialRecord:
         return self.score.value
 
     @property
+    def whole(self) -> bool:
+        """Whether it was scored on all of the search's fixed prompts: neither a step nor given up."""
+        return self.role != STEP and STOPPED_AFTER not in self.score.attributes
+
+    @property
     def label(self) -> str:
         """How to call it in a table or message."""
         return self.name or f"trial {self.number}"
@@ -86,8 +111,8 @@ def best_of(records: Sequence[TrialRecord]) -> TrialRecord | None:
 
 
 def candidates(records: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """The records scored on the search's fixed prompts: all but steps."""
-    return [record for record in records if record.role != STEP]
+    """The records scored on all of the search's fixed prompts: no steps, and none that was given up."""
+    return [record for record in records if record.whole]
 
 
 def rise(later: Score, earlier: Score) -> tuple[float, float]:
@@ -111,11 +136,12 @@ def last_rise(records: Sequence[TrialRecord]) -> int:
     """The place in `records` of the last trial that rose above all before it by more than its own noise.
 
     The comparison is with the last trial that did so, not with the best so far: many small rises add up to one. Noise
-    is one standard error of the difference, paired by prompt. -1 where there are no records. Steps are passed over.
+    is one standard error of the difference, paired by prompt. -1 where there are no records. Steps and trials
+    that were given up are passed over.
     """
     mark = -1
     for place, record in enumerate(records):
-        if record.role == STEP:
+        if not record.whole:
             continue
         if mark < 0:
             mark = place

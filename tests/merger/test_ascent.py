@@ -95,3 +95,16 @@ def test_what_does_not_fit_is_refused() -> None:
         AscentSettings(steps=0)
     with pytest.raises(ConfigError, match="momentum"):
         AscentSettings(steps=1, momentum=1.0)
+
+
+def test_pull_and_negative_penalty_draw_weights_back() -> None:
+    """Where there is no slope, all weights fall by the pull's share, those below 0 by the penalty's on top."""
+    weights = np.array([0.5, -0.4, 0.0, 1.0, -0.1])
+    history = [(weights, np.zeros(5))]
+    settings = AscentSettings(10, rate=0.1, pull=0.5, negative_penalty=0.2)
+    moved = next_weights(history, LOW, HIGH, settings)
+    assert moved == pytest.approx([0.5 * 0.95, -0.4 * 0.93, 0.0, 0.95, -0.1 * 0.93])
+    free = climb(AscentSettings(steps=60), 60)[-1][0]
+    kept = climb(AscentSettings(steps=60, negative_penalty=3.0), 60)[-1][0]
+    assert free[1] < kept[1] < 0, "the second weight's top lies below 0"
+    assert kept[0] == pytest.approx(free[0], abs=0.03)

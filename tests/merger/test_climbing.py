@@ -11,12 +11,13 @@ import pytest
 
 from benchmark.prompts import Prompt
 from merger.ascent import AscentSettings
+from merger.baselines import baselines_of
 from merger.climbing import Climber
 from merger.ending import finalists_of
 from merger.errors import StudyError
 from merger.samplers import SLOPES
 from merger.space import Space, Weights, make_space
-from merger.study import SearchSettings, Study, baselines_of, incumbent, open_study, search
+from merger.study import SearchSettings, Study, incumbent, open_study, search
 from merger.trials import STEP, Score, TrialRecord, last_rise
 
 LAYERS, DONORS = ("IN00", "M00", "OUT00"), ("warm", "cool")
@@ -120,6 +121,42 @@ def test_a_limit_lets_the_last_steps_be_scored_and_more_trials_take_the_same_ste
     assert [r.weights for r in two if r.role == STEP] == [r.weights for r in one if r.role == STEP]
     study, reason = searched(tmp_path / "time", space_of(), replace(SETTINGS, time_limit=3.4))
     assert (reason, roles(study.records())) == ("time: the limit of 3.4 s is reached", "sssC")
+
+
+def test_black_box_trials_near_the_best_may_follow_a_climb(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, ascent=AscentSettings(6), check_every=3, polish=12)
+    whole, reason = searched(tmp_path / "whole", space_of(), settings)
+    records = whole.records()
+    assert reason == "slopes: all 6 steps are taken, and 12 trials near the best"
+    assert [record.role for record in records[12:]] == ["polish"] * 12
+    climbed = max(record.value for record in records[:12] if record.role != STEP)
+    assert incumbent(whole).role == "polish"
+    assert incumbent(whole).value > climbed
+    best = next(record for record in records if record.value == climbed)
+    away = np.abs(np.array(space_of().flatten(records[12].weights)) - space_of().flatten(best.weights))
+    assert 0 < away.max() < 0.2
+    for calls in (10, 5, 6):
+        with pytest.raises(KeyboardInterrupt):
+            searched(tmp_path / "broken", space_of(), settings, calls)
+    assert searched(tmp_path / "broken", space_of(), settings)[0].records() == records
+
+
+def test_a_climb_ends_where_what_it_reaches_no_longer_rises(tmp_path: Path) -> None:
+    """Patience counts steps and checks since the last check that rose by more than its noise."""
+    space = space_of()
+    baselines = baselines_of(space, "base")
+    study = open_study(f"sqlite:///{tmp_path / 'study.db'}", "study", space, identity={}, baselines=baselines)
+    flat = Score(0.5, 0.01, 0.5, 0.01, 0.5)
+    settings = replace(SETTINGS, check_every=2, patience=7)
+    reason = search(
+        lambda weights, report=None: flat,
+        study,
+        settings,
+        baselines=len(baselines),
+        climb=lambda weights, place: (replace(flat, value=place), space.unflatten([1.0] * 6)),
+    )
+    assert reason.startswith("plateau")
+    assert roles(study.records()) == "ssCssCsC"
 
 
 def test_a_slope_that_is_no_number_ends_the_search_and_keeps_nothing(tmp_path: Path) -> None:

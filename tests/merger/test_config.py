@@ -87,6 +87,7 @@ def test_overrides_go_over_the_file(tmp_path: Path) -> None:
         ({"name": "../up"}, "cannot be a name"),
         ({"donors": ["x/a.safetensors"]}, "two checkpoints are called 'a'"),
         ({"judge": 3}, "judge"),
+        ({"baselines": ["soup"]}, "baselines"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(changes: dict[str, object], said: str, tmp_path: Path) -> None:

@@ -47,6 +47,9 @@ def settings(
         "steps": 2,
         "size": 32,
         "trials": 7,
+        "baselines": ["uniform"],
+        "method": "cmaes",
+        "racing": True,
         "batch_size": 3,
         "device": "cpu",
         "threads": 1,
@@ -271,33 +274,46 @@ def test_ctrl_c_keeps_what_is_done_and_a_second_run_goes_on(
 
 
 def test_a_search_by_slopes_and_its_continuation(
-    settings: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A step, a look, a step, a look: whole, and stopped after the first step."""
     from merger.study import read_study
 
     monkeypatch.chdir(tmp_path)
-    changes = {"method": "slopes", "trials": 20, "validation_prompts": 2, "test_prompts": 2, "granularity": "module"}
+    changes = {
+        "method": "auto",
+        "trials": 30,
+        "baselines": ["uniform", "best_uniform", "greedy_soup"],
+        "validation_prompts": 2,
+        "test_prompts": 2,
+        "granularity": "module",
+    }
     file = str(written(tmp_path, settings, slopes={"steps": 2, "check_every": 1}, **changes))
     result = run_json(["search", file, "--name", "whole", "--json"])
     assert result["stopped_because"] == "slopes: all 2 steps are taken"
+    said = capsys.readouterr().err
+    assert "method: slopes, as the tagger" in said
+    assert "baselines take at most 11 trials, 66 images" in said
+    assert "memory of a step, estimated: " in said
     assert main(["search", file, "--name", "two", "--trials", "6"]) == 0
     assert run_json(["resume", "two", "--trials", "20", "--json"])["models"] == result["models"]
     records = {
         name: read_study(f"sqlite:///{tmp_path / 'runs' / name / 'study.db'}", name).records()
         for name in ("whole", "two")
     }
-    assert [record.role for record in records["whole"][4:]] == ["step", "search"] * 2
+    climbed = [record for record in records["whole"] if record.role in ("step", "search")]
+    assert [record.role for record in climbed] == ["step", "search"] * 2
+    assert {record.role for record in records["whole"]} >= {"best_uniform", "greedy_soup"}
     kept = {
         name: [(r.weights, r.value, r.score.checksum, r.score.attributes.get("slopes")) for r in records[name]]
         for name in records
     }
     assert kept["two"] == kept["whole"]
-    step = records["whole"][4]
+    step = climbed[0]
     assert np.abs(step.score.attributes["slopes"]).max() > 0
     assert step.score.images == 6
     moved = np.array(step.score.attributes["slopes"]) != 0
-    weights = [np.array([w for row in records["whole"][n].weights.values() for w in row.values()]) for n in (4, 6)]
+    weights = [np.array([w for row in climbed[n].weights.values() for w in row.values()]) for n in (0, 2)]
     assert (weights[0] != weights[1])[moved].all()
     assert (tmp_path / "runs" / "whole" / "report.html").is_file()
 

@@ -12,10 +12,11 @@ from benchmark.generation import FakeGenerator
 from benchmark.prompts import Vocabulary, make_prompts
 from benchmark.runner import Evaluation
 from benchmark.taggers import FakeTagger
+from merger.baselines import baselines_of, outcomes
 from merger.ending import Cache, Ending, conclude, finalists_of
 from merger.objective import JUDGE, TAGGER, BlendObjective, Yardstick, evaluate_blend
 from merger.space import Weights, make_space, weight_of
-from merger.study import SearchSettings, baselines_of, open_study, search
+from merger.study import SearchSettings, open_study, search
 from merger.trials import Score, TrialRecord
 
 HAIR, EYES = ("red_hair", "blue_hair", "white_hair", "pink_hair"), ("red_eyes", "blue_eyes", "green_eyes", "grey_eyes")
@@ -96,7 +97,9 @@ def test_what_the_report_raises_ends_the_trial() -> None:
         objective()(SPACE.everywhere({}), report)
 
 
-def concluded(records: list[TrialRecord], *, count: int = 200) -> tuple[Ending, list[tuple[str, str]]]:
+def concluded(
+    records: list[TrialRecord], *, count: int = 200, kinds: tuple[str, ...] = ()
+) -> tuple[Ending, list[tuple[str, str]]]:
     world, drawn = World(), []
     sets = {"validation": prompts(count, 2), "test": prompts(count, 3)}
     taggers = {TAGGER: FakeTagger(VOCABULARY.tags), JUDGE: FakeTagger(VOCABULARY.tags, "judge", 1, 0.1)}
@@ -107,7 +110,7 @@ def concluded(records: list[TrialRecord], *, count: int = 200) -> tuple[Ending, 
 
     ending = conclude(
         records,
-        baselines_of(SPACE, "base"),
+        (*baselines_of(SPACE, "base"), *outcomes(SPACE, "base", kinds, records)),
         evaluate,
         thresholds={TAGGER: 0.5, JUDGE: 0.5},
         category_of=VOCABULARY.category,
@@ -165,6 +168,25 @@ def test_finalists_are_blends_all_different_and_parents_only_where_nothing_else_
     records = lucky([(twin, 0.6), (twin, 0.6), (SPACE.everywhere({"eyed": 0.2}), 0.58)])
     assert [record.number for record in finalists_of(records)] == [4, 6, 3]
     assert [record.number for record in finalists_of(records[:3])] == [1, 2, 0]
+
+
+def test_averages_found_by_trying_are_in_the_table_and_may_win() -> None:
+    """Each parent is 0.55, the two donors' average was observed highest: no other trial was better."""
+    records = lucky([])
+    tried = [("best_uniform", f"uniform x {s:g}", s / 3) for s in (0.5, 1.5, 2.0, 2.5, 3.0)]
+    tried += [("greedy_soup", "soup of hairy + eyed", 0.5), ("greedy_soup", "soup of hairy + eyed + base", 1 / 3)]
+    for role, name, weight in tried:
+        weights = SPACE.everywhere({"hairy": weight, "eyed": weight})
+        value = 0.7 if weight == 0.5 else 0.4
+        if SPACE.flatten(weights) not in [SPACE.flatten(record.weights) for record in records]:
+            records.append(TrialRecord(len(records), role, name, weights, Score(value, 0.02, value, 0.02, value)))
+    ending, drawn = concluded(records, kinds=("best_uniform", "greedy_soup"))
+    roles = {model["role"]: model["name"] for model in ending.result["models"]}
+    assert (roles["best_uniform"], roles["greedy_soup"]) == ("best uniform", "greedy soup")
+    assert ending.result["winner"]["role"] in ("uniform", "best_uniform", "greedy_soup")
+    assert ending.result["winner"]["name"]
+    assert len(drawn) == len(set(drawn)), "a blend with two names is drawn once"
+    assert ending.result["images_drawn"] == 200 * len(drawn)
 
 
 def test_an_evaluation_is_kept_and_read_back(tmp_path: Path) -> None:

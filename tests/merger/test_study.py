@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from merger.baselines import baselines_of
 from merger.errors import StudyError
 from merger.samplers import CmaSampler, check_method
 from merger.space import Space, Weights, make_space
@@ -13,7 +14,6 @@ from merger.study import (
     MOST_ROWS,
     SearchSettings,
     Study,
-    baselines_of,
     describe_difference,
     incumbent,
     open_study,

@@ -1,0 +1,89 @@
+"""The parts of a configuration: small frozen values, each checked by itself. `merger.config` puts them together."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+
+
+def _locate(path: Path, info: ValidationInfo) -> Path:
+    """`path`, absolute; a relative one starts at the folder given as the validation's context."""
+    folder = (info.context or {}).get("folder", Path())
+    return (folder / path.expanduser()).resolve()
+
+
+def _ordered(bounds: tuple[float, float]) -> tuple[float, float]:
+    low, high = bounds
+    if not low < high:
+        raise ValueError(f"[{low:g}, {high:g}] is the wrong way round: give [lowest, highest], for example [0, 1]")
+    return bounds
+
+
+def _plain_name(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"'{name}' cannot be a name: use letters, digits and . _ + - only")
+    return name
+
+
+Located = Annotated[Path, AfterValidator(_locate)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Bounds = Annotated[tuple[Finite, Finite], AfterValidator(_ordered)]
+Name = Annotated[str, AfterValidator(_plain_name)]
+Threshold = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Settings(BaseModel):
+    """What all parts of the configuration share: frozen, and a key it does not know is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class DonorSettings(Settings):
+    """One donor. `bounds` are its weights' own; the name in messages and recipes is the file's unless given."""
+
+    path: Located
+    name: Name | None = None
+    bounds: Bounds | None = None
+
+
+class TaggerSettings(Settings):
+    """A tagger's folder. `kind` chooses where a folder holds more than one; `threshold` goes before the common one."""
+
+    path: Located
+    kind: Literal["wd", "transformers"] | None = None
+    threshold: Threshold | None = None
+
+
+class VocabularySettings(Settings):
+    """The tags asked for: a CSV file (`tag,category,group`), or the `top` K general tags of the tagger's own list."""
+
+    path: Located | None = None
+    top: Annotated[int, Field(ge=2)] | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.path is None) == (self.top is None):
+            raise ValueError("give a CSV file, or `top: K` for the first K general tags of the tagger's own list")
+        return self
+
+
+class SlopeSettings(Settings):
+    """How the method `slopes` climbs.
+
+    `steps` are planned: the rate falls to 0 with them, from `rate`, the most a weight moves in the first. Every weight
+    begins at `start`. `fraction` is the share of the sampling steps, the last ones, that slopes go back through. `pull`
+    and `negative_penalty` draw all weights, and those below 0, towards the base.
+    """
+
+    steps: Annotated[int, Field(ge=1)] = 60
+    rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.06
+    start: Finite = 0.1
+    fraction: Annotated[float, Field(gt=0, le=1)] = 0.5
+    check_every: Annotated[int, Field(ge=1)] = 8
+    pull: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    negative_penalty: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
