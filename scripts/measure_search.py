@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.runner import Evaluation
+from merger.baselines import baselines_of
 from merger.ending import FINALISTS, Cache
 from merger.objective import JUDGE, TAGGER, evaluate_blend
 from merger.session import Loaded, Session, open_session
 from merger.space import Weights
-from merger.study import baselines_of
 from scripts.search_table import write_table
 from scripts.strategies import STRATEGIES, Sight, configuration, follow
 

@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from merger.baselines import baselines_of
 from merger.config import Config, load_config
 from merger.runs import Run
 from merger.session import Loaded, Session
 from merger.space import Weights
-from merger.study import baselines_of, open_study, search
+from merger.study import open_study, search
 from merger.trials import STEP, TrialRecord
 
 
@@ -34,7 +35,7 @@ class Strategy:
     noise: bool = False
 
 
-_UNLIMITED = {"patience": 10**6, "trials": 10**6, "time_limit": None}
+_UNLIMITED = {"patience": 10**6, "trials": 10**6, "time_limit": None, "baselines": ["uniform"]}
 _FIXED = {**_UNLIMITED, "prompts": 64, "granularity": "stage"}
 _SLOPES = {**_UNLIMITED, "method": "slopes"}
 
