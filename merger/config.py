@@ -26,8 +26,9 @@ from pydantic import (
 
 from benchmark.errors import did_you_mean
 from merger.errors import ConfigError
+from merger.layer_rules import check_rules, read_rules
 
-Granularity = Literal["stage", "block", "module", "tensor"]
+Granularity = Literal["stage", "block", "module", "tensor"] | dict[str, str]  # a table: pattern -> layer
 Method = Literal["cmaes", "slopes", "tpe", "gp", "random"]
 ObjectiveKind = Literal["accuracy", "probability", "log_probability"]
 
@@ -155,6 +156,13 @@ class Config(Settings):
     device: str = "auto"
     dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
     threads: Annotated[int, Field(ge=1)] | None = None
+
+    @field_validator("granularity", mode="before")
+    @classmethod
+    def _layers_of_a_table(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, str) and value.endswith((".yaml", ".yml")):
+            return read_rules(_locate(Path(value), info))
+        return check_rules(value, "granularity") if isinstance(value, dict) else value
 
     @field_validator("tagger", "judge", mode="before")
     @classmethod

@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from merger.blending import blend
-from merger.checkpoints import Checkpoint, check_fit, open_checkpoint, reader
+from merger.checkpoints import Checkpoint, open_checkpoint
 from merger.errors import CheckpointError, RecipeError, did_you_mean
+from merger.fitting import check_fit
 from merger.headers import pack_header, read_header
 from merger.layers import group
 from merger.recipe import Recipe, Source
+from merger.weight_files import reader
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 

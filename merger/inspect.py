@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from merger.checkpoints import Checkpoint, check_fit, open_checkpoint, read_unet_config
+from merger.checkpoints import Checkpoint, open_checkpoint, read_unet_config
 from merger.errors import CheckpointError, RecipeError
+from merger.fitting import check_fit
 from merger.layers import group, sizes
 from merger.recipe import METADATA_KEY, Recipe
 

@@ -55,7 +55,7 @@ class LiveDenoiser:
     """A module whose parameters are a blend that can be changed in a moment.
 
     module: the denoiser, already of its dtype and on its device; it must stay there. base, donors: opened checkpoints
-    that fit (`merger.checkpoints.check_fit`). layers: {layer: tensor names}, together all of the module's parameters.
+    that fit (`merger.fitting.check_fit`). layers: {layer: tensor names}, together all of the module's parameters.
     It holds D + 2 copies of the denoiser. Begins as the base. Raises CheckpointError where module, base and layers do
     not agree on the tensors.
     """

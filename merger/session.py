@@ -27,11 +27,12 @@ from benchmark.prompts import (
 )
 from benchmark.taggers import Tagger, columns_of, files_fingerprint, open_tagger
 from merger.ascent import AscentSettings
-from merger.checkpoints import Checkpoint, check_fit, open_checkpoint, read_unet_config
+from merger.checkpoints import Checkpoint, open_checkpoint, read_unet_config
 from merger.climbing import Climber
 from merger.config import Config, TaggerSettings
 from merger.drawing import DifferentiableGenerator, Differentiation
 from merger.errors import ConfigError, did_you_mean
+from merger.fitting import check_fit
 from merger.layers import group
 from merger.live import LiveDenoiser
 from merger.objective import JUDGE, TAGGER, BlendObjective, Live, Yardstick
