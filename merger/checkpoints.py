@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from merger.errors import CheckpointError, did_you_mean
+from merger.errors import CheckpointError, NoDenoiser, did_you_mean
 from merger.families import is_controlnet, kind_of, prediction_of, unet_family
 from merger.keys import DENOISER_PREFIX, denoiser_names, denoiser_names_in
 from merger.transformer_keys import Piece, network_shapes, transformer_names_in
@@ -141,7 +141,7 @@ def open_checkpoint(
     others = tuple(key for key in tensors if key not in used)
     family = family or unet_family({name: info.shape for name, info in denoiser.items()}, others)
     metadata = {key: value for weights in opened.values() for key, value in weights.header.metadata.items()}
-    prediction, zero_snr = prediction_of(family, tensors, metadata, _scheduler(path))
+    prediction, zero_snr = prediction_of(family, tensors, metadata, read_scheduler_config(path))
     called = path.name.removesuffix(INDEX) if path.is_dir() or path.name.endswith(INDEX) else path.stem
     return Checkpoint(
         name or called, path, family, layout, files, denoiser, others, metadata, tensors, prediction, zero_snr, opened
@@ -194,9 +194,10 @@ def _find_denoiser(
         return within if own else "original", family, pieces
     kind, words = kind_of(shapes)
     if kind != "unknown":
-        raise CheckpointError(f"{path}: is {words}. There is no denoiser in it.")
+        raise NoDenoiser(f"{path}: is {words}. There is no denoiser in it.", kind, words)
     first = next(iter(shapes), "")
-    raise CheckpointError(f"{path}: holds no denoiser that is known here ({len(shapes)} tensors, first '{first}').")
+    why = f"holds no denoiser that is known here ({len(shapes)} tensors, first '{first}')."
+    raise NoDenoiser(f"{path}: {why}", kind, words)
 
 
 def _whole(names: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[Piece, ...]]:
@@ -241,7 +242,7 @@ def _check_names(path: Path, found: Mapping[str, object], config: Mapping[str, o
         )
 
 
-def _scheduler(path: Path) -> dict[str, object] | None:
+def read_scheduler_config(path: Path) -> dict[str, object] | None:
     """The scheduler's configuration in a diffusers folder, where there is one that can be read."""
     try:
         return json.loads((path / "scheduler" / "scheduler_config.json").read_text())

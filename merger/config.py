@@ -121,6 +121,7 @@ class Config(Settings):
     base_name: Name | None = None
     donors: Annotated[tuple[DonorSettings, ...], Field(min_length=1)]
     pipeline: Located | None = None
+    allow_pickle: bool = False
 
     granularity: Granularity = "block"
     bounds: Bounds = (-0.5, 1.5)

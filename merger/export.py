@@ -20,6 +20,7 @@ from merger.errors import CheckpointError, RecipeError, did_you_mean
 from merger.fitting import check_fit
 from merger.headers import pack_header, read_header
 from merger.layers import group
+from merger.lora import open_donor
 from merger.recipe import Recipe, Source
 from merger.weight_files import reader
 
@@ -97,7 +98,7 @@ def verify(file: Path, search: Sequence[Path] = ()) -> Verification:
     header = read_header(Path(file))
     recipe = Recipe.from_metadata(header.metadata)
     base = _find(recipe.base, Path(file), search)
-    donors = [_find(donor, Path(file), search) for donor in recipe.used]
+    donors = [_find(donor, Path(file), search, base) for donor in recipe.used]
     plan = _Plan(recipe, base, donors)
     layout = plan.layout()
     differing = [key for key in header.tensors if key not in layout]
@@ -159,7 +160,7 @@ class _Plan:
         return self.dtype if self.dtype is not None and stored.is_floating_point else stored
 
 
-def _find(source: Source, file: Path, search: Sequence[Path]) -> Checkpoint:
+def _find(source: Source, file: Path, search: Sequence[Path], base: Checkpoint | None = None) -> Checkpoint:
     """The checkpoint a recipe speaks of, by hash: where it lay, beside the file, or in the folders to search."""
     name = Path(source.path).name
     places = [Path(source.path), file.parent / name]
@@ -168,7 +169,7 @@ def _find(source: Source, file: Path, search: Sequence[Path]) -> Checkpoint:
     for place in places:
         if not place.exists():
             continue
-        found = open_checkpoint(place, name=source.name)
+        found = open_donor(place, base, name=source.name) if base else open_checkpoint(place, name=source.name)
         if found.sha256 == source.sha256:
             return found
         changed = changed or found

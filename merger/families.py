@@ -14,7 +14,8 @@ Shape = tuple[int, ...]
 _KINDS: tuple[tuple[str, str, str], ...] = (
     (
         "lora",
-        r"(^|\.|_)(lora_(up|down|A|B|a|b|mid|te\d?|unet|transformer)|hada_w1_a|lokr_w[12](_a)?|dora_scale|oft_blocks)(\.|_|$)",
+        r"(^|\.|_)(lora\.(up|down)|lora_(up|down|A|B|mid|te\d?|unet|transformer)|hada_w1_a|lokr_w[12](_a)?|dora_scale)"
+        r"(\.|_|$)",
         "a LoRA (it goes among the donors)",
     ),
     (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from merger.checkpoints import Checkpoint
 from merger.errors import CheckpointError
@@ -40,6 +40,20 @@ def check_fit(base: Checkpoint, donors: Sequence[Checkpoint]) -> dict[str, tuple
         if extra := tuple(name for name in donor.denoiser if name not in base.denoiser):
             left_out[donor.name] = extra
     return left_out
+
+
+def remarks(donors: Sequence[Checkpoint], left_out: Mapping[str, Sequence[str]]) -> list[str]:
+    """What a person should know of a blend of these donors: lines on what it leaves out."""
+    lines = [
+        f"{name}: the blend leaves out {len(extra)} tensors, first '{extra[0]}'" for name, extra in left_out.items()
+    ]
+    for donor in donors:
+        if donor.layout == "lora" and donor.other_keys:
+            lines.append(
+                f"{donor.name}: the blend leaves out what it has for text encoders ({len(donor.other_keys)} tensors), "
+                "which stay the base's"
+            )
+    return lines
 
 
 def _other_shape(name: str, base: tuple[int, ...], donor: tuple[int, ...]) -> str:

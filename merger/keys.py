@@ -41,13 +41,26 @@ def denoiser_names(unet_config: Mapping[str, object]) -> dict[str, str]:
     blocks = unet_config.get("layers_per_block", 2)
     if not isinstance(blocks, int):
         raise CheckpointError(f"layers_per_block is {blocks!r}: the original layout has one number for all levels")
+    return _complete(names, _original_keys(names, blocks), DENOISER_PREFIX, "U-Net")
+
+
+def original_keys(names: Iterable[str]) -> dict[str, str]:
+    """{diffusers name: original key, without a prefix} of a U-Net's tensors; nothing where they are no U-Net's."""
+    known = list(names)
+    blocks = {name.split(".")[3] for name in known if name.startswith("down_blocks.0.resnets.")}
+    if not blocks:
+        return {}
+    found = _original_keys(known, len(blocks))
+    return {name: found[name] for name in known if name in found}
+
+
+def _original_keys(names: list[str], layers_per_block: int) -> dict[str, str]:
     conditioning: dict[str, object] = {"num_class_embeds": 1000}
     if "add_embedding.linear_1.weight" in names:
         conditioning["addition_embed_type"] = "text_time"
     if "class_embedding.linear_1.weight" in names:
         conditioning["class_embed_type"] = "projection"
-    found = _land(_unet_candidates(names, blocks), _unet_converter(blocks, conditioning))
-    return _complete(names, found, DENOISER_PREFIX, "U-Net")
+    return _land(_unet_candidates(names, layers_per_block), _unet_converter(layers_per_block, conditioning))
 
 
 def denoiser_names_in(keys: Iterable[str], prefix: str = DENOISER_PREFIX) -> dict[str, str]:

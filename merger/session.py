@@ -7,6 +7,7 @@ vocabulary; `Session.load` makes the denoiser live. Only then is the run folder 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -32,9 +33,10 @@ from merger.climbing import Climber
 from merger.config import Config, TaggerSettings
 from merger.drawing import DifferentiableGenerator, Differentiation
 from merger.errors import ConfigError, did_you_mean
-from merger.fitting import check_fit
+from merger.fitting import check_fit, remarks
 from merger.layers import group
 from merger.live import LiveDenoiser
+from merger.lora import open_donor
 from merger.objective import JUDGE, TAGGER, BlendObjective, Live, Yardstick
 from merger.recipe import Recipe
 from merger.slopes import BlendSlopes, DifferentiableTagger
@@ -84,7 +86,7 @@ class Session:
         if self.config.threads is not None:
             torch.set_num_threads(self.config.threads)
         pipeline = self._pipeline(self.base.path)
-        live = LiveDenoiser(pipeline.unet, self.base, self.donors, self.layers)
+        live = LiveDenoiser(denoiser_of(pipeline), self.base, self.donors, self.layers)
         kind = DifferentiableGenerator if self.config.method == "slopes" else DiffusersGenerator
         return Loaded(live, kind(pipeline, generation_settings(self.config)))
 
@@ -162,9 +164,11 @@ def open_session(config: Config) -> Session:
     unet_config = read_unet_config(config.pipeline) if config.pipeline is not None else None
     base = open_checkpoint(config.base, name=config.named_base, unet_config=unet_config)
     donors = tuple(
-        open_checkpoint(donor.path, name=name) for donor, name in zip(config.donors, config.donor_names, strict=True)
+        open_donor(donor.path, base, name=name, allow_pickle=config.allow_pickle)
+        for donor, name in zip(config.donors, config.donor_names, strict=True)
     )
-    check_fit(base, donors)
+    for remark in remarks(donors, check_fit(base, donors)):
+        print(remark, file=sys.stderr)
     layers = group(base.denoiser, config.granularity)
     own_bounds = zip(config.donor_names, config.donors, strict=True)
     space = make_space(
@@ -187,6 +191,11 @@ def open_session(config: Config) -> Session:
     for tagger in taggers.values():
         columns_of(tagger, vocabulary.tags)
     return Session(config, base, donors, layers, space, taggers, vocabulary, _prompts(config, vocabulary), device)
+
+
+def denoiser_of(pipeline: Any) -> torch.nn.Module:
+    """The network that is blended: a pipeline's U-Net or, where it has none, its transformer."""
+    return pipeline.unet if getattr(pipeline, "unet", None) is not None else pipeline.transformer
 
 
 def generation_settings(config: Config) -> GenerationSettings:

@@ -54,7 +54,7 @@ def transformer_names_in(shapes: Mapping[str, tuple[int, ...]], where: str) -> t
     bare = {key.removeprefix(prefix): key for key in shapes if key.startswith(prefix)}
     sizes = {key: shapes[full] for key, full in bare.items()}
     if any(_own(key) for key in sizes):
-        names = {key: (Piece(full, 0, _rows(shapes[full])),) for key, full in bare.items()}
+        names: dict[str, tuple[Piece, ...]] = {k: (Piece(full, 0, _rows(shapes[full])),) for k, full in bare.items()}
         return family_of(names), names
     stem, convert = _converter(sizes)
     if convert is None:
