@@ -17,7 +17,7 @@ from benchmark.prompts import fingerprint
 from benchmark.runner import Evaluation, evaluate
 from merger.ending import SHOWN, Cache, Ending, conclude
 from merger.errors import CheckpointError, StudyError
-from merger.export import export
+from merger.exporting import ExportOptions, export_as
 from merger.objective import TAGGER, evaluate_blend
 from merger.progress import Progress
 from merger.report import write_report, write_samples
@@ -146,23 +146,23 @@ def _write(session: Session, run: Run, records: list[TrialRecord], ending: Endin
     run.write_result(ending.result)
 
 
-def export_trial(session: Session, trial: TrialRecord, output: Path, dtype: str | None = None) -> Path:
+def export_trial(session: Session, trial: TrialRecord, output: Path, how: ExportOptions = ExportOptions()) -> Path:
     """Writes a trial's blend as a checkpoint that carries its recipe and, unless it was a step, its score."""
     score = {
         "trial": trial.number,
         "accuracy": trial.score.accuracy,
         "accuracy_stderr": trial.score.accuracy_stderr,
         "probability": trial.score.probability,
-        "dtype": dtype or "base",
+        "dtype": how.dtype or "base",
         "prompts": fingerprint(session.prompts["search"]),
         "tagger": session.taggers[TAGGER].fingerprint,
     }
-    return export(
+    return export_as(
         session.recipe(trial.weights),
         output,
+        how,
         base=session.base,
         donors=session.donors,
-        dtype=dtype,
         extra_metadata={} if trial.role == STEP else {SCORE_KEY: json.dumps(score)},
     )
 
