@@ -121,6 +121,8 @@ class Config(Settings):
     base_name: Name | None = None
     donors: Annotated[tuple[DonorSettings, ...], Field(min_length=1)]
     pipeline: Located | None = None
+    vae: Located | None = None
+    text_encoders_from: Located | None = None
     allow_pickle: bool = False
 
     granularity: Granularity = "block"

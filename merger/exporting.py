@@ -30,10 +30,13 @@ class ExportOptions:
     mecha: Path | None = None
 
 
+AS_IT_IS = ExportOptions()
+
+
 def export_as(
     recipe: Recipe,
     output: Path,
-    how: ExportOptions = ExportOptions(),
+    how: ExportOptions = AS_IT_IS,
     *,
     base: Checkpoint,
     donors: Sequence[Checkpoint],

@@ -17,7 +17,7 @@ from benchmark.prompts import fingerprint
 from benchmark.runner import Evaluation, evaluate
 from merger.ending import SHOWN, Cache, Ending, conclude
 from merger.errors import CheckpointError, StudyError
-from merger.exporting import ExportOptions, export_as
+from merger.exporting import AS_IT_IS, ExportOptions, export_as
 from merger.objective import TAGGER, evaluate_blend
 from merger.progress import Progress
 from merger.report import write_report, write_samples
@@ -146,7 +146,7 @@ def _write(session: Session, run: Run, records: list[TrialRecord], ending: Endin
     run.write_result(ending.result)
 
 
-def export_trial(session: Session, trial: TrialRecord, output: Path, how: ExportOptions = ExportOptions()) -> Path:
+def export_trial(session: Session, trial: TrialRecord, output: Path, how: ExportOptions = AS_IT_IS) -> Path:
     """Writes a trial's blend as a checkpoint that carries its recipe and, unless it was a step, its score."""
     score = {
         "trial": trial.number,

@@ -30,6 +30,7 @@ from benchmark.taggers import Tagger, columns_of, files_fingerprint, open_tagger
 from merger.ascent import AscentSettings
 from merger.checkpoints import Checkpoint, open_checkpoint, read_unet_config
 from merger.climbing import Climber
+from merger.components import check_configuration, check_overrides, use_text_encoders, use_vae
 from merger.config import Config, TaggerSettings
 from merger.drawing import DifferentiableGenerator, Differentiation
 from merger.errors import ConfigError, did_you_mean
@@ -130,6 +131,9 @@ class Session:
         if config.pipeline is not None:
             files = sorted(file for file in config.pipeline.rglob("*") if file.is_file())
             named["pipeline"] = files_fingerprint(files)
+        for key in ("vae", "text_encoders_from"):
+            if (source := getattr(config, key)) is not None:
+                named[key] = files_fingerprint(sorted(source.rglob("*.safetensors")) if source.is_dir() else [source])
         if config.method == "slopes":
             named["slopes"] = config.slopes.model_dump()
         for key in ("granularity", "method", "objective", "steps", "sampler", "guidance", "size", "dtype", "seed"):
@@ -143,8 +147,14 @@ class Session:
         return {key: value if isinstance(value, str) else json.dumps(value) for key, value in named.items()}
 
     def _pipeline(self, path: Path) -> Any:
-        config = self.config.pipeline if path.is_file() else None
-        return load_pipeline(path, config=config, dtype=DTYPES[self.config.dtype], device=self.device)
+        config = self.config
+        whole = config.pipeline if path.is_file() else None
+        pipeline = load_pipeline(path, config=whole, dtype=DTYPES[config.dtype], device=self.device)
+        if config.vae is not None:
+            use_vae(pipeline, config.vae, allow_pickle=config.allow_pickle)
+        if config.text_encoders_from is not None:
+            use_text_encoders(pipeline, config.text_encoders_from, config=config.pipeline)
+        return pipeline
 
 
 @dataclass(frozen=True)
@@ -162,7 +172,11 @@ def open_session(config: Config) -> Session:
         raise ConfigError(f"sampler: there is no '{config.sampler}'.{did_you_mean(config.sampler, known)}")
     device = _device(config.device)
     unet_config = read_unet_config(config.pipeline) if config.pipeline is not None else None
-    base = open_checkpoint(config.base, name=config.named_base, unet_config=unet_config)
+    base = open_checkpoint(
+        config.base, name=config.named_base, unet_config=unet_config, allow_pickle=config.allow_pickle
+    )
+    check_configuration(base, config.pipeline)
+    check_overrides(vae=config.vae, text_encoders_from=config.text_encoders_from)
     donors = tuple(
         open_donor(donor.path, base, name=name, allow_pickle=config.allow_pickle)
         for donor, name in zip(config.donors, config.donor_names, strict=True)

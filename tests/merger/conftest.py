@@ -162,3 +162,27 @@ def published_keys() -> Callable[[str], dict[str, tuple[int, ...]]]:
         return {key: tuple(each["shape"]) for key, each in listed if key.startswith("model.diffusion_model.")}
 
     return read
+
+
+@pytest.fixture(scope="session")
+def sd3_family(
+    published_keys: Callable[[str], dict[str, tuple[int, ...]]], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """`base`, `one` and `two`: SD 3's original keys (with fused `qkv`), two blocks, tiny, fp16."""
+    import torch
+    from safetensors.torch import save_file
+
+    sizes = {1536: 16, 4608: 48, 9216: 96, 6144: 64, 3072: 32, 4096: 12, 2048: 10, 36864: 16}
+    shapes = {
+        key: tuple(sizes.get(size, size) for size in shape)
+        for key, shape in published_keys("sd3-comfyui").items()
+        if "joint_blocks." not in key or key.split(".")[3] in ("0", "1")
+    }
+    folder = tmp_path_factory.mktemp("sd3")
+    family = {}
+    for number, name in enumerate(("base", "one", "two")):
+        source = torch.Generator().manual_seed(number)
+        tensors = {key: torch.randn(shape, generator=source).half() for key, shape in shapes.items()}
+        family[name] = folder / f"{name}.safetensors"
+        save_file(tensors, family[name])
+    return family
