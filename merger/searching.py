@@ -172,7 +172,8 @@ def _check_before(session: Session, run: Run) -> None:
     check_method(session.config.method)
     if session.base.layout == "folder":
         print(
-            f"{session.base.path} is a diffusers folder: the winner cannot be written as one file, only its recipe",
+            f"{session.base.path} is a diffusers folder: the winner is not written by itself, "
+            "`merger export` writes it as a folder",
             file=sys.stderr,
         )
     if run.folder.exists() and not run.exists() and any(run.folder.iterdir()):

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 from tqdm import tqdm
 
@@ -20,12 +19,8 @@ from merger.mecha import mecha_text, write_mecha
 from merger.recipe import Recipe
 
 
-def test_sd_mecha_makes_the_same_file(
-    sd3_family: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sd_mecha_makes_the_same_file(sd3_family: dict[str, Path], tmp_path: Path) -> None:
     pytest.importorskip("sd_mecha")
-    fast = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # it reads 15,000 lines when it is imported
-    monkeypatch.setattr(yaml, "safe_load", lambda text: yaml.load(text, fast))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a slower matcher of words
         import sd_mecha
@@ -44,6 +39,7 @@ def test_sd_mecha_makes_the_same_file(
                 sd_mecha.deserialize_path(file),
                 output_dtype=torch.float16,
                 threads=0,
+                total_buffer_size=2**20,
                 tqdm=functools.partial(tqdm, disable=True),
             )
     finally:
