@@ -17,8 +17,9 @@ donors agree with the base nothing moves, whatever the weights.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -74,7 +75,7 @@ def blend_into(
     through = stored or out.dtype
     if not active or (len(active) == 1 and active[0][1] == 1.0):
         source = active[0][0] if active else base
-        out.copy_(source.to(through))
+        out.copy_(_rounded(source, through))
         return
     step = chunk or (GPU_CHUNK if out.is_cuda else CPU_CHUNK)
     scratch = torch.empty((3, min(step, max(out.numel(), 1))), dtype=torch.float32, device=out.device)
@@ -88,7 +89,27 @@ def blend_into(
             delta.sub_(origin)
             delta.mul_(weight)
             so_far = torch.add(so_far, delta, out=total)
-        out[here].copy_(total if through in (torch.float32, out.dtype) else total.to(through))
+        if through.itemsize > 1 and through in (torch.float32, out.dtype):
+            out[here].copy_(total)
+        else:
+            out[here].copy_(_rounded(total, through))
+
+
+def holding(dtypes: Iterable[torch.dtype]) -> torch.dtype:
+    """The narrowest dtype that holds every value of these floating dtypes exactly; float32 at most."""
+    known = set(dtypes)
+    if len(known) > 1:  # torch does not mix 8-bit floats with others; float16 holds both kinds of them
+        known = {torch.float16 if dtype.itemsize == 1 else dtype for dtype in known}
+    widest = functools.reduce(torch.promote_types, known)
+    return torch.float32 if widest == torch.float64 else widest
+
+
+def _rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """`values` as `dtype`. What overflows an 8-bit float would turn to NaN, so it stops at the largest there is."""
+    if dtype.itemsize == 1 and values.dtype != dtype:
+        end = torch.finfo(dtype).max
+        return values.to(torch.float32).clamp(-end, end).to(dtype)
+    return values.to(dtype)
 
 
 def _as_float32(weight: float) -> float:

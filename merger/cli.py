@@ -85,8 +85,18 @@ def make_parser() -> argparse.ArgumentParser:
     export.add_argument("target", metavar="RUN", help="a run folder, or a name under runs/")
     export.add_argument("--trial", type=int, metavar="N", help="which blend (the winner, else the best so far)")
     export.add_argument("--output", type=Path, metavar="FILE", help="where to (RUN/best or RUN/trial-N.safetensors)")
-    export.add_argument("--dtype", choices=("fp16", "bf16", "fp32"), help="of all weights (as the base has them)")
-    _json(export)
+    _export_options(export)
+
+    merge = _command(
+        commands,
+        "merge",
+        "write a blend from a recipe, without a search",
+        "merger merge recipe.json --output blend.safetensors",
+    )
+    merge.add_argument("recipe", type=Path, metavar="RECIPE.json", help="base, donors, weights by layer")
+    merge.add_argument("--output", type=Path, required=True, metavar="FILE", help="where to")
+    _pickles(merge)
+    _export_options(merge)
 
     verify = _command(
         commands, "verify", "rebuild a blend from its own recipe and compare", "merger verify best.safetensors --score"
@@ -97,6 +107,7 @@ def make_parser() -> argparse.ArgumentParser:
     verify.add_argument(
         "--search", action="append", default=[], type=Path, metavar="FOLDER", help="where its sources may have gone"
     )
+    _pickles(verify)
     _json(verify)
 
     inspect = _command(
@@ -107,6 +118,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     inspect.add_argument("files", nargs="+", type=Path, metavar="FILE", help="checkpoints; the first is the base")
     inspect.add_argument("--pipeline", type=Path, metavar="FOLDER", help="configuration the base must agree with")
+    _pickles(inspect)
     _json(inspect)
 
     benchmark = _command(
@@ -141,11 +153,29 @@ def _command(
     return parser
 
 
+def _export_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dtype", choices=("fp16", "bf16", "fp32"), help="of all weights (as the base has them)")
+    parser.add_argument(
+        "--denoiser-only", action="store_true", help="without text encoders and VAE, as ComfyUI takes it"
+    )
+    parser.add_argument("--format", choices=("base", "diffusers"), default="base", help="diffusers: a folder")
+    parser.add_argument("--pipeline", type=Path, metavar="FOLDER", help="configuration of a single file's pipeline")
+    parser.add_argument("--mecha", type=Path, metavar="FILE", help="also write the recipe for sd-mecha")
+    _json(parser)
+
+
+def _pickles(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--allow-pickle", action="store_true", help="read .ckpt, .pt and .bin files, their plain tensors only"
+    )
+
+
 def _search_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trials", type=int, metavar="N", help="the limit of trials, those already done included")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="over the file; may be given often"
     )
+    _pickles(parser)
     _json(parser)
 
 

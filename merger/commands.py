@@ -95,6 +95,7 @@ def list_(args: argparse.Namespace) -> int:
 
 def export(args: argparse.Namespace) -> int:
     """`merger export`: writes the winner, the best so far, or a given trial."""
+    from merger.exporting import ExportOptions
     from merger.searching import export_trial
     from merger.session import open_session
     from merger.study import incumbent, open_study
@@ -112,9 +113,11 @@ def export(args: argparse.Namespace) -> int:
     else:
         trial, name = incumbent(study), "best"
     suffix = f"-{args.dtype}" if args.dtype else ""
-    output = args.output or run.folder / f"{name}{suffix}.safetensors"
+    ending = "" if args.format == "diffusers" else ".safetensors"
+    output = args.output or run.folder / f"{name}{suffix}{'-denoiser' if args.denoiser_only else ''}{ending}"
     prompts = "the prompts of its step" if trial.role == STEP else "the search prompts"
-    written = export_trial(session, trial, output, args.dtype)
+    how = ExportOptions(args.dtype, args.denoiser_only, args.format, args.pipeline or config.pipeline, args.mecha)
+    written = export_trial(session, trial, output, how)
     print(
         json.dumps({"file": str(written), "trial": trial.number, "accuracy": trial.score.accuracy})
         if args.json
@@ -123,11 +126,26 @@ def export(args: argparse.Namespace) -> int:
     return 0
 
 
+def merge(args: argparse.Namespace) -> int:
+    """`merger merge`: a file from a recipe alone."""
+    from merger.exporting import ExportOptions, export_as
+    from merger.fitting import check_fit, remarks
+    from merger.recipe_files import open_recipe
+
+    recipe, base, donors = open_recipe(args.recipe, allow_pickle=args.allow_pickle)
+    for remark in remarks(donors, check_fit(base, donors)):
+        print(remark, file=sys.stderr)
+    how = ExportOptions(args.dtype, args.denoiser_only, args.format, args.pipeline, args.mecha)
+    written = export_as(recipe, args.output, how, base=base, donors=donors)
+    print(json.dumps({"file": str(written)}) if args.json else _shown(written))
+    return 0
+
+
 def verify(args: argparse.Namespace) -> int:
     """`merger verify`: 0 where the file is what its recipe says, 1 where it is not."""
     from merger.export import verify as rebuild
 
-    found = rebuild(args.file, args.search)
+    found = rebuild(args.file, args.search, allow_pickle=args.allow_pickle)
     report: dict[str, Any] = {
         "file": str(args.file),
         "ok": found.ok,
@@ -168,7 +186,7 @@ def inspect(args: argparse.Namespace) -> int:
     """`merger inspect`: what files are; 1 where they do not fit together."""
     from merger.inspect import format_inspection, inspect_files
 
-    found = inspect_files(args.files, args.pipeline)
+    found = inspect_files(args.files, args.pipeline, allow_pickle=args.allow_pickle)
     print(json.dumps(found, ensure_ascii=False) if args.json else format_inspection(found))
     return 0 if found["fit"]["ok"] else 1
 
@@ -210,7 +228,8 @@ def describe(run: Run) -> dict[str, Any]:
 
 
 def _overrides(args: argparse.Namespace) -> list[str]:
-    return [*args.set, *([f"trials={args.trials}"] if args.trials is not None else [])]
+    pickles = ["allow_pickle=true"] if args.allow_pickle else []
+    return [*args.set, *([f"trials={args.trials}"] if args.trials is not None else []), *pickles]
 
 
 def _print_result(run: Run, result: dict[str, Any], as_json: bool) -> None:

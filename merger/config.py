@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from benchmark.errors import did_you_mean
 from merger.errors import ConfigError
+from merger.layer_rules import check_rules, read_rules
 from merger.settings import (
     Bounds,
     DonorSettings,
@@ -28,9 +29,10 @@ from merger.settings import (
     TaggerSettings,
     Threshold,
     VocabularySettings,
+    locate,
 )
 
-Granularity = Literal["stage", "block", "module", "tensor"]
+Granularity = Literal["stage", "block", "module", "tensor"] | dict[str, str]  # a table: pattern -> layer
 Method = Literal["auto", "slopes", "bayes", "cmaes", "tpe", "gp", "random"]
 BaselineKind = Literal["uniform", "best_uniform", "greedy_soup"]
 ObjectiveKind = Literal["accuracy", "probability", "log_probability"]
@@ -47,6 +49,9 @@ class Config(Settings):
     base_name: Name | None = None
     donors: Annotated[tuple[DonorSettings, ...], Field(min_length=1)]
     pipeline: Located | None = None
+    vae: Located | None = None
+    text_encoders_from: Located | None = None
+    allow_pickle: bool = False
 
     granularity: Granularity = "block"
     bounds: Bounds = (-0.5, 1.5)
@@ -85,6 +90,13 @@ class Config(Settings):
     device: str = "auto"
     dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
     threads: Annotated[int, Field(ge=1)] | None = None
+
+    @field_validator("granularity", mode="before")
+    @classmethod
+    def _layers_of_a_table(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, str) and value.endswith((".yaml", ".yml")):
+            return read_rules(locate(Path(value), info))
+        return check_rules(value, "granularity") if isinstance(value, dict) else value
 
     @field_validator("tagger", "judge", mode="before")
     @classmethod

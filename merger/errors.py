@@ -9,6 +9,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "InputError",
+    "NoDenoiser",
     "RecipeError",
     "StudyError",
     "did_you_mean",
@@ -17,6 +18,14 @@ __all__ = [
 
 class CheckpointError(InputError):
     """A checkpoint file that is missing, damaged, of another format, or that does not fit the others."""
+
+
+class NoDenoiser(CheckpointError):
+    """A sound file of weights without a denoiser. kind, words: as `merger.families.kind_of` says them."""
+
+    def __init__(self, message: str, kind: str, words: str) -> None:
+        super().__init__(message)
+        self.kind, self.words = kind, words
 
 
 class ConfigError(InputError):

@@ -130,8 +130,8 @@ def _refuse_other_formats(path: Path, head: bytes) -> None:
         raise CheckpointError(f"{path}: not a safetensors file: it has only {len(head)} bytes.")
     if head.startswith(b"PK\x03\x04") or (head[:1] == b"\x80" and head[1] in range(2, 6) and any(head[4:8])):
         raise CheckpointError(
-            f"{path}: a pickle checkpoint, which could run any program when opened, so it never is. "
-            "Convert it to .safetensors first."
+            f"{path}: a pickle checkpoint, which could run any program when opened, so it is not. "
+            "Convert it to .safetensors first, or say --allow-pickle to have its plain tensors read."
         )
     if head.startswith(b"version https://git-lfs"):
         raise CheckpointError(f"{path}: only a Git LFS pointer; the file itself was not fetched. Run 'git lfs pull'.")

@@ -41,8 +41,26 @@ def denoiser_names(unet_config: Mapping[str, object]) -> dict[str, str]:
     blocks = unet_config.get("layers_per_block", 2)
     if not isinstance(blocks, int):
         raise CheckpointError(f"layers_per_block is {blocks!r}: the original layout has one number for all levels")
-    found = _land(_unet_candidates(names, blocks), _unet_converter(blocks, "add_embedding.linear_1.weight" in names))
-    return _complete(names, found, DENOISER_PREFIX, "U-Net")
+    return _complete(names, _original_keys(names, blocks), DENOISER_PREFIX, "U-Net")
+
+
+def original_keys(names: Iterable[str]) -> dict[str, str]:
+    """{diffusers name: original key, without a prefix} of a U-Net's tensors; nothing where they are no U-Net's."""
+    known = list(names)
+    blocks = {name.split(".")[3] for name in known if name.startswith("down_blocks.0.resnets.")}
+    if not blocks:
+        return {}
+    found = _original_keys(known, len(blocks))
+    return {name: found[name] for name in known if name in found}
+
+
+def _original_keys(names: list[str], layers_per_block: int) -> dict[str, str]:
+    conditioning: dict[str, object] = {"num_class_embeds": 1000}
+    if "add_embedding.linear_1.weight" in names:
+        conditioning["addition_embed_type"] = "text_time"
+    if "class_embedding.linear_1.weight" in names:
+        conditioning["class_embed_type"] = "projection"
+    return _land(_unet_candidates(names, layers_per_block), _unet_converter(layers_per_block, conditioning))
 
 
 def denoiser_names_in(keys: Iterable[str], prefix: str = DENOISER_PREFIX) -> dict[str, str]:
@@ -57,8 +75,20 @@ def denoiser_names_in(keys: Iterable[str], prefix: str = DENOISER_PREFIX) -> dic
     blocks, odd = divmod(len(inputs), levels)
     if odd or blocks < 2:
         return {}
-    found = _land(bare, _unet_converter(blocks - 1, "label_emb.0.0.weight" in bare))
+    found = _land(bare, _unet_converter(blocks - 1, _conditioning(set(bare))))
     return {name: prefix + key for name, key in found.items()}
+
+
+def _conditioning(bare: set[str]) -> dict[str, object]:
+    """What a U-Net takes besides time and text, as its configuration would say it, from its original keys."""
+    config: dict[str, object] = {}
+    if "label_emb.weight" in bare:  # the x4 upscaler: one of a thousand noise levels
+        config["num_class_embeds"] = 1000
+    if "label_emb.0.0.weight" in bare:
+        # SDXL takes sizes there and has no attention at full resolution; unCLIP takes an image and has.
+        unclip = any(key.startswith("input_blocks.1.1.") for key in bare)
+        config |= {"class_embed_type": "projection"} if unclip else {"addition_embed_type": "text_time"}
+    return config
 
 
 def vae_names(vae_config: Mapping[str, object]) -> dict[str, str]:
@@ -134,13 +164,13 @@ def _land(keys: Iterable[str], convert: Callable[[dict[str, Tensor]], Mapping[st
     return {name: numbered[int(marker)] for name, marker in landed.items() if marker is not None}
 
 
-def _unet_converter(layers_per_block: int, text_time: bool) -> Callable[[dict[str, Tensor]], Mapping[str, Tensor]]:
+def _unet_converter(
+    layers_per_block: int, conditioning: Mapping[str, object]
+) -> Callable[[dict[str, Tensor]], Mapping[str, Tensor]]:
     """diffusers' converter, asked about keys that have lost their prefix."""
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
-    config: dict[str, object] = {"layers_per_block": layers_per_block}
-    if text_time:
-        config["addition_embed_type"] = "text_time"
+    config: dict[str, object] = {"layers_per_block": layers_per_block, **conditioning}
 
     def convert(marked: dict[str, Tensor]) -> Mapping[str, Tensor]:
         return convert_ldm_unet_checkpoint({DENOISER_PREFIX + key: marker for key, marker in marked.items()}, config)

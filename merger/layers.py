@@ -1,9 +1,12 @@
 """Which layer a denoiser tensor belongs to. Pure and driven by tables; knows diffusers names only.
 
+Here are the U-Nets; transformers are in `merger.transformer_layers`, a user's own table in `merger.layer_rules`, and
+`group` is the one way to all of them.
+
 A *block* is one of the community's merge-block-weighted names: `IN00` is the first convolution, `IN01`... the input
 blocks (each resnet with the attention behind it, each downsampler on its own), `M00` the middle, `OUT00`... the output
 blocks (an upsampler belongs to the block it ends), `BASE` whatever remains: time embedding and the last convolution.
-The three other granularities cut the same line coarser or finer:
+The other granularities cut the same line coarser or finer:
 
     stage    DOWN0 .. DOWN3, MID, UP0 .. UP3, BASE     one resolution each (the first convolution is DOWN0's)
     block    IN00 .. IN11, M00, OUT00 .. OUT11, BASE
@@ -19,6 +22,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from merger.errors import ConfigError, did_you_mean
+from merger.layer_rules import Rules, group_by_rules
+from merger.transformer_layers import group_transformer, is_transformer
 
 GRANULARITIES = ("stage", "block", "module", "tensor")
 
@@ -79,7 +84,7 @@ def structure_of(names: Iterable[str]) -> Structure:
             resnets[level] = max(resnets.get(level, 0), int(match[4]) + 1)
     sides = [tuple(resnets[key] for key in sorted(resnets) if key[0] == side) for side in ("down", "up")]
     if not all(sides):
-        raise ConfigError("the denoiser's tensors are not those of a U-Net: use granularity 'tensor'")
+        raise ConfigError("the denoiser's tensors are those of no U-Net and no transformer: use granularity 'tensor'")
     return Structure(*sides)
 
 
@@ -90,15 +95,22 @@ def layer_of(name: str, granularity: str, structure: Structure = Structure()) ->
     return name if granularity == "tensor" else _called(_place(name, structure), granularity)
 
 
-def group(names: Iterable[str], granularity: str) -> dict[str, tuple[str, ...]]:
+def group(names: Iterable[str], granularity: str | Rules) -> dict[str, tuple[str, ...]]:
     """Sort a denoiser's tensors into layers: {layer: its tensors}, in the order a picture passes, BASE last.
 
-    Every name is in exactly one layer, in the order given; no layer is empty. Raises ConfigError for an unknown
-    granularity, or where one other than `tensor` is asked for and the names are not those of a U-Net.
+    granularity: one of `GRANULARITIES`, or a table {pattern: layer} (`merger.layer_rules`). Every name is in exactly
+    one layer, in the order given; no layer is empty. Raises ConfigError for an unknown granularity, for a table that
+    does not fit, and where `stage`, `block` or `module` is asked for and the names are of no kind that is known.
     """
     known = tuple(names)
+    if not isinstance(granularity, str):
+        return group_by_rules(known, granularity)
+    if granularity not in GRANULARITIES:
+        raise ConfigError(f"granularity '{granularity}' is unknown.{did_you_mean(granularity, GRANULARITIES)}")
     if granularity == "tensor":
         return {name: (name,) for name in known}
+    if not any(_LEVELLED.match(name) for name in known) and is_transformer(known):
+        return group_transformer(known, granularity)
     structure = structure_of(known)
     layers: dict[str, list[str]] = {}
     for name in sorted(known, key=lambda name: _place(name, structure)):

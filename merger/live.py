@@ -12,7 +12,6 @@ module's afterwards, exactly as if the exported file had been loaded.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from merger.blending import blend_into
+from merger.blending import blend_into, holding
 from merger.checkpoints import Checkpoint
 from merger.errors import BlendNotApplied, CheckpointError, ConfigError, did_you_mean
 
@@ -47,7 +46,7 @@ class _Layer:
     base: Tensor
     donors: tuple[Tensor, ...]
     runs: tuple[_Run, ...]
-    parameters: Mapping[str, nn.Parameter]
+    parameters: Mapping[str, Tensor]
     places: Mapping[str, int]  # first element of each tensor
 
 
@@ -55,7 +54,8 @@ class LiveDenoiser:
     """A module whose parameters are a blend that can be changed in a moment.
 
     module: the denoiser, already of its dtype and on its device; it must stay there. base, donors: opened checkpoints
-    that fit (`merger.checkpoints.check_fit`). layers: {layer: tensor names}, together all of the module's parameters.
+    that fit (`merger.fitting.check_fit`). layers: {layer: tensor names}, together all of the
+    module's parameters and kept buffers.
     It holds D + 2 copies of the denoiser. Begins as the base. Raises CheckpointError where module, base and layers do
     not agree on the tensors.
     """
@@ -65,7 +65,7 @@ class LiveDenoiser:
     ) -> None:
         self.module = module
         self.donors = tuple(donor.name for donor in donors)
-        parameters = dict(module.named_parameters())
+        parameters = _state(module)
         _check(parameters, base, layers)
         self._layers = {
             layer: _hold({name: parameters[name] for name in names}, base, donors) for layer, names in layers.items()
@@ -84,7 +84,7 @@ class LiveDenoiser:
         """Memory held: live buffers, base and donors."""
         return sum(t.nbytes for layer in self._layers.values() for t in (layer.live, layer.base, *layer.donors))
 
-    def sources(self, layer: str) -> Iterator[tuple[nn.Parameter, Tensor, tuple[Tensor, ...]]]:
+    def sources(self, layer: str) -> Iterator[tuple[Tensor, Tensor, tuple[Tensor, ...]]]:
         """Each parameter of `layer`, with the values it is blended from: the base's [P] and every donor's D x [P].
 
         P is the parameter's own number of elements here; the values are views, in the dtype of their files.
@@ -130,7 +130,7 @@ class LiveDenoiser:
 
     def _check_views(self) -> None:
         """The module's parameters must still be the ones that view into our buffers, where they were put."""
-        current = dict(self.module.named_parameters())
+        current = _state(self.module)
         for layer in self._layers.values():
             for name, parameter in layer.parameters.items():
                 address = layer.live.data_ptr() + layer.places[name] * layer.live.element_size()
@@ -150,31 +150,36 @@ class LiveDenoiser:
             )
 
 
+def _state(module: nn.Module) -> dict[str, Tensor]:
+    """The module's own parameters and the buffers that are kept with it (SD 3's table of positions), not copies."""
+    return module.state_dict(keep_vars=True)
+
+
 def checksum_of(buffers: Mapping[str, Tensor]) -> str:
     """The checksum `LiveDenoiser.apply` returns, of buffers [P] whose bytes are a whole number of rows of 4096."""
     return _join({layer: _digest(buffer) for layer, buffer in buffers.items()})
 
 
-def _check(parameters: Mapping[str, nn.Parameter], base: Checkpoint, layers: Mapping[str, Sequence[str]]) -> None:
+def _check(parameters: Mapping[str, Tensor], base: Checkpoint, layers: Mapping[str, Sequence[str]]) -> None:
     """Module, base file and layers speak of the same tensors, each once, of the same shapes, in one dtype and place."""
     named = [name for names in layers.values() for name in names]
     if len(named) != len(set(named)):
         raise CheckpointError("a tensor is in two layers: every tensor must be in exactly one")
     if odd := sorted(set(named) ^ set(parameters)):
         where = "no layer" if odd[0] in parameters else "the layers, but not in the module"
-        raise CheckpointError(f"'{odd[0]}' is in {where} ({len(odd)} such): is it the U-Net of this pipeline?")
+        raise CheckpointError(f"'{odd[0]}' is in {where} ({len(odd)} such): is it the denoiser of this pipeline?")
     for name, parameter in parameters.items():
         info = base.denoiser.get(name)
         if info is None or info.shape != tuple(parameter.shape):
             found = "nothing" if info is None else list(info.shape)
             raise CheckpointError(
-                f"{base.path.name}: '{name}' is {found} in the file, the pipeline's U-Net has {list(parameter.shape)}."
+                f"{base.path.name}: '{name}' is {found} in the file, in the pipeline it is {list(parameter.shape)}."
             )
     if len({(parameter.dtype, parameter.device) for parameter in parameters.values()}) != 1:
         raise CheckpointError("the denoiser's parameters must all have one dtype and be on one device")
 
 
-def _hold(parameters: Mapping[str, nn.Parameter], base: Checkpoint, donors: Sequence[Checkpoint]) -> _Layer:
+def _hold(parameters: Mapping[str, Tensor], base: Checkpoint, donors: Sequence[Checkpoint]) -> _Layer:
     """Lay a layer's tensors end to end, fill base and donors, and turn the parameters into views."""
     first = next(iter(parameters.values()))
     places: dict[str, int] = {}
@@ -198,11 +203,11 @@ def _hold(parameters: Mapping[str, nn.Parameter], base: Checkpoint, donors: Sequ
 
 
 def _flat(
-    source: Checkpoint, names: Mapping[str, nn.Parameter], places: Mapping[str, int], total: int, device: torch.device
+    source: Checkpoint, names: Mapping[str, Tensor], places: Mapping[str, int], total: int, device: torch.device
 ) -> Tensor:
     """One checkpoint's tensors of a layer, in a dtype that holds all of them exactly (float32 at most)."""
-    widest = functools.reduce(torch.promote_types, (source.denoiser[name].dtype for name in names))
-    flat = torch.zeros(total, dtype=torch.float32 if widest == torch.float64 else widest, device=device)
+    widest = holding(source.denoiser[name].dtype for name in names)
+    flat = torch.zeros(total, dtype=widest, device=device)
     for name in names:
         tensor = source.read(name)
         flat[places[name] : places[name] + tensor.numel()].copy_(tensor.reshape(-1))

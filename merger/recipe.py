@@ -46,6 +46,7 @@ class Source:
 class Recipe:
     """A blend, in writing.
 
+    granularity: one of `merger.layers.GRANULARITIES`, or the table {pattern: layer} itself, in its order.
     weights: {layer: {donor name: weight}}; what is not named is 0. dtype: `base` (every tensor as the base file has it)
     or `fp16`, `bf16`, `fp32` for all floating tensors. method: `linear`, as in `merger.blending`. version: of this
     program. Raises RecipeError for a dtype, method, donor or weight that means nothing.
@@ -53,7 +54,7 @@ class Recipe:
 
     base: Source
     donors: tuple[Source, ...]
-    granularity: str
+    granularity: str | Mapping[str, str]
     weights: Mapping[str, Mapping[str, float]]
     dtype: str = "base"
     method: str = "linear"
@@ -78,7 +79,7 @@ class Recipe:
         cls,
         base: SourceLike,
         donors: Sequence[SourceLike],
-        granularity: str,
+        granularity: str | Mapping[str, str],
         weights: Mapping[str, Mapping[str, float]],
         dtype: str = "base",
     ) -> Recipe:
@@ -102,7 +103,7 @@ class Recipe:
             {
                 "base": vars(self.base),
                 "donors": [vars(donor) for donor in self.donors],
-                "granularity": self.granularity,
+                "granularity": self.granularity if isinstance(self.granularity, str) else dict(self.granularity),
                 "weights": {layer: dict(row) for layer, row in self.weights.items()},
                 "dtype": self.dtype,
                 "method": self.method,
@@ -121,8 +122,13 @@ class Recipe:
         table = _exactly(table, {field.name for field in fields(cls)}, "recipe")
         if not isinstance(table["donors"], list) or not isinstance(table["weights"], dict):
             raise RecipeError("recipe: 'donors' must be a list and 'weights' a table")
-        for key in ("granularity", "dtype", "method", "version"):
+        for key in ("dtype", "method", "version"):
             _text(table[key], f"recipe: '{key}'")
+        if isinstance(table["granularity"], dict):
+            for pattern, layer in table["granularity"].items():
+                _text(layer, f"recipe: the layer of '{pattern}'")
+        else:
+            _text(table["granularity"], "recipe: 'granularity'")
         weights = {layer: _row(layer, row) for layer, row in table["weights"].items()}
         donors = tuple(_source(donor, f"donor {i + 1}") for i, donor in enumerate(table["donors"]))
         return cls(**table | {"base": _source(table["base"], "base"), "donors": donors, "weights": weights})

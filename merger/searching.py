@@ -19,7 +19,7 @@ from benchmark.runner import Evaluation, evaluate
 from merger.baselines import baselines_of, most_trials, outcomes
 from merger.ending import SHOWN, Cache, Ending, conclude
 from merger.errors import CheckpointError, StudyError
-from merger.export import export
+from merger.exporting import AS_IT_IS, ExportOptions, export_as
 from merger.guard import Thumbnails, changed_taggers
 from merger.memory import step_memory
 from merger.objective import TAGGER, evaluate_blend
@@ -167,23 +167,23 @@ def _write(session: Session, run: Run, records: list[TrialRecord], ending: Endin
     run.write_result(ending.result)
 
 
-def export_trial(session: Session, trial: TrialRecord, output: Path, dtype: str | None = None) -> Path:
+def export_trial(session: Session, trial: TrialRecord, output: Path, how: ExportOptions = AS_IT_IS) -> Path:
     """Writes a trial's blend as a checkpoint that carries its recipe and, where it was scored whole, its score."""
     score = {
         "trial": trial.number,
         "accuracy": trial.score.accuracy,
         "accuracy_stderr": trial.score.accuracy_stderr,
         "probability": trial.score.probability,
-        "dtype": dtype or "base",
+        "dtype": how.dtype or "base",
         "prompts": fingerprint(session.prompts["search"]),
         "tagger": session.taggers[TAGGER].fingerprint,
     }
-    return export(
+    return export_as(
         session.recipe(trial.weights),
         output,
+        how,
         base=session.base,
         donors=session.donors,
-        dtype=dtype,
         extra_metadata={SCORE_KEY: json.dumps(score)} if trial.whole else {},
     )
 
@@ -193,7 +193,8 @@ def _check_before(session: Session, run: Run) -> None:
     check_method(session.chosen.method)
     if session.base.layout == "folder":
         print(
-            f"{session.base.path} is a diffusers folder: the winner cannot be written as one file, only its recipe",
+            f"{session.base.path} is a diffusers folder: the winner is not written by itself, "
+            "`merger export` writes it as a folder",
             file=sys.stderr,
         )
     if run.folder.exists() and not run.exists() and any(run.folder.iterdir()):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -29,13 +30,16 @@ from benchmark.prompts import (
 from benchmark.taggers import Tagger, columns_of, files_fingerprint, open_tagger
 from merger.ascent import AscentSettings
 from merger.baselines import most_trials
-from merger.checkpoints import Checkpoint, check_fit, open_checkpoint, read_unet_config
+from merger.checkpoints import Checkpoint, open_checkpoint, read_unet_config
 from merger.climbing import Climber
+from merger.components import check_configuration, check_overrides, use_text_encoders, use_vae
 from merger.config import Config
 from merger.drawing import DifferentiableGenerator, Differentiation
 from merger.errors import ConfigError, did_you_mean
+from merger.fitting import check_fit, remarks
 from merger.layers import group
 from merger.live import LiveDenoiser
+from merger.lora import open_donor
 from merger.methods import Choice, choose
 from merger.objective import JUDGE, TAGGER, BlendObjective, Live, Yardstick
 from merger.racing import Racer
@@ -114,7 +118,7 @@ class Session:
         if self.config.threads is not None:
             torch.set_num_threads(self.config.threads)
         pipeline = self._pipeline(self.base.path)
-        live = LiveDenoiser(pipeline.unet, self.base, self.donors, self.layers)
+        live = LiveDenoiser(denoiser_of(pipeline), self.base, self.donors, self.layers)
         kind = DifferentiableGenerator if self.chosen.method == "slopes" else DiffusersGenerator
         return Loaded(live, kind(pipeline, generation_settings(self.config)))
 
@@ -162,6 +166,9 @@ class Session:
         if config.pipeline is not None:
             files = sorted(file for file in config.pipeline.rglob("*") if file.is_file())
             named["pipeline"] = files_fingerprint(files)
+        for key in ("vae", "text_encoders_from"):
+            if (source := getattr(config, key)) is not None:
+                named[key] = files_fingerprint(sorted(source.rglob("*.safetensors")) if source.is_dir() else [source])
         if self.chosen.method == "slopes":
             named["polish"] = config.polish
             named["slopes"] = config.slopes.model_dump()
@@ -188,8 +195,14 @@ class Session:
         return {key: value if isinstance(value, str) else json.dumps(value) for key, value in named.items()}
 
     def _pipeline(self, path: Path) -> Any:
-        config = self.config.pipeline if path.is_file() else None
-        return load_pipeline(path, config=config, dtype=DTYPES[self.config.dtype], device=self.device)
+        config = self.config
+        whole = config.pipeline if path.is_file() else None
+        pipeline = load_pipeline(path, config=whole, dtype=DTYPES[config.dtype], device=self.device)
+        if config.vae is not None:
+            use_vae(pipeline, config.vae, allow_pickle=config.allow_pickle)
+        if config.text_encoders_from is not None:
+            use_text_encoders(pipeline, config.text_encoders_from, config=config.pipeline)
+        return pipeline
 
 
 @dataclass(frozen=True)
@@ -207,11 +220,17 @@ def open_session(config: Config) -> Session:
         raise ConfigError(f"sampler: there is no '{config.sampler}'.{did_you_mean(config.sampler, known)}")
     device = _device(config.device)
     unet_config = read_unet_config(config.pipeline) if config.pipeline is not None else None
-    base = open_checkpoint(config.base, name=config.named_base, unet_config=unet_config)
-    donors = tuple(
-        open_checkpoint(donor.path, name=name) for donor, name in zip(config.donors, config.donor_names, strict=True)
+    base = open_checkpoint(
+        config.base, name=config.named_base, unet_config=unet_config, allow_pickle=config.allow_pickle
     )
-    check_fit(base, donors)
+    check_configuration(base, config.pipeline)
+    check_overrides(vae=config.vae, text_encoders_from=config.text_encoders_from)
+    donors = tuple(
+        open_donor(donor.path, base, name=name, allow_pickle=config.allow_pickle)
+        for donor, name in zip(config.donors, config.donor_names, strict=True)
+    )
+    for remark in remarks(donors, check_fit(base, donors)):
+        print(remark, file=sys.stderr)
     layers = group(base.denoiser, config.granularity)
     own_bounds = zip(config.donor_names, config.donors, strict=True)
     space = make_space(
@@ -234,6 +253,11 @@ def open_session(config: Config) -> Session:
     for tagger in taggers.values():
         columns_of(tagger, vocabulary.tags)
     return Session(config, base, donors, layers, space, taggers, vocabulary, _prompts(config, vocabulary), device)
+
+
+def denoiser_of(pipeline: Any) -> torch.nn.Module:
+    """The network that is blended: a pipeline's U-Net or, where it has none, its transformer."""
+    return pipeline.unet if getattr(pipeline, "unet", None) is not None else pipeline.transformer
 
 
 def generation_settings(config: Config) -> GenerationSettings:

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInf
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
-def _locate(path: Path, info: ValidationInfo) -> Path:
+def locate(path: Path, info: ValidationInfo) -> Path:
     """`path`, absolute; a relative one starts at the folder given as the validation's context."""
     folder = (info.context or {}).get("folder", Path())
     return (folder / path.expanduser()).resolve()
@@ -30,7 +30,7 @@ def _plain_name(name: str) -> str:
     return name
 
 
-Located = Annotated[Path, AfterValidator(_locate)]
+Located = Annotated[Path, AfterValidator(locate)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Bounds = Annotated[tuple[Finite, Finite], AfterValidator(_ordered)]
 Name = Annotated[str, AfterValidator(_plain_name)]

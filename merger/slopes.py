@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from benchmark.generation import to_bytes
@@ -80,7 +80,7 @@ class _Piece:
     """One parameter of a layer with its values in the base [P] and in every donor D x [P]; `row` is its layer's."""
 
     row: int
-    parameter: nn.Parameter
+    parameter: Tensor
     base: Tensor
     donors: tuple[Tensor, ...]
 

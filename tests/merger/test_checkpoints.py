@@ -12,8 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from merger.checkpoints import check_fit, open_checkpoint, read_unet_config
+from merger.checkpoints import open_checkpoint, read_unet_config
 from merger.errors import CheckpointError
+from merger.fitting import check_fit
 from merger.keys import DENOISER_PREFIX
 
 CONV_IN = DENOISER_PREFIX + "input_blocks.0.0.weight"
@@ -82,7 +83,7 @@ def test_bad_files_are_one_line(tiny_family: dict[str, Path], tiny_pipeline_fold
     with pytest.raises(CheckpointError, match=r"cut.safetensors: truncated"):
         open_checkpoint(cut)
     save_file({"lora_unet_x.lora_down.weight": torch.zeros(2)}, tmp_path / "other.safetensors")
-    with pytest.raises(CheckpointError, match=r"holds no U-Net that is known here"):
+    with pytest.raises(CheckpointError, match=r"is a LoRA.*no denoiser in it"):
         open_checkpoint(tmp_path / "other.safetensors")
     with pytest.raises(CheckpointError, match=r"belongs under 'pipeline'"):
         open_checkpoint(tiny_pipeline_folder)

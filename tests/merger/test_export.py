@@ -109,7 +109,9 @@ def test_a_blend_of_blends_keeps_only_its_own_story(sources: list[Checkpoint], b
     second = open_checkpoint(blended, name="blend")
     recipe = Recipe.of(second, [sources[1]], "stage", {"MID": {"warm": 0.5}})
     output = export(recipe, tmp_path / "second.safetensors", base=second, donors=[sources[1]])
-    assert set(read_header(output).metadata) == {"format", METADATA_KEY}
+    metadata = read_header(output).metadata
+    own = {"format", METADATA_KEY, "sd_merge_recipe", "sd_merge_models"}
+    assert {key for key in metadata if not key.startswith("modelspec.")} == own
     assert verify(output).ok
 
 
@@ -235,15 +237,15 @@ def test_a_failure_leaves_nothing_behind_and_what_was_there_untouched(
 ) -> None:
     output = tmp_path / "x.safetensors"
     output.write_bytes(b"what was there")
-    real = merger.export._Plan.tensors
+    real = merger.plan.Plan.tensors
 
-    def break_off(plan: merger.export._Plan) -> Iterator[tuple[str, torch.Tensor]]:
+    def break_off(plan: merger.plan.Plan) -> Iterator[tuple[str, torch.Tensor]]:
         for i, item in enumerate(real(plan)):
             if i == 100:
                 raise OSError(28, "No space left on device")
             yield item
 
-    monkeypatch.setattr(merger.export._Plan, "tensors", break_off)
+    monkeypatch.setattr(merger.plan.Plan, "tensors", break_off)
     with pytest.raises(CheckpointError, match=r"cannot be written.*No space left"):
         export(recipe, output, base=sources[0], donors=sources[1:])
     assert output.read_bytes() == b"what was there"

@@ -62,3 +62,51 @@ def test_names_tell_files_apart() -> None:
 def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no such file"):
         inspect_files([tmp_path / "x.safetensors"])
+
+
+def test_every_odd_file_is_answered_with_one_line(tiny_family: dict[str, Path], tmp_path: Path) -> None:
+    def made(name: str, content: bytes) -> Path:
+        (tmp_path / name).write_bytes(content)
+        return tmp_path / name
+
+    def headed(name: str, header: object, body: bytes = b"") -> Path:
+        text = json.dumps(header).encode()
+        return made(name, len(text).to_bytes(8, "little") + text + body)
+
+    whole = tiny_family["base"].read_bytes()
+    entry = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+    (tmp_path / "loop.safetensors").symlink_to(tmp_path / "loop.safetensors")
+    (tmp_path / "empty-folder").mkdir()
+    save_file({"control_model.input_hint_block.0.weight": torch.zeros(1)}, tmp_path / "control.safetensors")
+    save_file({"text_model.encoder.layers.0.mlp.fc1.bias": torch.zeros(1)}, tmp_path / "text.safetensors")
+    save_file({"emb_params": torch.zeros(1, 8)}, tmp_path / "embedding.safetensors")
+    odd = {
+        made("empty.safetensors", b""): "only 0 bytes",
+        made("short.safetensors", b"abc"): "only 3 bytes",
+        made("note.safetensors", b"Dear reader, this is no model at all."): "not a safetensors file",
+        made("cut.safetensors", whole[:-1]): "truncated",
+        made("cut-head.safetensors", whole[:4000]): "truncated",
+        made("long.safetensors", whole + b"\0"): "1 bytes follow",
+        made("huge.safetensors", (100 * 10**9).to_bytes(8, "little") + b"{}"): "does not begin with a header",
+        made("pickle.ckpt", b"PK\x03\x04" + bytes(60)): "a pickle checkpoint",
+        made("pointer.safetensors", b"version https://git-lfs.github.com/spec/v1\n"): "Git LFS pointer",
+        headed("overlap.safetensors", {"a": entry, "b": entry}, bytes(4)): "begins at byte 0, expected 4",
+        headed("gap.safetensors", {"a": entry | {"data_offsets": [4, 8]}}, bytes(8)): "begins at byte 4, expected 0",
+        headed("dtype.safetensors", {"a": entry | {"dtype": "Q4"}}, bytes(4)): "dtype Q4 is not supported",
+        headed("negative.safetensors", {"a": entry | {"shape": [-1]}}, bytes(4)): "no shape",
+        headed("list.safetensors", []): "damaged",
+        headed("nothing.safetensors", {}): "holds no denoiser",
+        tmp_path / "loop.safetensors": "link that leads nowhere",
+        tmp_path / "missing.safetensors": "no such file",
+        tmp_path / "empty-folder": "no denoiser weights here",
+        tmp_path / "control.safetensors": "a ControlNet",
+        tmp_path / "text.safetensors": "a text encoder alone",
+        tmp_path / "embedding.safetensors": "a textual inversion",
+    }
+    found = inspect_files([tiny_family["base"], *odd])
+    assert not found["fit"]["ok"]
+    for file, said in zip(found["files"][1:], odd.values(), strict=True):
+        line = file.get("problem") or file["words"]
+        assert "\n" not in line
+        assert said in line or (said == "holds no denoiser" and file["kind"] == "unknown"), file
+    assert len(format_inspection(found).splitlines()) < 60

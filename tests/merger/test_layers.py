@@ -115,6 +115,8 @@ def test_sizes_add_up() -> None:
 def test_bad_input_is_one_clear_line() -> None:
     with pytest.raises(ConfigError, match="Did you mean 'block'"):
         layer_of("conv_in.weight", "blocks")
-    with pytest.raises(ConfigError, match="not those of a U-Net"):
-        group(["transformer_blocks.0.attn.to_q.weight"], "block")
-    assert group(["transformer_blocks.0.attn.to_q.weight"], "tensor")
+    with pytest.raises(ConfigError, match="no U-Net and no transformer"):
+        group(["something.0.weight"], "block")
+    with pytest.raises(ConfigError, match="Did you mean 'stage'"):
+        group(["transformer_blocks.0.attn.to_q.weight"], "stages")
+    assert group(["something.0.weight"], "tensor")

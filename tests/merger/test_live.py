@@ -194,9 +194,7 @@ def test_layers_must_be_the_modules_tensors(layers: dict[str, tuple[str, ...]], 
 
 
 def test_shapes_must_be_the_modules() -> None:
-    with pytest.raises(
-        CheckpointError, match=r"'last.weight' is \[3, 8\] in the file, the pipeline's U-Net has \[3, 7\]"
-    ):
+    with pytest.raises(CheckpointError, match=r"'last.weight' is \[3, 8\] in the file, in the pipeline it is \[3, 7\]"):
         LiveDenoiser(Net(), shelf("base", 0, **{"last.weight": torch.zeros(3, 8)}), [], LAYERS)
 
 

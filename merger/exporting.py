@@ -1,0 +1,65 @@
+"""A blend written in the form that was asked for: one file, the denoiser alone, or a diffusers folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from merger.checkpoints import Checkpoint
+from merger.errors import ConfigError
+from merger.export import export
+from merger.folders import export_folder
+from merger.mecha import write_mecha
+from merger.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How a blend is written.
+
+    dtype: `fp16`, `bf16`, `fp32`, or as the base has it. pipeline: configuration of a single file that is to become a
+    folder. mecha: where sd-mecha's recipe is written besides.
+    """
+
+    dtype: str | None = None
+    denoiser_only: bool = False
+    format: Literal["base", "diffusers"] = "base"
+    pipeline: Path | None = None
+    mecha: Path | None = None
+
+
+AS_IT_IS = ExportOptions()
+
+
+def export_as(
+    recipe: Recipe,
+    output: Path,
+    how: ExportOptions = AS_IT_IS,
+    *,
+    base: Checkpoint,
+    donors: Sequence[Checkpoint],
+    extra_metadata: Mapping[str, str] | None = None,
+) -> Path:
+    """Write the blend that `recipe` describes. A diffusers folder as base gives a folder again.
+
+    Raises ConfigError for two forms at once, and what `merger.export`, `merger.folders` and `merger.mecha` raise.
+    """
+    if how.denoiser_only and how.format == "diffusers":
+        raise ConfigError("--denoiser-only is one file and --format diffusers is a folder: choose one")
+    if how.mecha is not None:
+        write_mecha(recipe, how.mecha, base=base, donors=donors)
+    folder = how.format == "diffusers" or (base.layout == "folder" and not how.denoiser_only)
+    if folder:
+        return export_folder(
+            recipe,
+            output,
+            base=base,
+            donors=donors,
+            pipeline=how.pipeline,
+            dtype=how.dtype,
+            extra_metadata=extra_metadata,
+        )
+    form: Literal["base", "denoiser"] = "denoiser" if how.denoiser_only else "base"
+    return export(recipe, output, base=base, donors=donors, dtype=how.dtype, form=form, extra_metadata=extra_metadata)

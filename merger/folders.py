@@ -1,0 +1,96 @@
+"""Export as a diffusers folder: the denoiser streamed under diffusers names, all else the base's.
+
+From a folder every other file is copied as it is. From a single file the other components are taken out by diffusers,
+which has them in memory for that long. The folder appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from merger.checkpoints import Checkpoint
+from merger.errors import CheckpointError
+from merger.export import write_file
+from merger.plan import DTYPES
+from merger.recipe import Recipe
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+_HEAVY = (".safetensors", ".bin", ".ckpt", ".pt", ".msgpack", ".onnx", ".safetensors.index.json")
+
+
+def export_folder(
+    recipe: Recipe,
+    output: Path,
+    *,
+    base: Checkpoint,
+    donors: Sequence[Checkpoint],
+    pipeline: Path | None = None,
+    dtype: str | None = None,
+    extra_metadata: Mapping[str, str] | None = None,
+) -> Path:
+    """Write the blend that `recipe` describes as a diffusers folder.
+
+    pipeline: the configuration folder of a base that is a single file. dtype: of the denoiser and, from a single file,
+    of the other components. The recipe is in the metadata of the denoiser's file. Raises CheckpointError for an output
+    that is there already, a single file without its pipeline's configuration, and a base that is no whole pipeline.
+    """
+    output = Path(output)
+    if output.exists():
+        raise CheckpointError(f"{output}: is there already. Choose another name for the folder.")
+    partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
+    try:
+        if base.layout == "folder":
+            _copy(base.path, partial)
+        else:
+            _take_apart(base, partial, pipeline, dtype)
+        inside = next((partial / part for part in ("unet", "transformer") if (partial / part).is_dir()), partial)
+        write_file(
+            recipe if dtype is None else replace(recipe, dtype=dtype),
+            inside / WEIGHTS,
+            base=base,
+            donors=donors,
+            form="diffusers",
+            extra_metadata=extra_metadata,
+            title=output.name,
+        )
+        partial.replace(output)
+    except OSError as error:
+        raise CheckpointError(f"{output}: cannot be written ({error.strerror or error}).") from error
+    finally:
+        if partial.exists():
+            shutil.rmtree(partial)
+    return output
+
+
+def _copy(source: Path, target: Path) -> None:
+    """A diffusers folder without the weights of its denoiser."""
+    own = next((source / part for part in ("unet", "transformer") if (source / part).is_dir()), source)
+
+    def left_out(folder: str, names: list[str]) -> list[str]:
+        return [name for name in names if Path(folder) == own and name.endswith(_HEAVY)]
+
+    shutil.copytree(source, target, ignore=left_out)
+
+
+def _take_apart(base: Checkpoint, target: Path, pipeline: Path | None, dtype: str | None) -> None:
+    """The configuration folder with the weights of every component of a single file but the denoiser."""
+    from benchmark.pipelines import load_pipeline
+
+    if pipeline is None:
+        raise CheckpointError(
+            f"{base.path}: to become a diffusers folder it needs its pipeline's configuration: "
+            "name the folder with --pipeline."
+        )
+    shutil.copytree(pipeline, target, ignore=lambda _, names: [name for name in names if name.endswith(_HEAVY)])
+    stored = {info.dtype for info in base.denoiser.values()}
+    kind = DTYPES.get(dtype or "", next(iter(stored)) if len(stored) == 1 else torch.float32)
+    loaded = load_pipeline(base.path, config=pipeline, dtype=torch.float32 if kind.itemsize == 1 else kind)
+    for name, component in loaded.components.items():
+        if isinstance(component, torch.nn.Module) and name not in ("unet", "transformer"):
+            component.save_pretrained(target / name)  # type: ignore[operator]

@@ -1,0 +1,83 @@
+"""A user's own layers: an ordered table `pattern -> layer`, the first pattern that fits a tensor's name decides.
+
+Patterns are shell wildcards over diffusers names (`*` any characters, dots too; `?` one; `[ab]` one of these), matched
+against the whole name and with regard to case. Two patterns may lead to one layer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from fnmatch import translate
+from pathlib import Path
+
+import yaml
+
+from merger.errors import ConfigError
+
+Rules = Mapping[str, str]
+
+
+def read_rules(path: Path) -> dict[str, str]:
+    """The table in a YAML file, in its order. Raises ConfigError, in one line, for anything but `pattern: layer`."""
+    try:
+        table = yaml.load(path.read_text(encoding="utf-8"), _NoRepeats)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such table of layers") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
+    return check_rules(table, str(path))
+
+
+def check_rules(table: object, where: str) -> dict[str, str]:
+    """`table` as rules. Raises ConfigError where it is not a table of text to text with at least one line."""
+    if not isinstance(table, Mapping) or not table:
+        raise ConfigError(f"{where}: should hold lines of `pattern: layer`, for example `'up_blocks.*': UP`")
+    for pattern, layer in table.items():
+        if not isinstance(pattern, str) or not isinstance(layer, str) or not layer:
+            raise ConfigError(f"{where}: '{pattern}: {layer}' is no `pattern: layer`; put numbers in quotes")
+    return dict(table)
+
+
+def group_by_rules(names: Iterable[str], rules: Rules) -> dict[str, tuple[str, ...]]:
+    """Sort tensors into the layers of a table: {layer: its tensors}, layers in the order of the table.
+
+    Every name is in exactly one layer. Raises ConfigError for a pattern that no tensor is left for, and for a tensor
+    that no pattern fits.
+    """
+    known = tuple(names)
+    patterns = [(pattern, re.compile(translate(pattern)), layer) for pattern, layer in rules.items()]
+    layers: dict[str, list[str]] = {layer: [] for layer in rules.values()}
+    used = set()
+    homeless = []
+    for name in known:
+        for pattern, expression, layer in patterns:
+            if expression.match(name):
+                layers[layer].append(name)
+                used.add(pattern)
+                break
+        else:
+            homeless.append(name)
+    for pattern, expression, _ in patterns:
+        if pattern not in used:
+            taken = any(expression.match(name) for name in known)
+            why = "only fits tensors that earlier patterns take: move it up" if taken else "fits no tensor"
+            raise ConfigError(f"layers: the pattern '{pattern}' {why}")
+    if homeless:
+        raise ConfigError(
+            f"layers: no pattern fits '{homeless[0]}' ({len(homeless)} such tensors). End the table with '*': REST"
+        )
+    return {layer: tuple(members) for layer, members in layers.items()}
+
+
+class _NoRepeats(yaml.SafeLoader):
+    """YAML in which a key written twice is an error rather than the last one's."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
+        """The mapping of a node, its keys told apart."""
+        keys = [key.value for key, _ in node.value]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.constructor.ConstructorError(problem=f"the pattern '{twice[0]}' is there twice")
+        return super().construct_mapping(node, deep)

@@ -1,0 +1,125 @@
+"""What goes into an exported file, tensor by tensor: the same for writing it and for verifying it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from merger.blending import blend
+from merger.checkpoints import Checkpoint
+from merger.errors import RecipeError, did_you_mean
+from merger.fitting import check_fit
+from merger.layers import group
+from merger.recipe import Recipe, Source
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+# base: every tensor of the base's files, under its keys. denoiser: those of the denoiser, and the markers that say how
+# it is to be used. diffusers: the denoiser alone, under diffusers names and in diffusers' shapes.
+Form = Literal["base", "denoiser", "diffusers"]
+FORM_KEY = "layermerge.form"
+_MARKERS = ("v_pred", "ztsnr", "edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min")
+
+
+class Plan:
+    """The tensors of one exported file, in its order. Raises RecipeError where recipe and checkpoints do not match."""
+
+    def __init__(self, recipe: Recipe, base: Checkpoint, donors: Sequence[Checkpoint], form: Form = "base") -> None:
+        self.base = base
+        named = {donor.name: donor for donor in donors}
+        if missing := [donor.name for donor in recipe.used if donor.name not in named]:
+            raise RecipeError(
+                f"the recipe needs '{missing[0]}', which was not opened.{did_you_mean(missing[0], named)}"
+            )
+        self.donors = [named[donor.name] for donor in recipe.used]
+        for source, opened in zip((recipe.base, *recipe.used), (base, *self.donors), strict=True):
+            if opened.sha256 != source.sha256:
+                raise RecipeError(changed_source(opened, source))
+        check_fit(base, self.donors)
+        layers = group(base.denoiser, recipe.granularity)
+        if unknown := [layer for layer in recipe.weights if layer not in layers]:
+            raise RecipeError(f"the recipe weighs '{unknown[0]}', not a layer here.{did_you_mean(unknown[0], layers)}")
+        rows = {layer: [recipe.weights.get(layer, {}).get(d.name, 0.0) for d in self.donors] for layer in layers}
+        self.rows = {name: rows[layer] for layer, names in layers.items() for name in names}
+        self.dtype = DTYPES.get(recipe.dtype)
+        self.parts = parts_of(base)
+        self.form = form
+
+    def layout(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """{key: (dtype, shape)} in the order of the file to be written."""
+        if self.form == "diffusers":
+            entries = dict(self.base.denoiser)
+        else:
+            entries = dict(self.base.tensors)
+            if self.form == "denoiser":
+                entries = {key: e for key, e in entries.items() if key in self.parts or key.endswith(_MARKERS)}
+        layout = {key: (self._dtype_of(entry.dtype), entry.shape) for key, entry in entries.items()}
+        if self.dtype is None and self.form != "diffusers":
+            return layout
+        # Wider types first: tensors of other widths or order must still begin on a multiple of their own.
+        return dict(sorted(layout.items(), key=lambda item: -item[1][0].itemsize))
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """(key, tensor) one at a time, in the order of `layout`."""
+        for key, (dtype, shape) in self.layout().items():
+            if self.form == "diffusers":
+                yield key, self._blend(key, self.base.read(key), slice(None), dtype).reshape(shape)
+            elif key not in self.parts:
+                yield key, self.base.read_key(key).to(dtype)
+            else:
+                yield key, self._blend_key(key, dtype).reshape(shape)
+
+    def _blend_key(self, key: str, dtype: torch.dtype) -> Tensor:
+        kept = self.base.read_key(key)
+        parts = self.parts[key]
+        if len(parts) == 1 and parts[0].whole:
+            return self._blend(parts[0].name, kept, slice(None), dtype)
+        made = kept.to(dtype, copy=True)
+        for part in parts:
+            here = kept[part.start : part.stop]
+            blended = self._blend(part.name, here, slice(part.at, part.at + part.stop - part.start), dtype)
+            made[part.start : part.stop] = blended.reshape(here.shape)
+        return made
+
+    def _blend(self, name: str, kept: Tensor, rows: slice, dtype: torch.dtype) -> Tensor:
+        """Rows of one tensor, blended, flat. kept: the base's."""
+        used = [(donor, weight) for donor, weight in zip(self.donors, self.rows[name], strict=True) if weight != 0]
+        flat = [_rows(donor.read(name), rows).reshape(-1) for donor, _ in used]
+        return blend(kept.reshape(-1), flat, [weight for _, weight in used], dtype=dtype)
+
+    def _dtype_of(self, stored: torch.dtype) -> torch.dtype:
+        return self.dtype if self.dtype is not None and stored.is_floating_point else stored
+
+
+class Part:
+    """Rows `start` to `stop` of a key, which are the rows from `at` on of the tensor `name`. whole: all of both."""
+
+    def __init__(self, name: str, start: int, stop: int, at: int, whole: bool) -> None:
+        self.name, self.start, self.stop, self.at, self.whole = name, start, stop, at, whole
+
+
+def parts_of(base: Checkpoint) -> dict[str, list[Part]]:
+    """{key: the parts of its tensor that belong to the denoiser}."""
+    parts: dict[str, list[Part]] = {}
+    for name, info in base.denoiser.items():
+        at = 0
+        for piece in info.pieces:
+            parts.setdefault(piece.key, []).append(Part(name, piece.start, piece.stop, at, False))
+            at += piece.stop - piece.start
+        if not info.pieces:
+            parts[info.key] = [Part(name, 0, 0, 0, True)]
+    return parts
+
+
+def changed_source(found: Checkpoint, source: Source) -> str:
+    """The line for a source that is not the recipe's."""
+    return (
+        f"{found.path}: not the '{source.name}' of the recipe: its SHA-256 begins {found.sha256[:12]}, "
+        f"the recipe's {source.sha256[:12]}."
+    )
+
+
+def _rows(tensor: Tensor, rows: slice) -> Tensor:
+    return tensor if rows == slice(None) else tensor[rows]
