@@ -64,14 +64,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     judged.add_argument("--judge-threshold", type=float, help="the same for the judge (as --threshold)")
     judged.add_argument(
-        "--encoder", metavar="FOLDER", help="a transformers CLIP model, for diversity, CLIP score and R-precision"
-    )
-    judged.add_argument(
         "--tags",
         "--vocabulary",
         default="top:200",
         metavar="FILE|top:K",
         help="a CSV with the columns tag,category,group, or the tagger's K most common general tags (%(default)s)",
+    )
+    looked = parser.add_argument_group("looks: what else is told of the images")
+    looked.add_argument(
+        "--clip",
+        "--encoder",
+        metavar="FOLDER",
+        help="a transformers CLIP model, for diversity, CLIP score and R-precision",
+    )
+    looked.add_argument(
+        "--inception-classifier", metavar="FOLDER", help="a transformers image classifier, for the Inception Score"
+    )
+    looked.add_argument(
+        "--frechet",
+        type=Path,
+        metavar="FOLDER",
+        help="reference images, for the Fréchet distance of CLIP's image embeddings (with --clip)",
     )
     asked = parser.add_argument_group("prompts")
     asked.add_argument("--prompts", type=int, default=100, metavar="N", help="how many, of each size (%(default)s)")

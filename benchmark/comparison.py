@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from benchmark import metrics, scores
+from benchmark import scores
 from benchmark.prompts import normal_tag
 from benchmark.runner import Evaluation
 from benchmark.scores import Bools, Estimate, Floats, Integers
+from benchmark.secondary import Beside, secondary
 
 ONE_TAGGER = "only one tagger sees it"
-CANDIDATES = 100  # prompts among which an image's own must be the nearest, for R-precision
 
 
 @dataclass(frozen=True)
@@ -41,23 +41,24 @@ class ModelScores:
     added: Mapping[str, tuple[float, int]]
     added_per_image: Estimate
     metrics: Mapping[str, Estimate]
+    metric_difference: Mapping[str, Estimate]
 
 
 def compare(
     evaluations: Mapping[str, Evaluation],
     category_of: Callable[[str], str],
     thresholds: Mapping[str, float],
-    texts: Floats | None = None,
+    beside: Beside | None = None,
 ) -> tuple[ModelScores, ...]:
     """Score every model, the first of which is what the others are compared with.
 
     `thresholds`: role of each tagger -> where a tag counts as found; the first role is the main tagger.
-    `texts` [P, E]: the embedding of each prompt by its index, where an encoder looked at the images. Raises ValueError
-    where the models did not draw the same prompts.
+    `beside`: what looks compare the images with. Raises ValueError where the models did not draw the same prompts.
     """
+    beside = beside or Beside()
     reference = next(iter(evaluations.values()))
     return tuple(
-        _model(name, evaluation, None if evaluation is reference else reference, category_of, thresholds, texts)
+        _model(name, evaluation, None if evaluation is reference else reference, category_of, thresholds, beside)
         for name, evaluation in evaluations.items()
     )
 
@@ -68,7 +69,7 @@ def _model(
     reference: Evaluation | None,
     category_of: Callable[[str], str],
     thresholds: Mapping[str, float],
-    texts: Floats | None,
+    beside: Beside,
 ) -> ModelScores:
     main = next(iter(thresholds))
     found = {role: evaluation.found(role, threshold) for role, threshold in thresholds.items()}
@@ -105,7 +106,8 @@ def _model(
         tags=scores.per_tag(found[main], evaluation.asked, evaluation.tags),
         added=scores.per_tag(found[main], ~evaluation.asked, evaluation.tags),
         added_per_image=_added_per_image(evaluation, found[main]),
-        metrics=_metrics(evaluation, texts),
+        metrics=secondary(evaluation, beside),
+        metric_difference={} if reference is None else secondary(evaluation, beside, reference),
     )
 
 
@@ -134,21 +136,6 @@ def _added_per_image(evaluation: Evaluation, found: Floats) -> Estimate:
     added = np.where(evaluation.asked, 0.0, found).sum(axis=1, keepdims=True)
     everything = np.ones_like(added, dtype=np.bool_)
     return scores.mean_value(added, everything, evaluation.prompt_of)
-
-
-def _metrics(evaluation: Evaluation, texts: Floats | None) -> dict[str, Estimate]:
-    """What an encoder's embeddings tell; empty without. Broken images show nothing and are left out."""
-    if evaluation.embeddings is None or texts is None:
-        return {}
-    whole = ~evaluation.broken_images
-    embeddings, prompt_of = evaluation.embeddings[whole], evaluation.prompt_of[whole]
-    return {
-        "diversity": metrics.diversity(embeddings, prompt_of),
-        "CLIP score": metrics.clip_score(embeddings, texts, prompt_of),
-        f"R-precision of {min(len(texts), CANDIDATES)}": metrics.r_precision(
-            embeddings, texts, prompt_of, candidates=CANDIDATES
-        ),
-    }
 
 
 def _note(difference: Mapping[str, Estimate]) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from benchmark import scores
-from benchmark.encoders import Embeddings, Encoder
+from benchmark.encoders import Embeddings, Look
 from benchmark.errors import InputError
 from benchmark.generation import ImageGenerator
 from benchmark.prompts import Prompt, normal_tag
@@ -30,7 +30,7 @@ class Evaluation:
 
     `tags` [T]; `asked` [I, T]; `prompt_of` [I] (the clusters); `probabilities[tagger]` [I, T] float32;
     `broken_images` [I]: black, NaN or flat pictures, whose probabilities are 0; `digests` [I]: equal for equal pixels;
-    `images` the first few, [K, H, W, 3]; `embeddings` [I, E] where an encoder looked at the images.
+    `images` the first few, [K, H, W, 3]; `features[look]` [I, E]: what else looked at the images.
     """
 
     prompts: tuple[Prompt, ...]
@@ -40,7 +40,7 @@ class Evaluation:
     digests: Integers
     seconds: float
     images: Images | None = None
-    embeddings: Embeddings | None = None
+    features: Mapping[str, Embeddings] = field(default_factory=dict)
     asked: Bools = field(init=False)
     prompt_of: Integers = field(init=False)
 
@@ -149,8 +149,7 @@ def evaluate(
 class Batch:
     """Images [B, H, W, 3] of the prompts from `start` on, with what each tagger said, [B, T], and which are broken.
 
-    `digests` [B] are equal for equal pixels; `embeddings` [B, E] are the encoder's, where there is one. `seconds`
-    it took to draw and tag them all.
+    `digests` [B] are equal for equal pixels; `features[look]` [B, E]. `seconds` it took to draw and tag them all.
     """
 
     start: int
@@ -158,7 +157,7 @@ class Batch:
     probabilities: Mapping[str, Probabilities]
     broken: Bools
     digests: Integers
-    embeddings: Embeddings | None = None
+    features: Mapping[str, Embeddings] = field(default_factory=dict)
     seconds: float = 0.0
 
 
@@ -167,7 +166,7 @@ def score_batches(
     taggers: Mapping[str, Tagger],
     prompts: Sequence[Prompt],
     tags: Sequence[str],
-    encoder: Encoder | None = None,
+    looks: Mapping[str, Look] | None = None,
 ) -> Iterator[Batch]:
     """Draw and tag, batch by batch. The columns are `tags`; a broken image's probabilities are 0.
 
@@ -179,15 +178,15 @@ def score_batches(
         broken = is_broken(images)
         said = {name: tagger.probabilities(images)[:, columns[name]] for name, tagger in taggers.items()}
         said = {name: np.where(broken[:, None], np.float32(0), np.nan_to_num(p, nan=0.0)) for name, p in said.items()}
-        embeddings = None if encoder is None else encoder.images(images)
+        features = {role: look.images(images) for role, look in (looks or {}).items()}
         seconds = time.perf_counter() - started
-        yield Batch(done, images, said, broken, _digests(images), embeddings, seconds)
+        yield Batch(done, images, said, broken, image_digests(images), features, seconds)
         done, started = done + len(images), time.perf_counter()
     if done != len(prompts):
         raise RuntimeError(f"the generator drew {done} images for {len(prompts)} prompts")
 
 
-def _digests(images: Images) -> Integers:
+def image_digests(images: Images) -> Integers:
     """[B] int64: the first eight bytes of the SHA-256 of each image's pixels."""
     digests = b"".join(hashlib.sha256(np.ascontiguousarray(image).data).digest()[:8] for image in images)
     return np.frombuffer(digests, dtype="<i8").astype(np.int64)

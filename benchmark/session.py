@@ -11,9 +11,11 @@ from typing import Any
 
 from benchmark.calibration import Setting, calibrate
 from benchmark.comparison import ModelScores, compare
-from benchmark.encoders import ClipEncoder, Encoder
+from benchmark.completing import complete_rows
+from benchmark.encoders import Look
 from benchmark.errors import InputError, did_you_mean
 from benchmark.generation import DiffusersGenerator, GenerationSettings, ImageGenerator
+from benchmark.looks import beside, open_looks
 from benchmark.page import Sample
 from benchmark.pipelines import OWN_SAMPLER, SAMPLERS, check_single_file, load_pipeline, local_source
 from benchmark.progress import Progress
@@ -26,7 +28,7 @@ from benchmark.prompts import (
     read_vocabulary,
     vocabulary_from_tags,
 )
-from benchmark.results import Plan, Rows, complete_rows, joint_fingerprint, model_fingerprint
+from benchmark.results import Plan, Rows, joint_fingerprint, model_fingerprint
 from benchmark.runner import Evaluation
 from benchmark.taggers import Tagger, columns_of, open_tagger
 from benchmark.text import plain_text
@@ -40,7 +42,8 @@ class Session:
 
     models: Mapping[str, Path]
     taggers: Mapping[str, Tagger]
-    encoder: Encoder | None
+    looks: Mapping[str, Look]
+    frechet: Path | None
     thresholds: Mapping[str, float]
     vocabulary: Vocabulary
     prompts: tuple[Prompt, ...]
@@ -74,7 +77,7 @@ class Session:
         taggers = {"tagger": open_tagger(args.tagger, kind=args.tagger_kind, device=device, threads=args.threads)}
         if args.judge:
             taggers["judge"] = open_tagger(args.judge, kind=args.judge_kind, device=device, threads=args.threads)
-        encoder = ClipEncoder(args.encoder, device=device) if args.encoder else None
+        looks = open_looks(args, device)
         vocabulary = _vocabulary(args.tags, taggers["tagger"])
         for tagger in taggers.values():
             columns_of(tagger, vocabulary.tags)
@@ -82,7 +85,8 @@ class Session:
         return cls(
             models,
             taggers,
-            encoder,
+            looks,
+            args.frechet,
             thresholds,
             vocabulary,
             prompts,
@@ -104,10 +108,8 @@ class Session:
         for number, (name, path) in enumerate(self.models.items(), start=1):
             label = f"{name} ({number}/{len(self.models)})"
             evaluations[name], folders[name] = self._evaluate(name, path, label)
-        texts = None
-        if self.encoder is not None:
-            texts = self.encoder.texts(list({prompt.index: prompt.text for prompt in self.prompts}.values()))
-        models = compare(evaluations, self.vocabulary.category, self.thresholds, texts)
+        against = beside(self.looks, self.prompts, self.frechet, self.output / "references")
+        models = compare(evaluations, self.vocabulary.category, self.thresholds, against)
         return models, self._samples(evaluations, folders)
 
     def calibrate(self, steps: Sequence[int]) -> tuple[Setting, ...]:
@@ -155,7 +157,7 @@ class Session:
             "prompts_sha256": fingerprint(self.prompts),
             "tags": len(self.vocabulary.tags),
             "taggers": {role: tagger.name for role, tagger in self.taggers.items()},
-            "encoder": self.encoder.name if self.encoder is not None else None,
+            "looks": {role: look.name for role, look in self.looks.items()},
             "thresholds": dict(self.thresholds),
         }
 
@@ -172,7 +174,7 @@ class Session:
             self.prompts,
             self.vocabulary.tags,
             {role: tagger.fingerprint for role, tagger in self.taggers.items()},
-            self.encoder.fingerprint if self.encoder is not None else "",
+            {role: look.fingerprint for role, look in self.looks.items()},
         )
 
         def open_generator(batch_size: int | None) -> ImageGenerator:
@@ -185,7 +187,7 @@ class Session:
         if self.keep_images and rows.complete and len(list(images.glob("*.webp"))) < len(self.prompts):
             print(f"{label}: drawn before without images; remove {rows.folder} to draw them again.", file=sys.stderr)
         progress = Progress(label, len(self.prompts), images, None if self.keep_images else SAMPLES)
-        return complete_rows(rows, open_generator, self.taggers, progress, self.encoder), rows.folder
+        return complete_rows(rows, open_generator, self.taggers, progress, self.looks), rows.folder
 
 
 def parse_sizes(text: str) -> list[tuple[int, int]]:

@@ -41,9 +41,7 @@ def make_tables(models: Sequence[ModelScores]) -> tuple[Table, ...]:
     if any(len(next(iter(model.by_position.values()))) > 1 for model in models):
         tables += _by_key(models, "place in the prompt", lambda model: model.by_position)
     if models[0].metrics:
-        names = tuple(models[0].metrics)
-        rows = ((Cell(model.name), *(Cell(score=model.metrics[name]) for name in names)) for model in models)
-        tables.append(Table(("model", *names), tuple(rows)))
+        tables.append(_secondary(models))
     return (*tables, _reliability(models), _added(models))
 
 
@@ -100,6 +98,16 @@ def _by_key(
         rows.append((Cell("overall"), *_compared([model.accuracy[role] for model in models])))
         tables.append(Table((f"{what}, by {role}", *(model.name for model in models)), tuple(rows)))
     return tables
+
+
+def _secondary(models: Sequence[ModelScores]) -> Table:
+    """What looks tell: a row a model, and below them the paired differences to the first."""
+    names = tuple(models[0].metrics)
+    rows = [(Cell(model.name), *(Cell(score=model.metrics[name]) for name in names)) for model in models]
+    for model in models[1:]:
+        differences = (Cell(score=model.metric_difference[name], signed=True) for name in names)
+        rows.append((Cell(f"{model.name}, against {models[0].name}"), *differences))
+    return Table(("model", *names), tuple(rows))
 
 
 def _reliability(models: Sequence[ModelScores]) -> Table:

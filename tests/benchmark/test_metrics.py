@@ -108,3 +108,31 @@ def test_frechet_distance_of_one_feature_is_closed() -> None:
     assert metrics.frechet_distance(a, b) == pytest.approx(expected, abs=1e-9)
     with pytest.raises(ValueError, match="two images or more"):
         metrics.frechet_distance(a[:1], b)
+
+
+def test_students_quantile_against_scipy() -> None:
+    for freedom in (3, 4, 8, 19):
+        assert metrics.student_quantile(0.975, freedom) == pytest.approx(scipy.stats.t.ppf(0.975, freedom), rel=3e-3)
+
+
+def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
+    values, prompt_of = DRAW.normal(size=40), np.repeat(np.arange(20), 2)
+    score = metrics.jackknife(lambda used: float(values[used].mean()), prompt_of)
+    pairs = values.reshape(20, 2).mean(axis=1)
+    assert score.stderr == pytest.approx(pairs.std(ddof=1) / math.sqrt(20))
+    assert score.high - score.value == pytest.approx(scipy.stats.t.ppf(0.975, 19) * score.stderr, rel=1e-4)
+    few = metrics.jackknife(lambda used: float(values[used].mean()), prompt_of % 3)
+    assert few.value == score.value
+    assert math.isnan(few.low)
+
+
+def test_the_jackknifed_inception_score_holds_what_many_images_tell() -> None:
+    """Intervals of 400 sets of 100 prompts against the mean of all of them: what such a set tells, bias included."""
+    sharp = np.random.default_rng(0).dirichlet(np.full(5, 0.4), (400, 100))
+    prompt_of = np.arange(100)
+    truth = np.mean([metrics.inception_score(p) for p in sharp])
+    held = 0
+    for p in sharp:
+        score = metrics.jackknife(lambda used, p=p: metrics.inception_score(p[used]), prompt_of)
+        held += score.low <= truth <= score.high
+    assert 0.93 <= held / 400 <= 0.97

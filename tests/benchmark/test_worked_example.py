@@ -15,6 +15,7 @@ from benchmark import metrics
 from benchmark.comparison import ModelScores, compare
 from benchmark.prompts import Prompt
 from benchmark.runner import Evaluation
+from benchmark.secondary import Beside
 
 TAGS = tuple("abcdefghi")
 CATEGORY = {**dict.fromkeys("abc", "hair"), **dict.fromkeys("def", "face"), **dict.fromkeys("ghi", "clothes")}
@@ -37,6 +38,10 @@ def directions(angles: list[int]) -> np.ndarray:
     return np.stack([np.cos(radians), np.sin(radians)], axis=1) * lengths[:, None]
 
 
+# The reference images are the first model's own, five away.
+BESIDE = Beside(directions(TEXT_ANGLES), directions(ANGLES)[:11] + np.array([3.0, 4.0]))
+
+
 def evaluation(changed: bool) -> Evaluation:
     said = np.full((12, 9), 0.1, dtype=np.float32)
     for row, (prompt, values) in enumerate(zip(PROMPTS, SAID, strict=True)):
@@ -45,13 +50,18 @@ def evaluation(changed: bool) -> Evaluation:
         said[row, TAGS.index(tag)] = value
     said[11] = 0
     done = Evaluation(PROMPTS, TAGS, {"tagger": said}, np.arange(12) == 11, DIGESTS, 6.0)
-    return replace(done, embeddings=directions(ANGLES).astype(np.float32))
+    angles, classes = list(ANGLES), CLASSES.astype(np.float32)
+    if changed:
+        angles[3], classes[10] = 0, [1, 0]
+    features = {"clip": directions(angles).astype(np.float32), "classes": classes}
+    features["style"] = np.arange(24, dtype=np.float32).reshape(12, 2) / (2 if changed else 1)
+    return replace(done, features=features)
 
 
 @pytest.fixture(scope="module")
 def models() -> tuple[ModelScores, ...]:
     evaluations = {"one": evaluation(False), "other": evaluation(True)}
-    return compare(evaluations, CATEGORY.__getitem__, {"tagger": 0.5}, directions(TEXT_ANGLES))
+    return compare(evaluations, CATEGORY.__getitem__, {"tagger": 0.5}, BESIDE)
 
 
 def values(scores: dict) -> dict:
@@ -104,15 +114,33 @@ def test_diversity_clip_score_and_r_precision(models: tuple[ModelScores, ...]) -
             "diversity": (1 + 0.5 + 0 + 2 + 1) / 5,  # the last prompt has one whole image
             "CLIP score": 100 * (1 + 0.5 + 1 + math.sqrt(3) + 1) / 11,
             "R-precision of 6": 3 / 11,  # images 0, 3 and 10 are nearest to their own prompt
-        }
+            # Five images surely of each class and one of either: all but it are ln 2 from the mean.
+            "Inception Score": 2 ** (10 / 11),
+            "Fréchet distance": 25,
+            "style loss": 10.5,  # the mean of 0 to 21
+        },
+        rel=1e-5,
     )
 
 
-def test_inception_score_and_frechet_distance() -> None:
-    # Five images surely of each class and one of either: all but it are ln 2 from the mean.
-    assert metrics.inception_score(CLASSES[:11]) == pytest.approx(2 ** (10 / 11))
-    images = directions(ANGLES)
-    assert metrics.frechet_distance(images, images + np.array([3, 4])) == pytest.approx(25)  # the same cloud, five away
+def test_paired_differences_of_what_looks_tell(models: tuple[ModelScores, ...]) -> None:
+    differences = values(models[1].metric_difference)
+    sixths = -(6 / 11 * math.log(6 / 11) + 5 / 11 * math.log(5 / 11))
+    assert differences.pop("Fréchet distance") == pytest.approx(models[1].metrics["Fréchet distance"].value - 25)
+    assert differences == pytest.approx(
+        {
+            "diversity": -0.5 / 5,
+            "CLIP score": -50 / 11,
+            "R-precision of 6": -1 / 11,
+            "Inception Score": math.exp(sixths) - 2 ** (10 / 11),
+            "style loss": -10.5 / 2,
+        },
+        rel=1e-5,
+    )
+    assert models[0].metric_difference == {}
+
+
+def test_a_frechet_distance_of_unlike_clouds() -> None:
     spread = np.array([[1, 0], [-1, 0], [0, 2], [0, -2]])  # variances 2/3 and 8/3
     expected = (math.sqrt(2 / 3) - math.sqrt(8 / 3)) ** 2 * 2
     assert metrics.frechet_distance(spread, spread[:, ::-1]) == pytest.approx(expected)
