@@ -134,6 +134,7 @@ def run(args: argparse.Namespace) -> int:
     models, samples = session.compare()
     from benchmark.comparison import as_json
     from benchmark.page import as_html
+    from benchmark.scatter import save_png, scatter
     from benchmark.tables import as_markdown
 
     settings = session.settings_for_json()
@@ -141,6 +142,8 @@ def run(args: argparse.Namespace) -> int:
     markdown = as_markdown(models)
     for name, content in (("result.json", text + "\n"), ("result.md", markdown)):
         (args.output / name).write_text(content, encoding="utf-8")
+    if (chart := scatter(models)) is not None:
+        save_png(chart, args.output / "scatter.png")
     (args.output / "report.html").write_text(as_html(models, settings, samples), encoding="utf-8")
     print(text if args.json else markdown, end="\n" if args.json else "")
     print(f"Pictures and tables: {args.output / 'report.html'}", file=sys.stderr)

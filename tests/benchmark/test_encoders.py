@@ -175,6 +175,8 @@ def test_every_look_from_the_command_line_without_drawing_twice(
     assert main([*words, "--clip", str(folder)]) == 0
     assert "| model " in capfd.readouterr().out
     monkeypatch.setattr("benchmark.session.load_pipeline", None)
+    with Image.open(tmp_path / "out" / "scatter.png") as chart:
+        assert chart.size == (1280, 760)
     pictures = next((tmp_path / "out" / "rows").glob("base-*")) / "images"
     more = [
         "--clip",
