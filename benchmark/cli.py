@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmark.errors import InputError
+from benchmark.text import plain_text
 
 if TYPE_CHECKING:
     from benchmark.session import Session
@@ -24,6 +25,9 @@ EXAMPLE = """example:
 The first model is the one the others are compared with. Interrupted, the same command goes on where it stopped; what
 is drawn is kept in OUTPUT/rows and never drawn again for the same model, prompts, settings and taggers.
 """
+
+
+GRID_PROMPTS = 4  # of the prompt set, where a grid is given none
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a .safetensors file, a diffusers folder or a hub id; NAME=MODEL names it in the tables",
     )
     judged = parser.add_argument_group("taggers and tags")
-    judged.add_argument("--tagger", required=True, metavar="FOLDER", help="looks for the tags; a folder or a hub id")
+    judged.add_argument("--tagger", metavar="FOLDER", help="looks for the tags; a folder or a hub id")
     judged.add_argument("--tagger-kind", choices=("transformers", "wd", "ml-danbooru"), help="where it holds several")
     judged.add_argument("--judge", metavar="FOLDER", help="a second tagger, to check the first")
     judged.add_argument("--judge-kind", choices=("transformers", "wd", "ml-danbooru"), help="where it holds several")
@@ -117,6 +121,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="STEPS",
         help="compare numbers of steps (8,12,20) instead of models: which is the cheapest that ranks the models alike?",
     )
+    gridded = parser.add_argument_group("a grid instead of tables")
+    gridded.add_argument(
+        "--grid",
+        metavar="ROWS,COLUMNS",
+        help="one picture of the same prompts: two of models, seeds=4, steps=8:12:20, guidance=4:7:10, prompts",
+    )
+    gridded.add_argument(
+        "--prompt",
+        action="append",
+        metavar="TEXT",
+        help="what the grid draws; alternatives as a|b|c or {red|blue} hair; several times for several prompts "
+        "(without it, the first four of the prompt set)",
+    )
     kept = parser.add_argument_group("results")
     kept.add_argument("--output", type=Path, default=Path("results"), metavar="DIR", help="(%(default)s)")
     kept.add_argument("--keep-images", action="store_true", help="keep every image, as WebP")
@@ -125,6 +142,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Score the models and print their tables. Returns 0; raises InputError for what is wrong with the arguments."""
+    if args.grid or args.prompt:
+        return _grid(args)
     from benchmark.session import Session, parse_steps
 
     steps = parse_steps(args.calibrate) if args.calibrate else None
@@ -147,6 +166,32 @@ def run(args: argparse.Namespace) -> int:
     (args.output / "report.html").write_text(as_html(models, settings, samples), encoding="utf-8")
     print(text if args.json else markdown, end="\n" if args.json else "")
     print(f"Pictures and tables: {args.output / 'report.html'}", file=sys.stderr)
+    return 0
+
+
+def _grid(args: argparse.Namespace) -> int:
+    """Draw a grid and say where it is."""
+    from benchmark.grids import alternatives, cells, compose, draw_cells, parse_axes, save_grid
+    from benchmark.session import Session, make_output
+    from benchmark.studio import Studio
+
+    if args.prompt:
+        texts = [text for given in args.prompt for text in alternatives(given)]
+        studio = Studio.from_arguments(args)
+    else:
+        session = Session.from_arguments(args)
+        studio = session.studio
+        texts = list(dict.fromkeys(prompt.text for prompt in session.prompts))[:GRID_PROMPTS]
+    rows, columns = parse_axes(args.grid or "prompts,models", studio, texts, args.seed)
+    wanted = cells(rows, columns, studio, texts, args.seed)
+    make_output(args.output)
+    drawn = draw_cells(wanted, studio, lambda done: print(f"{done}/{len(wanted)} images", file=sys.stderr))
+    titles = [""] if "prompts" in (rows.kind, columns.kind) else [plain_text(text) for text in texts]
+    path = save_grid(compose(drawn, rows, columns, titles), args.output)
+    if args.json:
+        print(json.dumps({"grid": str(path), "rows": rows.labels(), "columns": columns.labels(), "prompts": texts}))
+    else:
+        print(path)
     return 0
 
 

@@ -49,7 +49,7 @@ def scatter(models: Sequence[ModelScores]) -> Scatter | None:
     pairs = [(name, x, y) for name, x, y in pairs if not math.isnan(x.low) and not math.isnan(y.low)]
     if not pairs:
         return None
-    x_ticks, y_ticks = (ticks([pair[side] for pair in pairs]) for side in (1, 2))
+    x_ticks, y_ticks = ticks([x for _, x, _ in pairs]), ticks([y for _, _, y in pairs])
     ends = (LEFT, WIDTH - MARGIN), (HEIGHT - BOTTOM, MARGIN)
 
     def across(value: float) -> float:

@@ -13,11 +13,10 @@ from benchmark.calibration import Setting, calibrate
 from benchmark.comparison import ModelScores, compare
 from benchmark.completing import complete_rows
 from benchmark.encoders import Look
-from benchmark.errors import InputError, did_you_mean
-from benchmark.generation import DiffusersGenerator, GenerationSettings, ImageGenerator
+from benchmark.errors import InputError
+from benchmark.generation import ImageGenerator
 from benchmark.looks import beside, open_looks
 from benchmark.page import Sample
-from benchmark.pipelines import OWN_SAMPLER, SAMPLERS, check_single_file, load_pipeline, local_source
 from benchmark.progress import Progress
 from benchmark.prompts import (
     Prompt,
@@ -28,8 +27,9 @@ from benchmark.prompts import (
     read_vocabulary,
     vocabulary_from_tags,
 )
-from benchmark.results import Plan, Rows, joint_fingerprint, model_fingerprint
+from benchmark.results import Plan, Rows
 from benchmark.runner import Evaluation
+from benchmark.studio import Studio
 from benchmark.taggers import Tagger, columns_of, open_tagger
 from benchmark.text import plain_text
 
@@ -38,31 +38,23 @@ SAMPLES = 8  # images of each model that the page shows
 
 @dataclass(frozen=True)
 class Session:
-    """What a command line asks for, checked. `models`: name -> file or folder on this disk."""
+    """What a command line asks for, checked."""
 
-    models: Mapping[str, Path]
+    studio: Studio
     taggers: Mapping[str, Tagger]
     looks: Mapping[str, Look]
     frechet: Path | None
     thresholds: Mapping[str, float]
     vocabulary: Vocabulary
     prompts: tuple[Prompt, ...]
-    settings: GenerationSettings
-    pipeline: str | None
-    device: str
-    dtype: str | None
     output: Path
     keep_images: bool
 
     @classmethod
     def from_arguments(cls, args: argparse.Namespace) -> Session:
         """Check the arguments of `cli.add_arguments`. Raises InputError, before anything is loaded or written."""
-        width, height = _size(args.size)
-        settings = GenerationSettings(
-            args.steps, args.sampler, args.guidance, width, height, args.negative, args.batch_size, args.clip_skip - 1
-        )
-        if settings.sampler not in (OWN_SAMPLER, *SAMPLERS):
-            raise InputError(f"Unknown sampler '{args.sampler}'.{did_you_mean(args.sampler, [OWN_SAMPLER, *SAMPLERS])}")
+        if not args.tagger:
+            raise InputError("Name a tagger with --tagger: a folder or a hub id.")
         thresholds = {"tagger": args.threshold}
         if args.judge:
             thresholds["judge"] = args.threshold if args.judge_threshold is None else args.judge_threshold
@@ -70,10 +62,8 @@ class Session:
             if not 0 < threshold < 1:
                 raise InputError(f"The threshold of the {role} is {threshold}; it must lie between 0 and 1.")
         sizes = parse_sizes(args.tags_per_prompt)
-        models = _models(args.models)
-        if args.pipeline and not Path(args.pipeline).is_dir() and args.pipeline.count("/") != 1:
-            raise InputError(f"{args.pipeline}: there is no such folder (--pipeline).")
-        device = args.device or _default_device()
+        studio = Studio.from_arguments(args)
+        device = studio.device
         taggers = {"tagger": open_tagger(args.tagger, kind=args.tagger_kind, device=device, threads=args.threads)}
         if args.judge:
             taggers["judge"] = open_tagger(args.judge, kind=args.judge_kind, device=device, threads=args.threads)
@@ -82,53 +72,34 @@ class Session:
         for tagger in taggers.values():
             columns_of(tagger, vocabulary.tags)
         prompts = prompts_of_sizes(vocabulary, args.prompts, sizes, args.seed, args.template, args.images)
-        return cls(
-            models,
-            taggers,
-            looks,
-            args.frechet,
-            thresholds,
-            vocabulary,
-            prompts,
-            settings,
-            args.pipeline,
-            device,
-            args.dtype,
-            args.output,
-            args.keep_images,
-        )
+        return cls(studio, taggers, looks, args.frechet, thresholds, vocabulary, prompts, args.output, args.keep_images)
 
     def compare(self) -> tuple[tuple[ModelScores, ...], tuple[Sample, ...]]:
         """Draw what is missing and compare: the figures, and a few prompts with every model's picture.
 
         Raises InputError where a model cannot be loaded.
         """
-        self._make_output()
+        make_output(self.output)
         evaluations, folders = {}, {}
-        for number, (name, path) in enumerate(self.models.items(), start=1):
-            label = f"{name} ({number}/{len(self.models)})"
-            evaluations[name], folders[name] = self._evaluate(name, path, label)
+        for number, name in enumerate(self.studio.models, start=1):
+            label = f"{name} ({number}/{len(self.studio.models)})"
+            evaluations[name], folders[name] = self._evaluate(name, label)
         against = beside(self.looks, self.prompts, self.frechet, self.output / "references")
         models = compare(evaluations, self.vocabulary.category, self.thresholds, against)
         return models, self._samples(evaluations, folders)
 
     def calibrate(self, steps: Sequence[int]) -> tuple[Setting, ...]:
         """Draw every model at each number of steps, and compare them with the most. Raises InputError as `compare`."""
-        self._make_output()
+        make_output(self.output)
         evaluations: dict[int, dict[str, Evaluation]] = {}
         for number in steps:
-            session = replace(self, settings=replace(self.settings, steps=number))
+            studio = replace(self.studio, settings=replace(self.studio.settings, steps=number))
+            session = replace(self, studio=studio)
             evaluations[number] = {
-                name: session._evaluate(name, path, f"{name}, {number} steps")[0] for name, path in self.models.items()
+                name: session._evaluate(name, f"{name}, {number} steps")[0] for name in studio.models
             }
         main, threshold = next(iter(self.thresholds.items()))
         return calibrate(evaluations, main, threshold)
-
-    def _make_output(self) -> None:
-        try:
-            self.output.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{self.output}: cannot be written to ({error.strerror}).") from None
 
     def _samples(self, evaluations: Mapping[str, Evaluation], folders: Mapping[str, Path]) -> tuple[Sample, ...]:
         """The first images of every model that kept its pictures, with the tags found and missed."""
@@ -148,7 +119,7 @@ class Session:
 
     def settings_for_json(self) -> dict[str, Any]:
         """What decides the figures."""
-        settings = asdict(replace(self.settings, batch_size=None))
+        settings = asdict(self.studio.settings)
         del settings["batch_size"]
         return {
             **settings,
@@ -161,16 +132,12 @@ class Session:
             "thresholds": dict(self.thresholds),
         }
 
-    def _evaluate(self, name: str, path: Path, label: str) -> tuple[Evaluation, Path]:
+    def _evaluate(self, name: str, label: str) -> tuple[Evaluation, Path]:
         """The model's evaluation and the folder of its rows."""
-        config = Path(self.pipeline) if self.pipeline else None
-        parts = [model_fingerprint(path), self.dtype or self.device.partition(":")[0]]
-        if config is not None and path.is_file():
-            parts.append(model_fingerprint(config) if config.is_dir() else str(config))
         plan = Plan(
             name,
-            joint_fingerprint(parts),
-            self.settings,
+            self.studio.mark(name),
+            self.studio.settings,
             self.prompts,
             self.vocabulary.tags,
             {role: tagger.fingerprint for role, tagger in self.taggers.items()},
@@ -178,9 +145,7 @@ class Session:
         )
 
         def open_generator(batch_size: int | None) -> ImageGenerator:
-            pipeline = load_pipeline(path, config=self.pipeline, dtype=_dtype(self.dtype), device=self.device)
-            settings = replace(self.settings, batch_size=self.settings.batch_size or batch_size)
-            return DiffusersGenerator(pipeline, settings)
+            return self.studio.open(name, batch_size)
 
         rows = Rows(self.output, plan)
         images = rows.folder / "images"
@@ -188,6 +153,14 @@ class Session:
             print(f"{label}: drawn before without images; remove {rows.folder} to draw them again.", file=sys.stderr)
         progress = Progress(label, len(self.prompts), images, None if self.keep_images else SAMPLES)
         return complete_rows(rows, open_generator, self.taggers, progress, self.looks), rows.folder
+
+
+def make_output(folder: Path) -> None:
+    """Make the folder of the results. Raises InputError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written to ({error.strerror}).") from None
 
 
 def parse_sizes(text: str) -> list[tuple[int, int]]:
@@ -229,32 +202,6 @@ def prompts_of_sizes(
     return tuple(prompts)
 
 
-def _models(arguments: Sequence[str]) -> dict[str, Path]:
-    """name -> local source, for `MODEL` and `NAME=MODEL`; names of equal files get their folder's name in front."""
-    models: dict[str, Path] = {}
-    for argument in arguments:
-        named, equals, source = argument.partition("=")
-        if not equals or Path(argument).exists():
-            named, source = "", argument
-        path = local_source(source)
-        if path.is_file():
-            check_single_file(path)  # all of them now, not after hours of drawing with the first
-        name = named or (path.stem if path.is_file() else Path(source).name)
-        if name in models and not named:
-            name = f"{path.resolve().parent.name}/{name}"
-        if name in models:
-            raise InputError(f"Two models are called '{name}'. Name them apart with NAME=MODEL.")
-        models[name] = path
-    return models
-
-
-def _size(text: str) -> tuple[int, int]:
-    width, cross, height = text.lower().partition("x")
-    if not width.isdecimal() or (cross and not height.isdecimal()):
-        raise InputError(f"size '{text}': give WIDTHxHEIGHT, such as 512x768.")
-    return int(width), int(height or width)
-
-
 def _vocabulary(text: str, tagger: Tagger) -> Vocabulary:
     word, colon, number = text.partition(":")
     if word != "top" or not colon:
@@ -262,15 +209,3 @@ def _vocabulary(text: str, tagger: Tagger) -> Vocabulary:
     if not number.isdecimal():
         raise InputError(f"tags '{text}': give a CSV file, or top:K with a number K.")
     return vocabulary_from_tags(tagger.general, int(number))
-
-
-def _default_device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _dtype(name: str | None) -> Any:
-    import torch
-
-    return {None: None, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[name]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmark import progress, session
+from benchmark import progress, session, studio
 from benchmark.cli import main
 from benchmark.errors import InputError
 from benchmark.prompts import Vocabulary
@@ -71,7 +71,7 @@ def test_tables_json_and_rows_come_out_and_are_the_same_again_without_a_model(
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a model was loaded again")
 
-    monkeypatch.setattr(session, "load_pipeline", refuse)
+    monkeypatch.setattr(studio, "load_pipeline", refuse)
     assert call(arguments) == 0
     assert capfd.readouterr().out == told.out
     assert call(arguments, "--json", threshold=0.3) == 0  # another threshold needs no image either

@@ -174,7 +174,7 @@ def test_every_look_from_the_command_line_without_drawing_twice(
     words += f"--steps 1 --size 32x32 --device cpu --keep-images --output {tmp_path / 'out'}".split()
     assert main([*words, "--clip", str(folder)]) == 0
     assert "| model " in capfd.readouterr().out
-    monkeypatch.setattr("benchmark.session.load_pipeline", None)
+    monkeypatch.setattr("benchmark.studio.load_pipeline", None)
     with Image.open(tmp_path / "out" / "scatter.png") as chart:
         assert chart.size == (1280, 760)
     pictures = next((tmp_path / "out" / "rows").glob("base-*")) / "images"
