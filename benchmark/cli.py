@@ -90,6 +90,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="reference images, for the Fréchet distance of CLIP's image embeddings (with --clip)",
     )
+    looked.add_argument(
+        "--style-vgg",
+        type=Path,
+        metavar="FILE",
+        help="VGG-19's weights (features.N, safetensors), for the style loss; it often misjudges style",
+    )
+    looked.add_argument("--style-reference", type=Path, metavar="FOLDER", help="images of the style wanted")
+    looked.add_argument("--lora", type=Path, metavar="FILE", help="draw every model with this LoRA too, and compare")
+    looked.add_argument("--lora-scale", type=float, default=1.0, help="how strongly it is added (%(default)s)")
     asked = parser.add_argument_group("prompts")
     asked.add_argument("--prompts", type=int, default=100, metavar="N", help="how many, of each size (%(default)s)")
     asked.add_argument("--images", type=int, default=1, metavar="N", help="images of each prompt (%(default)s)")
@@ -150,20 +159,22 @@ def run(args: argparse.Namespace) -> int:
     session = Session.from_arguments(args)
     if steps is not None:
         return _calibrate(session, steps, args.json)
-    models, samples = session.compare()
-    from benchmark.comparison import as_json
+    models, samples, more = session.compare()
+    from benchmark.comparison import as_json, plain
     from benchmark.page import as_html
     from benchmark.scatter import save_png, scatter
     from benchmark.tables import as_markdown
 
     settings = session.settings_for_json()
-    text = json.dumps({"settings": settings, "models": as_json(models)}, indent=1, allow_nan=False)
-    markdown = as_markdown(models)
+    text = json.dumps(
+        {"settings": settings, "models": as_json(models), "tables": plain(more)}, indent=1, allow_nan=False
+    )
+    markdown = as_markdown(models, more)
     for name, content in (("result.json", text + "\n"), ("result.md", markdown)):
         (args.output / name).write_text(content, encoding="utf-8")
     if (chart := scatter(models)) is not None:
         save_png(chart, args.output / "scatter.png")
-    (args.output / "report.html").write_text(as_html(models, settings, samples), encoding="utf-8")
+    (args.output / "report.html").write_text(as_html(models, settings, samples, more), encoding="utf-8")
     print(text if args.json else markdown, end="\n" if args.json else "")
     print(f"Pictures and tables: {args.output / 'report.html'}", file=sys.stderr)
     return 0

@@ -24,7 +24,7 @@ from benchmark.text import plain_text
 
 AXES = ("models", "seeds", "steps", "guidance", "prompts")
 SEEDS, GUIDANCE = 4, (4.0, 7.0, 10.0)  # where an axis names no values
-_GAP, _ROOM, _WEBP = 8, 34, 16383  # pixels between images, of a line of text; the longest side of a WebP
+_GAP, _ROOM, _LABEL, _WEBP = 8, 34, 160, 16383  # pixels: between images, of a line, of a label; the longest WebP
 
 
 @dataclass(frozen=True)
@@ -146,25 +146,26 @@ def compose(drawn: Mapping[tuple[int, ...], Images], rows: Axis, columns: Axis, 
     def length(words: str) -> float:
         return font.getlength(words)
 
-    across = [_fitted(label, width, length) for label in columns.labels()]
+    pitch = _GAP + max(width, *(min(_LABEL, round(length(label))) for label in columns.labels()))
+    across = [_fitted(label, pitch - _GAP, length) for label in columns.labels()]
     down = [_fitted(label, 260, length) for label in rows.labels()]
     left = _GAP * 2 + max(round(length(label)) for label in down)
     title = _ROOM if any(blocks) else 0
     block = title + _ROOM + len(down) * (height + _GAP)
-    whole = left + len(across) * (width + _GAP)
+    whole = left + len(across) * pitch
     sheet = Image.new("RGB", (whole, len(blocks) * block + _GAP), "white")
     draw = ImageDraw.Draw(sheet)
     for b, text in enumerate(blocks):
         top = b * block + _GAP
         draw.text((_GAP, top + title / 2), _fitted(text, whole - 2 * _GAP, length), "black", font, "lm")
         for c, label in enumerate(across):
-            middle = left + c * (width + _GAP) + width / 2
+            middle = left + c * pitch + (pitch - _GAP) / 2
             draw.text((middle, top + title + _ROOM / 2), label, "black", font, "mm")
         for r, label in enumerate(down):
             y = top + title + _ROOM + r * (height + _GAP)
             draw.text((left - _GAP, y + height / 2), label, "black", font, "rm")
             for c in range(len(across)):
-                sheet.paste(Image.fromarray(drawn[b, r, c]), (left + c * (width + _GAP), y))
+                sheet.paste(Image.fromarray(drawn[b, r, c]), (left + c * pitch + (pitch - _GAP - width) // 2, y))
     return np.array(sheet)
 
 

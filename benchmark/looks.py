@@ -11,11 +11,15 @@ from benchmark.encoders import ClipEncoder, Look
 from benchmark.errors import InputError
 from benchmark.prompts import Prompt
 from benchmark.references import look_at, picture_files
-from benchmark.secondary import CLASSES, CLIP, Beside
+from benchmark.secondary import CLASSES, CLIP, STYLE, Beside
+from benchmark.style import StyleLook
 
 
-def open_looks(args: argparse.Namespace, device: str) -> dict[str, Look]:
-    """role -> look, for the arguments of `cli.add_arguments`. Raises InputError, for reference images too."""
+def open_looks(args: argparse.Namespace, device: str, side: int) -> dict[str, Look]:
+    """role -> look, for the arguments of `cli.add_arguments`; `side`: the shorter side of the images, in pixels.
+
+    Raises InputError, for reference images too.
+    """
     looks: dict[str, Look] = {}
     if args.frechet is not None:
         if not args.clip:
@@ -28,6 +32,10 @@ def open_looks(args: argparse.Namespace, device: str) -> dict[str, Look]:
         looks[CLIP] = ClipEncoder(args.clip, device=device)
     if args.inception_classifier:
         looks[CLASSES] = ClassifierLook(args.inception_classifier, device=device)
+    if (args.style_vgg is None) != (args.style_reference is None):
+        raise InputError("The style loss needs both --style-vgg FILE and --style-reference FOLDER.")
+    if args.style_vgg is not None:
+        looks[STYLE] = StyleLook(args.style_vgg, args.style_reference, side, device=device)
     return looks
 
 

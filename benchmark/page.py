@@ -12,7 +12,7 @@ from benchmark.comparison import ModelScores
 from benchmark.prompts import spoken
 from benchmark.scatter import BOTTOM, HEIGHT, LEFT, MARGIN, WIDTH, scatter
 from benchmark.scores import Estimate
-from benchmark.tables import interval_parts, make_tables
+from benchmark.tables import Table, interval_parts, make_tables
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,9 @@ class Sample:
     drawn: Mapping[str, tuple[Path, tuple[str, ...], tuple[str, ...]]]
 
 
-def as_html(models: Sequence[ModelScores], settings: Mapping[str, Any], samples: Sequence[Sample]) -> str:
+def as_html(
+    models: Sequence[ModelScores], settings: Mapping[str, Any], samples: Sequence[Sample], more: Sequence[Table] = ()
+) -> str:
     """The page, pictures inside. Every text is escaped, whoever wrote it."""
     import jinja2
 
@@ -32,7 +34,7 @@ def as_html(models: Sequence[ModelScores], settings: Mapping[str, Any], samples:
     template = environment.from_string(_TEMPLATE)
     return template.render(
         names=[model.name for model in models],
-        tables=make_tables(models),
+        tables=make_tables(models, more),
         settings=settings,
         samples=samples,
         chart=scatter(models),

@@ -17,6 +17,10 @@ from benchmark.scores import Bools, Estimate, Floats
 
 CLIP, CLASSES, STYLE = "clip", "classes", "style"  # roles of looks
 CANDIDATES = 100  # prompts among which an image's own must be the nearest, for R-precision
+STYLE_CAUTION = (
+    "The style loss compares textures and colours and often misjudges style: never choose by it alone, and look at the "
+    "pictures."
+)
 DIVERSITY, INCEPTION, FRECHET, STYLE_LOSS = "diversity", "Inception Score", "Fréchet distance", "style loss"
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmark.calibration import Setting, calibrate
 from benchmark.comparison import ModelScores, compare
+from benchmark.compatibility import lora_table
 from benchmark.completing import complete_rows
 from benchmark.encoders import Look
 from benchmark.errors import InputError
@@ -30,6 +31,7 @@ from benchmark.prompts import (
 from benchmark.results import Plan, Rows
 from benchmark.runner import Evaluation
 from benchmark.studio import Studio
+from benchmark.tables import Table
 from benchmark.taggers import Tagger, columns_of, open_tagger
 from benchmark.text import plain_text
 
@@ -67,15 +69,15 @@ class Session:
         taggers = {"tagger": open_tagger(args.tagger, kind=args.tagger_kind, device=device, threads=args.threads)}
         if args.judge:
             taggers["judge"] = open_tagger(args.judge, kind=args.judge_kind, device=device, threads=args.threads)
-        looks = open_looks(args, device)
+        looks = open_looks(args, device, min(studio.settings.width, studio.settings.height))
         vocabulary = _vocabulary(args.tags, taggers["tagger"])
         for tagger in taggers.values():
             columns_of(tagger, vocabulary.tags)
         prompts = prompts_of_sizes(vocabulary, args.prompts, sizes, args.seed, args.template, args.images)
         return cls(studio, taggers, looks, args.frechet, thresholds, vocabulary, prompts, args.output, args.keep_images)
 
-    def compare(self) -> tuple[tuple[ModelScores, ...], tuple[Sample, ...]]:
-        """Draw what is missing and compare: the figures, and a few prompts with every model's picture.
+    def compare(self) -> tuple[tuple[ModelScores, ...], tuple[Sample, ...], tuple[Table, ...]]:
+        """Draw what is missing and compare: the figures, a few prompts with every model's picture, and more tables.
 
         Raises InputError where a model cannot be loaded.
         """
@@ -86,7 +88,10 @@ class Session:
             evaluations[name], folders[name] = self._evaluate(name, label)
         against = beside(self.looks, self.prompts, self.frechet, self.output / "references")
         models = compare(evaluations, self.vocabulary.category, self.thresholds, against)
-        return models, self._samples(evaluations, folders)
+        more: tuple[Table, ...] = ()
+        if self.studio.pairs:
+            more = (lora_table(evaluations, self.studio.pairs, self.vocabulary.category, self.thresholds),)
+        return models, self._samples(evaluations, folders), more
 
     def calibrate(self, steps: Sequence[int]) -> tuple[Setting, ...]:
         """Draw every model at each number of steps, and compare them with the most. Raises InputError as `compare`."""

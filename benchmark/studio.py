@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from benchmark.errors import InputError, did_you_mean
 from benchmark.generation import DiffusersGenerator, GenerationSettings, ImageGenerator
+from benchmark.lora import Lora, add_lora
 from benchmark.pipelines import OWN_SAMPLER, SAMPLERS, check_single_file, load_pipeline, local_source
 from benchmark.results import joint_fingerprint, model_fingerprint
 
 
 @dataclass(frozen=True)
 class Studio:
-    """`models`: name -> file or folder on this disk; `settings`: how they draw; `pipeline`: of single files."""
+    """`models`: name -> file or folder on this disk; `settings`: how they draw; `pipeline`: of single files.
+
+    `loras`: what is added to some of the models, by their names; `pairs`: a model's name -> its name with the LoRA.
+    """
 
     models: Mapping[str, Path]
     settings: GenerationSettings
     pipeline: str | None
     device: str
     dtype: str | None
+    loras: Mapping[str, Lora] = field(default_factory=dict)
+    pairs: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_arguments(cls, args: argparse.Namespace) -> Studio:
@@ -36,7 +42,14 @@ class Studio:
         models = _models(args.models)
         if args.pipeline and not Path(args.pipeline).is_dir() and args.pipeline.count("/") != 1:
             raise InputError(f"{args.pipeline}: there is no such folder (--pipeline).")
-        return cls(models, settings, args.pipeline, args.device or _default_device(), args.dtype)
+        device = args.device or _default_device()
+        if args.lora is None:
+            return cls(models, settings, args.pipeline, device, args.dtype)
+        check_single_file(args.lora)
+        pairs = {name: f"{name} + {args.lora.stem}" for name in models}
+        both = {key: path for name, path in models.items() for key in (name, pairs[name])}
+        loras = dict.fromkeys(pairs.values(), Lora(args.lora, args.lora_scale))
+        return cls(both, settings, args.pipeline, device, args.dtype, loras, pairs)
 
     def mark(self, name: str) -> str:
         """A SHA-256 of everything of a model that decides its images, but for the settings."""
@@ -44,11 +57,17 @@ class Studio:
         parts = [model_fingerprint(path), self.dtype or self.device.partition(":")[0]]
         if config is not None and path.is_file():
             parts.append(model_fingerprint(config) if config.is_dir() else str(config))
+        if name in self.loras:
+            lora = self.loras[name]
+            parts += [model_fingerprint(lora.path), repr(lora.scale)]
         return joint_fingerprint(parts)
 
     def load(self, name: str) -> Any:
-        """The model's pipeline. Raises InputError where it cannot be loaded."""
-        return load_pipeline(self.models[name], config=self.pipeline, dtype=_dtype(self.dtype), device=self.device)
+        """The model's pipeline, its LoRA added. Raises InputError where either cannot be loaded."""
+        pipeline = load_pipeline(self.models[name], config=self.pipeline, dtype=_dtype(self.dtype), device=self.device)
+        if name in self.loras:
+            add_lora(pipeline, self.loras[name])
+        return pipeline
 
     def open(self, name: str, batch_size: int | None = None) -> ImageGenerator:
         """The model, ready to draw; `batch_size` where the settings have none. Raises InputError."""

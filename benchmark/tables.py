@@ -11,7 +11,7 @@ from typing import Any
 from benchmark.comparison import ModelScores
 from benchmark.prompts import spoken
 from benchmark.scores import Estimate
-from benchmark.secondary import FRECHET
+from benchmark.secondary import FRECHET, STYLE_CAUTION, STYLE_LOSS
 
 _LISTED = 5  # tags named as most and least reliable, and as drawn without being asked for
 
@@ -36,8 +36,11 @@ class Table:
     note: str = ""
 
 
-def make_tables(models: Sequence[ModelScores]) -> tuple[Table, ...]:
-    """Every table there is something for: overall, by category, by tags and place in the prompt, and by tag."""
+def make_tables(models: Sequence[ModelScores], more: Sequence[Table] = ()) -> tuple[Table, ...]:
+    """Every table there is something for: overall, by category, by tags and place in the prompt, and by tag.
+
+    `more` tables stand after those of all tags and before those tag by tag.
+    """
     tables = [_overall(models), *_by_key(models, "category", lambda model: model.categories, "By category")]
     if any(len(next(iter(model.by_count.values()))) > 1 for model in models):
         tables += _by_key(models, "tags in the prompt", lambda model: model.by_count, "By number of tags")
@@ -45,12 +48,12 @@ def make_tables(models: Sequence[ModelScores]) -> tuple[Table, ...]:
         tables += _by_key(models, "place in the prompt", lambda model: model.by_position, "By place in the prompt")
     if models[0].metrics:
         tables.append(_secondary(models))
-    return (*tables, _reliability(models), _added(models))
+    return (*tables, *more, _reliability(models), _added(models))
 
 
-def as_markdown(models: Sequence[ModelScores]) -> str:
+def as_markdown(models: Sequence[ModelScores], more: Sequence[Table] = ()) -> str:
     """Every table, one below the other, aligned so that they can be read in a terminal too."""
-    return "\n\n".join(table_as_markdown(table) for table in make_tables(models)) + "\n"
+    return "\n\n".join(table_as_markdown(table) for table in make_tables(models, more)) + "\n"
 
 
 def interval(score: Estimate, *, signed: bool = False) -> str:
@@ -114,7 +117,9 @@ def _secondary(models: Sequence[ModelScores]) -> Table:
     for model in models[1:]:
         differences = (Cell(score=model.metric_difference[name], signed=True) for name in names)
         rows.append((Cell(f"{model.name}, against {models[0].name}"), *differences))
-    note = f"Broken images are left out. A small {FRECHET} is near the reference." if FRECHET in names else ""
+    note = "Broken images are left out."
+    note += f" A small {FRECHET} is near the reference." if FRECHET in names else ""
+    note += f" {STYLE_CAUTION}" if STYLE_LOSS in names else ""
     return Table(("model", *names), tuple(rows), "What else was seen", note)
 
 
