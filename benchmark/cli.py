@@ -16,6 +16,7 @@ from benchmark.errors import InputError
 from benchmark.text import plain_text
 
 if TYPE_CHECKING:
+    from benchmark.calibration import Effort
     from benchmark.session import Session
 
 DESCRIPTION = "Draws prompts made of tags, asks a tagger which tags it finds again, and compares the models by that."
@@ -64,9 +65,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     judged.add_argument("--judge", metavar="FOLDER", help="a second tagger, to check the first")
     judged.add_argument("--judge-kind", choices=("transformers", "wd", "ml-danbooru"), help="where it holds several")
     judged.add_argument(
-        "--threshold", type=float, default=0.5, help="probability from which a tag is found (%(default)s)"
+        "--threshold", type=float, help="probability from which a tag is found (what suits a known tagger, else 0.5)"
     )
-    judged.add_argument("--judge-threshold", type=float, help="the same for the judge (as --threshold)")
+    judged.add_argument(
+        "--judge-threshold", type=float, help="the same for the judge (as --threshold; else what suits it)"
+    )
     judged.add_argument(
         "--tags",
         "--vocabulary",
@@ -143,6 +146,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what the grid draws; alternatives as a|b|c or {red|blue} hair; several times for several prompts "
         "(without it, the first four of the prompt set)",
     )
+    drawn.add_argument(
+        "--calibrate-sizes", metavar="SIZES", help="the same for sizes (384,512x512), each with every number of steps"
+    )
     kept = parser.add_argument_group("results")
     kept.add_argument("--output", type=Path, default=Path("results"), metavar="DIR", help="(%(default)s)")
     kept.add_argument("--keep-images", action="store_true", help="keep every image, as WebP")
@@ -153,12 +159,14 @@ def run(args: argparse.Namespace) -> int:
     """Score the models and print their tables. Returns 0; raises InputError for what is wrong with the arguments."""
     if args.grid or args.prompt:
         return _grid(args)
-    from benchmark.session import Session, parse_steps
+    from benchmark.session import Session, parse_efforts
 
-    steps = parse_steps(args.calibrate) if args.calibrate else None
+    efforts = None
+    if args.calibrate or args.calibrate_sizes:
+        efforts = parse_efforts(args.calibrate or str(args.steps), args.calibrate_sizes or args.size)
     session = Session.from_arguments(args)
-    if steps is not None:
-        return _calibrate(session, steps, args.json)
+    if efforts is not None:
+        return _calibrate(session, efforts, args.json)
     models, samples, more = session.compare()
     from benchmark.comparison import as_json, plain
     from benchmark.page import as_html
@@ -206,20 +214,25 @@ def _grid(args: argparse.Namespace) -> int:
     return 0
 
 
-def _calibrate(session: Session, steps: Sequence[int], as_json: bool) -> int:
-    """Print what each number of steps costs and changes."""
+def _calibrate(session: Session, efforts: Sequence[Effort], as_json: bool) -> int:
+    """Print what each number of steps and size costs and changes."""
     from benchmark.calibration import NEAR, calibration_table, cheapest
     from benchmark.comparison import plain
     from benchmark.tables import table_as_markdown
 
-    settings = session.calibrate(steps)
+    settings = session.calibrate(efforts)
     found = cheapest(settings)
     if as_json:
-        print(json.dumps(plain({"settings": settings, "cheapest": found and found.steps}), indent=1, allow_nan=False))
+        print(
+            json.dumps(
+                plain({"settings": settings, "cheapest": found and found.effort._asdict()}), indent=1, allow_nan=False
+            )
+        )
         return 0
     print(table_as_markdown(calibration_table(settings)))
     if found is None:
         print("\nRanks say nothing here: name two or more models that differ.")
     else:
-        print(f"\nThe fewest steps that rank the models alike (rank correlation {NEAR} or more): {found.steps}.")
+        chosen = f"{found.effort.steps} steps at {found.effort.size}"
+        print(f"\nThe cheapest that ranks the models alike (rank correlation {NEAR} or more): {chosen}.")
     return 0

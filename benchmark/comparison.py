@@ -17,7 +17,7 @@ from benchmark import scores
 from benchmark.prompts import normal_tag
 from benchmark.runner import Evaluation
 from benchmark.scores import Bools, Estimate, Floats, Integers
-from benchmark.secondary import Beside, secondary
+from benchmark.secondary import Beside, Seen, secondary, see
 
 ONE_TAGGER = "only one tagger sees it"
 
@@ -57,8 +57,12 @@ def compare(
     """
     beside = beside or Beside()
     reference = next(iter(evaluations.values()))
+    seen = {name: see(evaluation, beside) for name, evaluation in evaluations.items()}
+    first = next(iter(seen.values()))
     return tuple(
-        _model(name, evaluation, None if evaluation is reference else reference, category_of, thresholds, beside)
+        _model(
+            name, evaluation, None if evaluation is reference else reference, category_of, thresholds, seen[name], first
+        )
         for name, evaluation in evaluations.items()
     )
 
@@ -69,7 +73,8 @@ def _model(
     reference: Evaluation | None,
     category_of: Callable[[str], str],
     thresholds: Mapping[str, float],
-    beside: Beside,
+    mine: Seen,
+    first: Seen,
 ) -> ModelScores:
     main = next(iter(thresholds))
     found = {role: evaluation.found(role, threshold) for role, threshold in thresholds.items()}
@@ -106,8 +111,8 @@ def _model(
         tags=scores.per_tag(found[main], evaluation.asked, evaluation.tags),
         added=scores.per_tag(found[main], ~evaluation.asked, evaluation.tags),
         added_per_image=_added_per_image(evaluation, found[main]),
-        metrics=secondary(evaluation, beside),
-        metric_difference={} if reference is None else secondary(evaluation, beside, reference),
+        metrics=secondary(mine, evaluation.prompt_of),
+        metric_difference={} if reference is None else secondary(mine, evaluation.prompt_of, first),
     )
 
 
@@ -153,6 +158,8 @@ def plain(value: Any) -> Any:
     """Dataclasses, mappings and sequences as JSON has them; NaN, which JSON has not, is None."""
     if is_dataclass(value) and not isinstance(value, type):
         return plain(asdict(value))
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        value = value._asdict()
     if isinstance(value, Mapping):
         return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

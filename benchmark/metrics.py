@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from benchmark import scores
 from benchmark.scores import LEVEL, Bools, Estimate, Floats, Integers
 
-GROUPS = 20  # of prompts, for the intervals of scores that are no means
+GROUPS = 10  # of prompts, for the intervals of scores that are no means
 
 
 def diversity(embeddings: Floats, prompt_of: Integers) -> Estimate:
@@ -61,13 +61,14 @@ def nearest(embeddings: Floats, texts: Floats, prompt_of: Integers, *, candidate
     """[I]: 1.0 where an image is nearer to its own prompt than to the others, see `r_precision`."""
     similarity = _unit(embeddings) @ _unit(texts).T
     own = similarity[np.arange(len(embeddings)), prompt_of]
-    draw = np.random.default_rng(seed)
-    hits = np.empty(len(embeddings))
-    for row, prompt in enumerate(prompt_of):
-        others = np.delete(similarity[row], prompt)
-        if len(others) > candidates - 1:
-            others = others[draw.permutation(len(others))[: candidates - 1]]
-        hits[row] = np.all(own[row] > others)
+    draw, others = np.random.default_rng(seed), min(candidates, len(texts)) - 1
+    hits = np.ones(len(embeddings))
+    for start in range(0, len(embeddings) if others else 0, 1000):
+        rows = slice(start, start + 1000)
+        order = draw.random(similarity[rows].shape)
+        order[np.arange(len(order)), prompt_of[rows]] = 2.0  # behind all others, so never chosen
+        chosen = np.argpartition(order, others - 1, axis=1)[:, :others]
+        hits[rows] = own[rows] > np.take_along_axis(similarity[rows], chosen, axis=1).max(axis=1)
     return hits
 
 
@@ -129,11 +130,22 @@ def jackknife(statistic: Callable[[Bools], float], prompt_of: Integers) -> Estim
     are NaN below four. The interval is Student's (Efron and Tibshirani, An Introduction to the Bootstrap, ch. 11). The
     bootstrap would not do: sets drawn with repeats are narrower, and both scores would see that as a worse model.
     """
+    return from_replicates(replicates(statistic, prompt_of))
+
+
+def replicates(statistic: Callable[[Bools], float], prompt_of: Integers) -> Floats:
+    """[1 + groups]: the value of all images, then those without one group of prompts after another."""
     prompts, position = np.unique(np.asarray(prompt_of), return_inverse=True)
-    value, groups = statistic(np.ones(len(position), dtype=np.bool_)), min(GROUPS, len(prompts))
-    if groups < 4:
+    groups = min(GROUPS, len(prompts))
+    used = [np.ones(len(position), dtype=np.bool_), *(position % groups != group for group in range(groups))]
+    return np.array([statistic(which) for which in (used if groups >= 4 else used[:1])])
+
+
+def from_replicates(values: Floats) -> Estimate:
+    """The estimate that `jackknife` gives; of a difference of two statistics, from the difference of theirs."""
+    value, left, groups = float(values[0]), values[1:], len(values) - 1
+    if not groups:
         return Estimate(value, float("nan"), float("nan"), float("nan"))
-    left = np.array([statistic(position % groups != group) for group in range(groups)])
     stderr = float(np.sqrt((groups - 1) * np.var(left)))
     half = student_quantile((1 + LEVEL) / 2, groups - 1) * stderr
     return Estimate(value, stderr, value - half, value + half)

@@ -5,7 +5,7 @@ I images of a model; E the width of a look's features.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmark import metrics
 from benchmark.runner import Evaluation
-from benchmark.scores import Bools, Estimate, Floats
+from benchmark.scores import Bools, Estimate, Floats, Integers
 
 CLIP, CLASSES, STYLE = "clip", "classes", "style"  # roles of looks
 CANDIDATES = 100  # prompts among which an image's own must be the nearest, for R-precision
@@ -38,26 +38,29 @@ class Beside:
         return metrics.frechet_from(self.reference)
 
 
-def secondary(done: Evaluation, beside: Beside, against: Evaluation | None = None) -> dict[str, Estimate]:
-    """Every secondary score that the looks allow, or its paired difference to `against`, by name.
+@dataclass(frozen=True)
+class Seen:
+    """What looks tell of one model: `means[score]` [I], NaN where an image has none; `sets[score]` as `replicates`."""
 
-    Broken images show nothing and are left out; a difference is over what both have.
-    """
-    mine, theirs = _per_image(done, beside), None if against is None else _per_image(against, beside)
+    means: Mapping[str, Floats]
+    sets: Mapping[str, Floats]
+
+
+def see(done: Evaluation, beside: Beside) -> Seen:
+    """Every secondary score that the looks allow. Broken images show nothing and are left out."""
+    sets = {name: metrics.replicates(score, done.prompt_of) for name, score in _of_sets(done, beside).items()}
+    return Seen(_per_image(done, beside), sets)
+
+
+def secondary(mine: Seen, prompt_of: Integers, theirs: Seen | None = None) -> dict[str, Estimate]:
+    """Every score by name, or its paired difference to another model's, which is over the images that both have."""
     found = {}
-    for name, values in mine.items():
+    for name, values in mine.means.items():
         bounded = name.startswith("R-precision") and theirs is None
-        apart = values if theirs is None else values - theirs[name]
-        found[name] = metrics.mean_of(apart, done.prompt_of, bounded=bounded)
-    whole = _of_sets(done, beside)
-    others = None if against is None else _of_sets(against, beside)
-    for name, statistic in whole.items():
-        found[name] = metrics.jackknife(statistic if others is None else _gap(statistic, others[name]), done.prompt_of)
+        found[name] = metrics.mean_of(values - (theirs.means[name] if theirs else 0), prompt_of, bounded=bounded)
+    for name, values in mine.sets.items():
+        found[name] = metrics.from_replicates(values - (theirs.sets[name] if theirs else 0))
     return found
-
-
-def _gap(a: Callable[[Bools], float], b: Callable[[Bools], float]) -> Callable[[Bools], float]:
-    return lambda used: a(used) - b(used)
 
 
 def _per_image(done: Evaluation, beside: Beside) -> dict[str, Floats]:

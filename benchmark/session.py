@@ -9,13 +9,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmark.calibration import Setting, calibrate
+from benchmark.calibration import Effort, Setting, calibrate
 from benchmark.comparison import ModelScores, compare
 from benchmark.compatibility import lora_table
 from benchmark.completing import complete_rows
 from benchmark.encoders import Look
 from benchmark.errors import InputError
-from benchmark.generation import ImageGenerator
+from benchmark.generation import GenerationSettings, ImageGenerator
 from benchmark.looks import beside, open_looks
 from benchmark.page import Sample
 from benchmark.progress import Progress
@@ -29,11 +29,12 @@ from benchmark.prompts import (
     vocabulary_from_tags,
 )
 from benchmark.results import Plan, Rows
-from benchmark.runner import Evaluation
-from benchmark.studio import Studio
+from benchmark.runner import THRESHOLD, Evaluation
+from benchmark.studio import Studio, parse_size
 from benchmark.tables import Table
 from benchmark.taggers import Tagger, columns_of, open_tagger
 from benchmark.text import plain_text
+from benchmark.thresholds import recommended
 
 SAMPLES = 8  # images of each model that the page shows
 
@@ -57,11 +58,11 @@ class Session:
         """Check the arguments of `cli.add_arguments`. Raises InputError, before anything is loaded or written."""
         if not args.tagger:
             raise InputError("Name a tagger with --tagger: a folder or a hub id.")
-        thresholds = {"tagger": args.threshold}
-        if args.judge:
-            thresholds["judge"] = args.threshold if args.judge_threshold is None else args.judge_threshold
-        for role, threshold in thresholds.items():
-            if not 0 < threshold < 1:
+        given = {"tagger": args.threshold, "judge": args.threshold}
+        if args.judge_threshold is not None:
+            given["judge"] = args.judge_threshold
+        for role, threshold in given.items():
+            if threshold is not None and not 0 < threshold < 1:
                 raise InputError(f"The threshold of the {role} is {threshold}; it must lie between 0 and 1.")
         sizes = parse_sizes(args.tags_per_prompt)
         studio = Studio.from_arguments(args)
@@ -74,6 +75,7 @@ class Session:
         for tagger in taggers.values():
             columns_of(tagger, vocabulary.tags)
         prompts = prompts_of_sizes(vocabulary, args.prompts, sizes, args.seed, args.template, args.images)
+        thresholds = {role: _threshold(role, tagger, given[role]) for role, tagger in taggers.items()}
         return cls(studio, taggers, looks, args.frechet, thresholds, vocabulary, prompts, args.output, args.keep_images)
 
     def compare(self) -> tuple[tuple[ModelScores, ...], tuple[Sample, ...], tuple[Table, ...]]:
@@ -93,15 +95,16 @@ class Session:
             more = (lora_table(evaluations, self.studio.pairs, self.vocabulary.category, self.thresholds),)
         return models, self._samples(evaluations, folders), more
 
-    def calibrate(self, steps: Sequence[int]) -> tuple[Setting, ...]:
-        """Draw every model at each number of steps, and compare them with the most. Raises InputError as `compare`."""
+    def calibrate(self, efforts: Sequence[Effort]) -> tuple[Setting, ...]:
+        """Draw every model with each effort, and compare with the most exact. Raises InputError as `compare`."""
         make_output(self.output)
-        evaluations: dict[int, dict[str, Evaluation]] = {}
-        for number in steps:
-            studio = replace(self.studio, settings=replace(self.studio.settings, steps=number))
+        evaluations: dict[Effort, dict[str, Evaluation]] = {}
+        for effort in efforts:
+            studio = replace(self.studio, settings=replace(self.studio.settings, **effort._asdict()))
             session = replace(self, studio=studio)
-            evaluations[number] = {
-                name: session._evaluate(name, f"{name}, {number} steps")[0] for name in studio.models
+            evaluations[effort] = {
+                name: session._evaluate(name, f"{name}, {effort.steps} steps, {effort.size}")[0]
+                for name in studio.models
             }
         main, threshold = next(iter(self.thresholds.items()))
         return calibrate(evaluations, main, threshold)
@@ -179,13 +182,19 @@ def parse_sizes(text: str) -> list[tuple[int, int]]:
     return sizes
 
 
-def parse_steps(text: str) -> list[int]:
-    """`8,12,20` -> [8, 12, 20]. Raises InputError for anything but two or more different numbers."""
-    parts = [part.strip() for part in text.split(",")]
-    steps = sorted({int(part) for part in parts if part.isdecimal() and int(part)})
-    if len(steps) != len(parts) or len(steps) < 2:
-        raise InputError(f"calibrate '{text}': give two or more different numbers of steps, such as 8,12,20.")
-    return steps
+def parse_efforts(steps: str, sizes: str) -> list[Effort]:
+    """`8,20` and `256,512x384` -> four efforts. Raises InputError for anything but two or more different ones."""
+    parts = [part.strip() for part in steps.split(",")]
+    numbers = {int(part) for part in parts if part.isdecimal() and int(part)}
+    shapes = {parse_size(part.strip()) for part in sizes.split(",")}
+    if len(numbers) != len(parts) or len(numbers) * len(shapes) < 2:
+        raise InputError(
+            f"calibrate '{steps}' at '{sizes}': give two or more different numbers of steps, such as 8,12,20, or sizes."
+        )
+    efforts = sorted(Effort(number, *shape) for number in numbers for shape in shapes)
+    for effort in efforts:
+        GenerationSettings(**effort._asdict())  # raises for a size that cannot be drawn, before anything is
+    return efforts
 
 
 def prompts_of_sizes(
@@ -205,6 +214,20 @@ def prompts_of_sizes(
         offset = prompts[-1].index + 1 if prompts else 0
         prompts += [replace(prompt, index=prompt.index + offset) for prompt in made]
     return tuple(prompts)
+
+
+def _threshold(role: str, tagger: Tagger, given: float | None) -> float:
+    """The threshold given, else that of a known tagger, which is said, else the benchmark's own."""
+    if given is not None:
+        return given
+    known = recommended(tagger)
+    if known is None:
+        return THRESHOLD
+    option = "--threshold" if role == "tagger" else "--judge-threshold"
+    print(
+        f"{role} {tagger.name}: found means {known[0]} or more ({known[1]}); {option} chooses another", file=sys.stderr
+    )
+    return known[0]
 
 
 def _vocabulary(text: str, tagger: Tagger) -> Vocabulary:
