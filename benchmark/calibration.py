@@ -1,9 +1,10 @@
-"""How cheaply models can be drawn and still rank alike: the same prompts at several numbers of steps. Pure."""
+"""How cheaply models can be drawn and still rank alike: the same prompts at several steps and sizes. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,16 +16,34 @@ from benchmark.tables import Cell, Table
 NEAR = 0.95  # rank correlation from which a setting counts as ranking alike
 
 
+class Effort(NamedTuple):
+    """How an image is drawn: number of steps, and pixels across and down."""
+
+    steps: int
+    width: int
+    height: int
+
+    @property
+    def cost(self) -> int:
+        """Steps times pixels: what the time an image takes is nearly proportional to."""
+        return self.steps * self.width * self.height
+
+    @property
+    def size(self) -> str:
+        """`512x768`."""
+        return f"{self.width}x{self.height}"
+
+
 @dataclass(frozen=True)
 class Setting:
-    """One number of steps beside the most exact one.
+    """One number of steps and size beside the most exact one: the largest size, and the most steps of it.
 
-    `difference` is the paired difference of each model's accuracy to its own at the most steps; `correlation`
+    `difference` is the paired difference of each model's accuracy to its own at the most exact; `correlation`
     Spearman's rank correlation of the models, NaN where ranks say nothing (one model, or all equal); `pairs` how many
     pairs of models stand in the same order, of how many; `seconds` an image takes.
     """
 
-    steps: int
+    effort: Effort
     seconds: float
     difference: Mapping[str, Estimate]
     correlation: float
@@ -32,13 +51,13 @@ class Setting:
 
 
 def calibrate(
-    evaluations: Mapping[int, Mapping[str, Evaluation]], tagger: str, threshold: float
+    evaluations: Mapping[Effort, Mapping[str, Evaluation]], tagger: str, threshold: float
 ) -> tuple[Setting, ...]:
-    """Compare every number of steps with the largest. `evaluations[steps][model]`, all of the same prompts."""
-    most = max(evaluations)
+    """Compare every effort with the most exact, cheapest first. `evaluations[effort][model]`: of the same prompts."""
+    most = max(evaluations, key=_exactness)
     exact = {name: done.accuracy(tagger, threshold).value for name, done in evaluations[most].items()}
     settings = []
-    for steps, models in sorted(evaluations.items()):
+    for effort, models in sorted(evaluations.items(), key=lambda item: (item[0].cost, item[0])):
         here = {name: done.accuracy(tagger, threshold).value for name, done in models.items()}
         difference = {
             name: scores.paired_difference(
@@ -48,22 +67,23 @@ def calibrate(
         }
         seconds = sum(done.seconds for done in models.values()) / sum(len(done.prompts) for done in models.values())
         a, b = ([values[name] for name in exact] for values in (here, exact))
-        settings.append(Setting(steps, seconds, difference, rank_correlation(a, b), pairs_alike(a, b)))
+        settings.append(Setting(effort, seconds, difference, rank_correlation(a, b), pairs_alike(a, b)))
     return tuple(settings)
 
 
 def cheapest(settings: Sequence[Setting]) -> Setting | None:
-    """The fewest steps whose ranks correlate by `NEAR` or more with the most exact; None where ranks say nothing."""
+    """The least costly whose ranks correlate by `NEAR` or more with the most exact; None where ranks say nothing."""
     return next((setting for setting in settings if setting.correlation >= NEAR), None)
 
 
 def calibration_table(settings: Sequence[Setting]) -> Table:
-    """Rows are numbers of steps."""
+    """Rows are numbers of steps and sizes, the cheapest first."""
     names = list(settings[0].difference)
-    most = settings[-1].steps
+    most = max((setting.effort for setting in settings), key=_exactness)
     rows = [
         (
-            Cell(str(setting.steps)),
+            Cell(str(setting.effort.steps)),
+            Cell(setting.effort.size),
             Cell(f"{setting.seconds:.3f}"),
             Cell("–" if np.isnan(setting.correlation) else f"{setting.correlation:.3f}"),
             Cell(f"{setting.pairs[0]} of {setting.pairs[1]}"),
@@ -73,12 +93,17 @@ def calibration_table(settings: Sequence[Setting]) -> Table:
     ]
     head = (
         "steps",
+        "size",
         "seconds an image",
         "rank correlation",
         "pairs alike",
-        *(f"{name}, against {most}" for name in names),
+        *(f"{name}, against {most.steps} at {most.size}" for name in names),
     )
     return Table(head, tuple(rows))
+
+
+def _exactness(effort: Effort) -> tuple[int, int]:
+    return effort.width * effort.height, effort.steps
 
 
 def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmark.errors import InputError
+from benchmark.text import plain_text
 
 if TYPE_CHECKING:
+    from benchmark.calibration import Effort
     from benchmark.session import Session
 
 DESCRIPTION = "Draws prompts made of tags, asks a tagger which tags it finds again, and compares the models by that."
@@ -24,6 +26,9 @@ EXAMPLE = """example:
 The first model is the one the others are compared with. Interrupted, the same command goes on where it stopped; what
 is drawn is kept in OUTPUT/rows and never drawn again for the same model, prompts, settings and taggers.
 """
+
+
+GRID_PROMPTS = 4  # of the prompt set, where a grid is given none
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,16 +60,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a .safetensors file, a diffusers folder or a hub id; NAME=MODEL names it in the tables",
     )
     judged = parser.add_argument_group("taggers and tags")
-    judged.add_argument("--tagger", required=True, metavar="FOLDER", help="looks for the tags; a folder or a hub id")
+    judged.add_argument("--tagger", metavar="FOLDER", help="looks for the tags; a folder or a hub id")
     judged.add_argument("--tagger-kind", choices=("transformers", "wd", "ml-danbooru"), help="where it holds several")
     judged.add_argument("--judge", metavar="FOLDER", help="a second tagger, to check the first")
     judged.add_argument("--judge-kind", choices=("transformers", "wd", "ml-danbooru"), help="where it holds several")
     judged.add_argument(
-        "--threshold", type=float, default=0.5, help="probability from which a tag is found (%(default)s)"
+        "--threshold", type=float, help="probability from which a tag is found (what suits a known tagger, else 0.5)"
     )
-    judged.add_argument("--judge-threshold", type=float, help="the same for the judge (as --threshold)")
     judged.add_argument(
-        "--encoder", metavar="FOLDER", help="a transformers CLIP model, for diversity, CLIP score and R-precision"
+        "--judge-threshold", type=float, help="the same for the judge (as --threshold; else what suits it)"
     )
     judged.add_argument(
         "--tags",
@@ -73,6 +77,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE|top:K",
         help="a CSV with the columns tag,category,group, or the tagger's K most common general tags (%(default)s)",
     )
+    looked = parser.add_argument_group("looks: what else is told of the images")
+    looked.add_argument(
+        "--clip",
+        "--encoder",
+        metavar="FOLDER",
+        help="a transformers CLIP model, for diversity, CLIP score and R-precision",
+    )
+    looked.add_argument(
+        "--inception-classifier", metavar="FOLDER", help="a transformers image classifier, for the Inception Score"
+    )
+    looked.add_argument(
+        "--frechet",
+        type=Path,
+        metavar="FOLDER",
+        help="reference images, for the Fréchet distance of CLIP's image embeddings (with --clip)",
+    )
+    looked.add_argument(
+        "--style-vgg",
+        type=Path,
+        metavar="FILE",
+        help="VGG-19's weights (features.N, safetensors), for the style loss; it often misjudges style",
+    )
+    looked.add_argument("--style-reference", type=Path, metavar="FOLDER", help="images of the style wanted")
+    looked.add_argument("--lora", type=Path, metavar="FILE", help="draw every model with this LoRA too, and compare")
+    looked.add_argument("--lora-scale", type=float, default=1.0, help="how strongly it is added (%(default)s)")
     asked = parser.add_argument_group("prompts")
     asked.add_argument("--prompts", type=int, default=100, metavar="N", help="how many, of each size (%(default)s)")
     asked.add_argument("--images", type=int, default=1, metavar="N", help="images of each prompt (%(default)s)")
@@ -104,6 +133,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="STEPS",
         help="compare numbers of steps (8,12,20) instead of models: which is the cheapest that ranks the models alike?",
     )
+    gridded = parser.add_argument_group("a grid instead of tables")
+    gridded.add_argument(
+        "--grid",
+        metavar="ROWS,COLUMNS",
+        help="one picture of the same prompts: two of models, seeds=4, steps=8:12:20, guidance=4:7:10, prompts",
+    )
+    gridded.add_argument(
+        "--prompt",
+        action="append",
+        metavar="TEXT",
+        help="what the grid draws; alternatives as a|b|c or {red|blue} hair; several times for several prompts "
+        "(without it, the first four of the prompt set)",
+    )
+    drawn.add_argument(
+        "--calibrate-sizes", metavar="SIZES", help="the same for sizes (384,512x512), each with every number of steps"
+    )
     kept = parser.add_argument_group("results")
     kept.add_argument("--output", type=Path, default=Path("results"), metavar="DIR", help="(%(default)s)")
     kept.add_argument("--keep-images", action="store_true", help="keep every image, as WebP")
@@ -112,42 +157,82 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Score the models and print their tables. Returns 0; raises InputError for what is wrong with the arguments."""
-    from benchmark.session import Session, parse_steps
+    if args.grid or args.prompt:
+        return _grid(args)
+    from benchmark.session import Session, parse_efforts
 
-    steps = parse_steps(args.calibrate) if args.calibrate else None
+    efforts = None
+    if args.calibrate or args.calibrate_sizes:
+        efforts = parse_efforts(args.calibrate or str(args.steps), args.calibrate_sizes or args.size)
     session = Session.from_arguments(args)
-    if steps is not None:
-        return _calibrate(session, steps, args.json)
-    models, samples = session.compare()
-    from benchmark.comparison import as_json
+    if efforts is not None:
+        return _calibrate(session, efforts, args.json)
+    models, samples, more = session.compare()
+    from benchmark.comparison import as_json, plain
     from benchmark.page import as_html
+    from benchmark.scatter import save_png, scatter
     from benchmark.tables import as_markdown
 
     settings = session.settings_for_json()
-    text = json.dumps({"settings": settings, "models": as_json(models)}, indent=1, allow_nan=False)
-    markdown = as_markdown(models)
+    text = json.dumps(
+        {"settings": settings, "models": as_json(models), "tables": plain(more)}, indent=1, allow_nan=False
+    )
+    markdown = as_markdown(models, more)
     for name, content in (("result.json", text + "\n"), ("result.md", markdown)):
         (args.output / name).write_text(content, encoding="utf-8")
-    (args.output / "report.html").write_text(as_html(models, settings, samples), encoding="utf-8")
+    if (chart := scatter(models)) is not None:
+        save_png(chart, args.output / "scatter.png")
+    (args.output / "report.html").write_text(as_html(models, settings, samples, more), encoding="utf-8")
     print(text if args.json else markdown, end="\n" if args.json else "")
     print(f"Pictures and tables: {args.output / 'report.html'}", file=sys.stderr)
     return 0
 
 
-def _calibrate(session: Session, steps: Sequence[int], as_json: bool) -> int:
-    """Print what each number of steps costs and changes."""
+def _grid(args: argparse.Namespace) -> int:
+    """Draw a grid and say where it is."""
+    from benchmark.grids import alternatives, cells, compose, draw_cells, parse_axes, save_grid
+    from benchmark.session import Session, make_output
+    from benchmark.studio import Studio
+
+    if args.prompt:
+        texts = [text for given in args.prompt for text in alternatives(given)]
+        studio = Studio.from_arguments(args)
+    else:
+        session = Session.from_arguments(args)
+        studio = session.studio
+        texts = list(dict.fromkeys(prompt.text for prompt in session.prompts))[:GRID_PROMPTS]
+    rows, columns = parse_axes(args.grid or "prompts,models", studio, texts, args.seed)
+    wanted = cells(rows, columns, studio, texts, args.seed)
+    make_output(args.output)
+    drawn = draw_cells(wanted, studio, lambda done: print(f"{done}/{len(wanted)} images", file=sys.stderr))
+    titles = [""] if "prompts" in (rows.kind, columns.kind) else [plain_text(text) for text in texts]
+    path = save_grid(compose(drawn, rows, columns, titles), args.output)
+    if args.json:
+        print(json.dumps({"grid": str(path), "rows": rows.labels(), "columns": columns.labels(), "prompts": texts}))
+    else:
+        print(path)
+    return 0
+
+
+def _calibrate(session: Session, efforts: Sequence[Effort], as_json: bool) -> int:
+    """Print what each number of steps and size costs and changes."""
     from benchmark.calibration import NEAR, calibration_table, cheapest
     from benchmark.comparison import plain
     from benchmark.tables import table_as_markdown
 
-    settings = session.calibrate(steps)
+    settings = session.calibrate(efforts)
     found = cheapest(settings)
     if as_json:
-        print(json.dumps(plain({"settings": settings, "cheapest": found and found.steps}), indent=1, allow_nan=False))
+        print(
+            json.dumps(
+                plain({"settings": settings, "cheapest": found and found.effort._asdict()}), indent=1, allow_nan=False
+            )
+        )
         return 0
     print(table_as_markdown(calibration_table(settings)))
     if found is None:
         print("\nRanks say nothing here: name two or more models that differ.")
     else:
-        print(f"\nThe fewest steps that rank the models alike (rank correlation {NEAR} or more): {found.steps}.")
+        chosen = f"{found.effort.steps} steps at {found.effort.size}"
+        print(f"\nThe cheapest that ranks the models alike (rank correlation {NEAR} or more): {chosen}.")
     return 0

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from benchmark import metrics, scores
+from benchmark import scores
 from benchmark.prompts import normal_tag
 from benchmark.runner import Evaluation
 from benchmark.scores import Bools, Estimate, Floats, Integers
+from benchmark.secondary import Beside, Seen, secondary, see
 
 ONE_TAGGER = "only one tagger sees it"
-CANDIDATES = 100  # prompts among which an image's own must be the nearest, for R-precision
 
 
 @dataclass(frozen=True)
@@ -41,23 +41,28 @@ class ModelScores:
     added: Mapping[str, tuple[float, int]]
     added_per_image: Estimate
     metrics: Mapping[str, Estimate]
+    metric_difference: Mapping[str, Estimate]
 
 
 def compare(
     evaluations: Mapping[str, Evaluation],
     category_of: Callable[[str], str],
     thresholds: Mapping[str, float],
-    texts: Floats | None = None,
+    beside: Beside | None = None,
 ) -> tuple[ModelScores, ...]:
     """Score every model, the first of which is what the others are compared with.
 
     `thresholds`: role of each tagger -> where a tag counts as found; the first role is the main tagger.
-    `texts` [P, E]: the embedding of each prompt by its index, where an encoder looked at the images. Raises ValueError
-    where the models did not draw the same prompts.
+    `beside`: what looks compare the images with. Raises ValueError where the models did not draw the same prompts.
     """
+    beside = beside or Beside()
     reference = next(iter(evaluations.values()))
+    seen = {name: see(evaluation, beside) for name, evaluation in evaluations.items()}
+    first = next(iter(seen.values()))
     return tuple(
-        _model(name, evaluation, None if evaluation is reference else reference, category_of, thresholds, texts)
+        _model(
+            name, evaluation, None if evaluation is reference else reference, category_of, thresholds, seen[name], first
+        )
         for name, evaluation in evaluations.items()
     )
 
@@ -68,7 +73,8 @@ def _model(
     reference: Evaluation | None,
     category_of: Callable[[str], str],
     thresholds: Mapping[str, float],
-    texts: Floats | None,
+    mine: Seen,
+    first: Seen,
 ) -> ModelScores:
     main = next(iter(thresholds))
     found = {role: evaluation.found(role, threshold) for role, threshold in thresholds.items()}
@@ -105,7 +111,8 @@ def _model(
         tags=scores.per_tag(found[main], evaluation.asked, evaluation.tags),
         added=scores.per_tag(found[main], ~evaluation.asked, evaluation.tags),
         added_per_image=_added_per_image(evaluation, found[main]),
-        metrics=_metrics(evaluation, texts),
+        metrics=secondary(mine, evaluation.prompt_of),
+        metric_difference={} if reference is None else secondary(mine, evaluation.prompt_of, first),
     )
 
 
@@ -136,21 +143,6 @@ def _added_per_image(evaluation: Evaluation, found: Floats) -> Estimate:
     return scores.mean_value(added, everything, evaluation.prompt_of)
 
 
-def _metrics(evaluation: Evaluation, texts: Floats | None) -> dict[str, Estimate]:
-    """What an encoder's embeddings tell; empty without. Broken images show nothing and are left out."""
-    if evaluation.embeddings is None or texts is None:
-        return {}
-    whole = ~evaluation.broken_images
-    embeddings, prompt_of = evaluation.embeddings[whole], evaluation.prompt_of[whole]
-    return {
-        "diversity": metrics.diversity(embeddings, prompt_of),
-        "CLIP score": metrics.clip_score(embeddings, texts, prompt_of),
-        f"R-precision of {min(len(texts), CANDIDATES)}": metrics.r_precision(
-            embeddings, texts, prompt_of, candidates=CANDIDATES
-        ),
-    }
-
-
 def _note(difference: Mapping[str, Estimate]) -> str:
     """`ONE_TAGGER` where the taggers do not agree that there is a difference, and on its sign."""
     signs = {int(score.low > 0) - int(score.high < 0) for score in difference.values()}
@@ -166,6 +158,8 @@ def plain(value: Any) -> Any:
     """Dataclasses, mappings and sequences as JSON has them; NaN, which JSON has not, is None."""
     if is_dataclass(value) and not isinstance(value, type):
         return plain(asdict(value))
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        value = value._asdict()
     if isinstance(value, Mapping):
         return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

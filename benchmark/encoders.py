@@ -1,4 +1,4 @@
-"""The seam of the image and text encoder: pictures and prompts into one space, for diversity, CLIP score, R-precision.
+"""The seam of the looks: what else than tags is kept of an image. `ClipEncoder` is the look that reads prompts too.
 
 B images or texts, E the width of the space.
 """
@@ -21,15 +21,8 @@ from benchmark.text import plain_text
 Embeddings = NDArray[np.float32]  # [B, E]
 
 
-class Embedder(Protocol):
-    """Embeds images: those that look alike are near to each other."""
-
-    def images(self, images: Images) -> Embeddings:
-        """uint8 [B, H, W, 3] -> [B, E]."""
-
-
-class Encoder(Embedder, Protocol):
-    """Embeds images and texts so that those that belong together are near by cosine similarity."""
+class Look(Protocol):
+    """A row of numbers for each image, kept beside what the taggers say. An image's does not depend on its batch."""
 
     @property
     def name(self) -> str:
@@ -40,7 +33,11 @@ class Encoder(Embedder, Protocol):
         """A SHA-256 of everything that decides its answers."""
 
     def images(self, images: Images) -> Embeddings:
-        """uint8 [B, H, W, 3] -> [B, E]."""
+        """uint8 [B, H, W, 3] -> float32 [B, E]."""
+
+
+class Encoder(Look, Protocol):
+    """Embeds images and texts so that those that belong together are near by cosine similarity."""
 
     def texts(self, texts: Sequence[str]) -> Embeddings:
         """Prompts -> [B, E]; emphasis is left out, and what is longer than the encoder reads is cut off."""

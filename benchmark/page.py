@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,9 @@ from typing import Any
 
 from benchmark.comparison import ModelScores
 from benchmark.prompts import spoken
+from benchmark.scatter import BOTTOM, HEIGHT, LEFT, MARGIN, WIDTH, scatter
 from benchmark.scores import Estimate
-from benchmark.tables import interval, interval_parts, make_tables
-
-_WIDTH, _HEIGHT, _MARGIN = 560, 320, 48  # of the chart, in its own units
+from benchmark.tables import Table, interval_parts, make_tables
 
 
 @dataclass(frozen=True)
@@ -25,53 +23,30 @@ class Sample:
     drawn: Mapping[str, tuple[Path, tuple[str, ...], tuple[str, ...]]]
 
 
-@dataclass(frozen=True)
-class _Dot:
-    name: str
-    x: float
-    y: float
-    left: float
-    right: float
-    top: float
-    bottom: float
-
-
-def as_html(models: Sequence[ModelScores], settings: Mapping[str, Any], samples: Sequence[Sample]) -> str:
+def as_html(
+    models: Sequence[ModelScores], settings: Mapping[str, Any], samples: Sequence[Sample], more: Sequence[Table] = ()
+) -> str:
     """The page, pictures inside. Every text is escaped, whoever wrote it."""
     import jinja2
 
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters |= {"parts": interval_parts, "interval": interval, "spoken": spoken, "data": _data_uri}
+    environment.filters |= {"parts": interval_parts, "hover": _hover, "spoken": spoken, "data": _data_uri}
     template = environment.from_string(_TEMPLATE)
     return template.render(
         names=[model.name for model in models],
-        tables=make_tables(models),
+        tables=make_tables(models, more),
         settings=settings,
         samples=samples,
-        dots=_dots(models),
-        size=(_WIDTH, _HEIGHT, _MARGIN),
+        chart=scatter(models),
+        box={"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": WIDTH - MARGIN, "top": MARGIN},
+        floor=HEIGHT - BOTTOM,
     )
 
 
-def _dots(models: Sequence[ModelScores]) -> list[_Dot]:
-    """Diversity (across) against accuracy (up), both with intervals, in the chart's units; empty without diversity."""
-    role = next(iter(models[0].accuracy))
-    pairs = [(m.name, m.metrics["diversity"], m.accuracy[role]) for m in models if "diversity" in m.metrics]
-    pairs = [(name, x, y) for name, x, y in pairs if not math.isnan(x.low) and not math.isnan(y.low)]
-    if not pairs:
-        return []
-
-    def scale(scores: Sequence[Estimate], start: float, end: float) -> Any:
-        low, high = min(score.low for score in scores), max(score.high for score in scores)
-        span = (high - low) or 1.0
-        return lambda value: round(start + (value - low) / span * (end - start), 1)
-
-    across = scale([x for _, x, _ in pairs], _MARGIN, _WIDTH - _MARGIN)
-    up = scale([y for _, _, y in pairs], _HEIGHT - _MARGIN, _MARGIN)
-    return [
-        _Dot(name, across(x.value), up(y.value), across(x.low), across(x.high), up(y.high), up(y.low))
-        for name, x, y in pairs
-    ]
+def _hover(score: Estimate) -> str:
+    """What a figure shows when it is pointed at."""
+    _, bounds = interval_parts(score)
+    return f"95 % interval {bounds}, standard error {score.stderr:.4f}" if bounds else "no interval"
 
 
 def _data_uri(path: Path) -> str:
@@ -95,19 +70,22 @@ td.best { font-weight: 600; background: var(--soft); }
 figure { margin: 0; }
 img { display: block; width: 100%; min-width: 6rem; max-width: 16rem; border-radius: 6px; }
 .found { color: var(--good); } .missed { color: var(--bad); text-decoration: line-through; }
-svg { max-width: 40rem; width: 100%; } svg line { stroke: currentColor; opacity: .5; }
-svg circle { fill: var(--good); } svg text { fill: currentColor; font-size: 13px; }
+svg { max-width: 44rem; width: 100%; } svg text { fill: currentColor; font-size: 12px; }
+svg .grid { stroke: var(--line); } svg .span { stroke-width: 1.5; opacity: .7; }
 </style>
 <h1>Which of them draws what it is asked for?</h1>
 <p>{{ settings.images }} images of {{ settings.prompts }} prompts, {{ settings.width }} × {{ settings.height }},
 {{ settings.steps }} steps of {{ settings.sampler }}, guidance {{ settings.guidance }}. Tag accuracy is the share of the
 tags asked for that the tagger finds again; in brackets are 95 % intervals over prompts.</p>
 {% for table in tables %}
+{% if table.title %}<h2>{{ table.title }}</h2>{% endif %}
+{% if table.note %}<p>{{ table.note }}</p>{% endif %}
 <div class="wide"><table>
 <tr>{% for text in table.head %}<th>{{ text }}</th>{% endfor %}</tr>
 {% for row in table.rows %}
 <tr>{% for cell in row %}
-<td{% if cell.best %} class="best"{% endif %}>
+<td{% if cell.best %} class="best"{% endif %}{% if cell.score is not none %} title="{{ cell.score | hover }}"
+{%- endif %}>
 {%- if cell.score is none %}{{ cell.text }}{% else %}
 {%- set shown = cell.score | parts(signed=cell.signed) %}{{ shown[0] }} <small>{{ shown[1] }}</small>
 {%- if cell.text %} ({{ cell.text }}){% endif %}{% endif %}</td>
@@ -115,15 +93,29 @@ tags asked for that the tagger finds again; in brackets are 95 % intervals over 
 {% endfor %}
 </table></div>
 {% endfor %}
-{% if dots %}
+{% if chart %}
 <h2>Accuracy against diversity</h2>
-<svg viewBox="0 0 {{ size[0] }} {{ size[1] }}" role="img" aria-label="accuracy against diversity">
-{% for dot in dots %}
-<line x1="{{ dot.left }}" x2="{{ dot.right }}" y1="{{ dot.y }}" y2="{{ dot.y }}"/>
-<line x1="{{ dot.x }}" x2="{{ dot.x }}" y1="{{ dot.top }}" y2="{{ dot.bottom }}"/>
-<circle cx="{{ dot.x }}" cy="{{ dot.y }}" r="5"/><text x="{{ dot.x + 9 }}" y="{{ dot.y - 7 }}">{{ dot.name }}</text>
+<p>Up is better; to the right, images of one prompt differ more. A model that draws the same image again and again
+stands on the left.</p>
+<svg viewBox="0 0 {{ box.width }} {{ box.height }}" role="img" aria-label="tag accuracy against diversity">
+{% for x, words in chart.upright %}
+<line class="grid" x1="{{ x }}" x2="{{ x }}" y1="{{ box.top }}" y2="{{ floor }}"/>
+<text x="{{ x }}" y="{{ floor + 18 }}" text-anchor="middle">{{ words }}</text>
 {% endfor %}
-<text x="{{ size[0] / 2 }}" y="{{ size[1] - 8 }}">diversity →</text><text x="4" y="18">accuracy ↑</text>
+{% for y, words in chart.level %}
+<line class="grid" x1="{{ box.left }}" x2="{{ box.right }}" y1="{{ y }}" y2="{{ y }}"/>
+<text x="{{ box.left - 8 }}" y="{{ y + 4 }}" text-anchor="end">{{ words }}</text>
+{% endfor %}
+{% for dot in chart.dots %}
+<g><title>{{ dot.hover }}</title>
+<g class="span" stroke="{{ dot.colour }}">
+<line x1="{{ dot.left }}" x2="{{ dot.right }}" y1="{{ dot.y }}" y2="{{ dot.y }}"/>
+<line x1="{{ dot.x }}" x2="{{ dot.x }}" y1="{{ dot.top }}" y2="{{ dot.bottom }}"/></g>
+<circle fill="{{ dot.colour }}" cx="{{ dot.x }}" cy="{{ dot.y }}" r="5"/>
+<text x="{{ dot.label_x }}" y="{{ dot.label_y }}">{{ dot.name }}</text></g>
+{% endfor %}
+<text x="{{ box.width / 2 }}" y="{{ box.height - 8 }}" text-anchor="middle">diversity</text>
+<text x="8" y="14">tag accuracy</text>
 </svg>
 {% endif %}
 {% if samples %}

@@ -12,13 +12,16 @@ from benchmark.taggers import Images
 
 
 class Progress:
-    """A line on standard error: images done, images a second, time left. Keeps the first `keep` images (None: all)."""
+    """A line on standard error: images done, images a second, time left.
+
+    Keeps the first `keep` images (None: all, without loss).
+    """
 
     def __init__(
         self, label: str, total: int, images: Path, keep: int | None, clock: Callable[[], float] = time.monotonic
     ):
         self._label, self._total, self._images, self._clock = label, total, images, clock
-        self._keep = total if keep is None else keep
+        self._keep, self._lossless = (total, True) if keep is None else (keep, False)
         self._first, self._started = 0, clock()
 
     def __call__(self, done: int, batch: Batch | None) -> None:
@@ -27,7 +30,7 @@ class Progress:
             self._first, self._started = done, self._clock()
         else:
             start = done - len(batch.images)
-            save_images(self._images, start, batch.images[: max(0, self._keep - start)])
+            save_images(self._images, start, batch.images[: max(0, self._keep - start)], lossless=self._lossless)
         line = f"{self._label}: {done}/{self._total} images"
         seconds = self._clock() - self._started
         if done > self._first and seconds > 0:
@@ -39,13 +42,13 @@ class Progress:
             print(line, file=sys.stderr, flush=True)
 
 
-def save_images(folder: Path, start: int, images: Images) -> None:
-    """Write images [B, H, W, 3] as `000012.webp`, numbered by row."""
+def save_images(folder: Path, start: int, images: Images, *, lossless: bool = False) -> None:
+    """Write images [B, H, W, 3] as `000012.webp`, numbered by row; without loss where others are to look at them."""
     from PIL import Image
 
     folder.mkdir(parents=True, exist_ok=True)
     for number, pixels in enumerate(images, start=start):
-        Image.fromarray(pixels).save(folder / f"{number:06}.webp", quality=90)
+        Image.fromarray(pixels).save(folder / f"{number:06}.webp", quality=90, lossless=lossless, method=2)
 
 
 def time_left(seconds: float) -> str:

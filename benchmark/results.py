@@ -3,12 +3,13 @@
     OUTPUT/rows/NAME-FINGERPRINT/
         about.json       everything that decides the rows: model, settings, prompts, tags, taggers
         part-000000.npz  the rows of one batch, named by the first; while the run is under way
+        look-000000.npz  the features of one batch, where a look is added to rows that are complete
         rows.npz         all rows, once complete
 
 Columns of an .npz: `prompt`, `seed`, `broken`, `digest` (of the pixels), `seconds` (that the image took) [n], and
-`probabilities/TAGGER` float32 [n, T]; with an encoder also `embedding` float32 [n, E].
+`probabilities/TAGGER` float32 [n, T], and `features/LOOK-FINGERPRINT` float32 [n, E] for each look (CLIP, ...).
 The fingerprint covers all that decides a row, so rows of another model version, tagger, vocabulary or setting have
-another folder.
+another folder. Looks do not decide what is drawn: their columns are added to the rows there are.
 """
 
 from __future__ import annotations
@@ -17,30 +18,32 @@ import hashlib
 import json
 import re
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmark.encoders import Encoder
+from benchmark.encoders import Embeddings
 from benchmark.errors import InputError
-from benchmark.generation import GenerationSettings, ImageGenerator
+from benchmark.generation import GenerationSettings
 from benchmark.prompts import Prompt, fingerprint
-from benchmark.runner import Batch, Evaluation, score_batches
-from benchmark.taggers import Tagger
+from benchmark.references import read_picture
+from benchmark.runner import Batch, Evaluation, image_digests
+from benchmark.taggers import Images
 
-FORMAT = 1  # of the rows; a change of what they mean needs another number
+FORMAT = 2  # of the rows; a change of what they mean needs another number
 Columns = dict[str, NDArray[Any]]
+_AT_ONCE = 32  # kept images read at a time
 
 
 @dataclass(frozen=True)
 class Plan:
     """All that decides the rows of one model.
 
-    `taggers`: role -> fingerprint; `tags`: the T columns; `encoder`: its fingerprint, "" for none.
+    `taggers` and `looks`: role -> fingerprint; `tags`: the T columns.
     """
 
     name: str
@@ -49,10 +52,10 @@ class Plan:
     prompts: tuple[Prompt, ...]
     tags: tuple[str, ...]
     taggers: Mapping[str, str]
-    encoder: str = ""
+    looks: Mapping[str, str] = field(default_factory=dict)
 
     def about(self) -> dict[str, Any]:
-        """What is written beside the rows, and fingerprinted. The name and the batch size decide nothing."""
+        """What is written beside the rows, and fingerprinted. Name, batch size and looks decide nothing."""
         settings = asdict(self.settings)
         del settings["batch_size"]
         return {
@@ -62,7 +65,6 @@ class Plan:
             "prompts_sha256": fingerprint(self.prompts),
             "tags": list(self.tags),
             "taggers": dict(sorted(self.taggers.items())),
-            "encoder": self.encoder,
         }
 
     @property
@@ -115,27 +117,22 @@ class Rows:
             "seconds": np.full(len(prompts), batch.seconds / max(len(prompts), 1), dtype=np.float32),
         }
         columns |= {f"probabilities/{role}": said for role, said in batch.probabilities.items()}
-        if batch.embeddings is not None:
-            columns["embedding"] = batch.embeddings
+        columns |= self._named(batch.features)
         _write_columns(self.folder / f"part-{start:06}.npz", columns)
 
     def finish(self) -> None:
         """Join the parts. Raises RuntimeError where rows are missing."""
         if self.complete:
             return
-        parts = self._parts()
-        if sum(len(part["seed"]) for part in parts) != len(self.plan.prompts):
-            raise RuntimeError(f"{self.folder}: {self.done} of {len(self.plan.prompts)} rows are there")
-        _write_columns(self.folder / "rows.npz", {name: np.concatenate([p[name] for p in parts]) for name in parts[0]})
-        for file in self.folder.glob("part-*.npz"):
-            file.unlink()
+        self._join("part", {})
 
     def evaluation(self) -> Evaluation:
         """The complete rows as an Evaluation (without images). Raises InputError where the file is damaged."""
         columns = _read_columns(self.folder / "rows.npz")
         seeds = np.array([prompt.seed for prompt in self.plan.prompts], dtype=np.int64)
         roles = {f"probabilities/{role}": role for role in self.plan.taggers}
-        needed = {"seed", "broken", "digest", "seconds", *roles, *(["embedding"] if self.plan.encoder else [])}
+        looks = {name: role for role, name in self._columns_of_looks().items()}
+        needed = {"seed", "broken", "digest", "seconds", *roles, *looks}
         whole = columns is not None and needed <= columns.keys()
         if columns is None or not whole or not np.array_equal(columns["seed"], seeds):
             raise InputError(
@@ -149,48 +146,77 @@ class Rows:
             columns["broken"],
             columns["digest"],
             float(columns["seconds"].sum(dtype=np.float64)),
-            embeddings=columns.get("embedding"),
+            features={role: columns[name] for name, role in looks.items()},
         )
 
-    def _parts(self) -> list[Columns]:
-        """The readable parts that follow one another from row 0; what follows a gap is drawn again."""
+    @property
+    def missing_looks(self) -> list[str]:
+        """Roles of looks that have not seen these rows, which are complete."""
+        columns = _read_columns(self.folder / "rows.npz") or {}
+        return [role for role, name in self._columns_of_looks().items() if name not in columns]
+
+    def add_features(self, start: int, features: Mapping[str, Embeddings]) -> None:
+        """Keep what looks say of the images from row `start` on, beside rows that are complete."""
+        seen = len(next(iter(features.values())))
+        seeds = np.array([prompt.seed for prompt in self.plan.prompts[start : start + seen]], dtype=np.int64)
+        _write_columns(self.folder / f"look-{start:06}.npz", {"seed": seeds, **self._named(features)})
+
+    def features_done(self, roles: Sequence[str]) -> int:
+        """How many rows all these looks have seen, from the first on."""
+        return sum(len(part["seed"]) for part in self._parts("look", roles))
+
+    def finish_features(self, roles: Sequence[str]) -> None:
+        """Put the features beside the rows. Raises RuntimeError where some are missing."""
+        self._join("look", _read_columns(self.folder / "rows.npz") or {}, roles)
+
+    def kept_images(self, start: int) -> Iterator[Images]:
+        """The images from row `start` on as they were drawn, a few at a time, up to the first not kept whole."""
+        columns = _read_columns(self.folder / "rows.npz")
+        digests = () if columns is None else columns["digest"][start:]
+        kept: list[Images] = []
+        for row, digest in enumerate(digests, start=start):
+            file = self.folder / "images" / f"{row:06}.webp"
+            image = read_picture(file) if file.is_file() else None
+            if image is None or image_digests(image[None])[0] != digest:  # kept with loss, for the page only
+                break
+            kept.append(image)
+            if len(kept) == _AT_ONCE:
+                yield np.stack(kept)
+                kept = []
+        if kept:
+            yield np.stack(kept)
+
+    def _columns_of_looks(self) -> dict[str, str]:
+        """role -> name of its column, which says which look of that role it was."""
+        return {role: f"features/{role}-{mark[:12]}" for role, mark in self.plan.looks.items()}
+
+    def _named(self, features: Mapping[str, Embeddings]) -> Columns:
+        names = self._columns_of_looks()
+        return {names[role]: values for role, values in features.items()}
+
+    def _join(self, kind: str, columns: Columns, roles: Sequence[str] | None = None) -> None:
+        parts = self._parts(kind, roles)
+        there = sum(len(part["seed"]) for part in parts)
+        if there != len(self.plan.prompts):
+            raise RuntimeError(f"{self.folder}: {there} of {len(self.plan.prompts)} rows are there")
+        joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        _write_columns(self.folder / "rows.npz", columns | joined)
+        for file in self.folder.glob(f"{kind}-*.npz"):
+            file.unlink()
+
+    def _parts(self, kind: str = "part", roles: Sequence[str] | None = None) -> list[Columns]:
+        """The readable parts that follow one another from row 0; what follows a gap, or lacks a look, is done again."""
+        names = self._columns_of_looks()
+        needed = {"seed", *(names[role] for role in (self.plan.looks if roles is None else roles))}
         parts: list[Columns] = []
         row = 0
-        while (file := self.folder / f"part-{row:06}.npz").is_file():
+        while (file := self.folder / f"{kind}-{row:06}.npz").is_file():
             columns = _read_columns(file)
-            if columns is None or not len(columns["seed"]):
+            if columns is None or not needed <= columns.keys() or not len(columns["seed"]):
                 break
-            parts.append(columns)
+            parts.append({name: columns[name] for name in columns if name in needed or name[:9] != "features/"})
             row += len(columns["seed"])
         return parts
-
-
-def complete_rows(
-    rows: Rows,
-    open_generator: Callable[[int | None], ImageGenerator],
-    taggers: Mapping[str, Tagger],
-    progress: Callable[[int, Batch | None], None] | None = None,
-    encoder: Encoder | None = None,
-) -> Evaluation:
-    """Draw and tag what is missing, row by row on disk, and read all of it.
-
-    `open_generator(batch size or None)` is called only where something is missing, so a complete model is not even
-    loaded. `progress(rows done, batch)` is called at the start and after each batch. Whatever ends it, the rows so far
-    stay, and the next call goes on from there with batches of the same size.
-    """
-    if not rows.complete:
-        start = rows.done
-        if progress is not None:
-            progress(start, None)
-        missing = rows.plan.prompts[start:]
-        if missing:
-            generator = open_generator(rows.batch_size)
-            for batch in score_batches(generator, taggers, missing, rows.plan.tags, encoder):
-                rows.add(start + batch.start, batch)
-                if progress is not None:
-                    progress(start + batch.start + len(batch.images), batch)
-        rows.finish()
-    return rows.evaluation()
 
 
 def model_fingerprint(path: Path) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from benchmark import scores
-from benchmark.encoders import Embedder, Embeddings
+from benchmark.encoders import Embeddings, Look
 from benchmark.errors import InputError
 from benchmark.generation import ImageGenerator
 from benchmark.prompts import Prompt, normal_tag
@@ -30,7 +30,7 @@ class Evaluation:
 
     `tags` [T]; `asked` [I, T]; `prompt_of` [I] (the clusters); `probabilities[tagger]` [I, T] float32;
     `broken_images` [I]: black, NaN or flat pictures, whose probabilities are 0; `digests` [I]: equal for equal pixels;
-    `images` the first few, [K, H, W, 3]; `embeddings` [I, E] where an encoder looked at the images.
+    `images` the first few, [K, H, W, 3]; `features[look]` [I, E]: what else looked at the images.
     """
 
     prompts: tuple[Prompt, ...]
@@ -40,7 +40,7 @@ class Evaluation:
     digests: Integers
     seconds: float
     images: Images | None = None
-    embeddings: Embeddings | None = None
+    features: Mapping[str, Embeddings] = field(default_factory=dict)
     asked: Bools = field(init=False)
     prompt_of: Integers = field(init=False)
 
@@ -115,13 +115,13 @@ def evaluate(
     report: Callable[[int, float], None] | None = None,
     keep_images: int = 0,
     threshold: float = THRESHOLD,
-    encoder: Embedder | None = None,
+    looks: Mapping[str, Look] | None = None,
 ) -> Evaluation:
     """Draw every prompt once and ask every tagger about every image.
 
     `tags`: the columns to keep; None keeps the tags that are asked for. After each batch `report(images done, accuracy
     of them by the first tagger at threshold)` is called; what it raises ends the pass. `keep_images` keeps the first
-    few pictures, `encoder` every picture's embedding.
+    few pictures, `looks` what else looks at every picture, by the name it is kept under.
     Raises InputError, before anything is drawn, for a tag that a tagger does not know.
     """
     tags = tuple(tags) if tags is not None else tags_asked(prompts)
@@ -130,15 +130,15 @@ def evaluate(
     broken = np.zeros(len(prompts), dtype=np.bool_)
     digests = np.zeros(len(prompts), dtype=np.int64)
     kept: list[Images] = []
-    embedded: list[Embeddings] = []
+    features: dict[str, list[Embeddings]] = {role: [] for role in looks or {}}
     started = time.perf_counter()
-    for batch in score_batches(generator, taggers, prompts, tags, encoder):
+    for batch in score_batches(generator, taggers, prompts, tags, looks):
         rows = slice(batch.start, batch.start + len(batch.images))
         broken[rows], digests[rows] = batch.broken, batch.digests
         for name, said in batch.probabilities.items():
             probabilities[name][rows] = said
-        if batch.embeddings is not None:
-            embedded.append(batch.embeddings)
+        for role, seen in batch.features.items():
+            features[role].append(seen)
         if batch.start < keep_images:
             kept.append(batch.images[: keep_images - batch.start])
         if report is not None:
@@ -146,16 +146,15 @@ def evaluate(
             report(rows.stop, float(scores.found(first, threshold)[asked[: rows.stop]].mean()))
     seconds = time.perf_counter() - started
     images = np.concatenate(kept) if kept else None
-    embeddings = np.concatenate(embedded) if embedded else None
-    return Evaluation(tuple(prompts), tags, probabilities, broken, digests, seconds, images, embeddings)
+    joined = {role: np.concatenate(parts) for role, parts in features.items()}
+    return Evaluation(tuple(prompts), tags, probabilities, broken, digests, seconds, images, joined)
 
 
 @dataclass(frozen=True)
 class Batch:
     """Images [B, H, W, 3] of the prompts from `start` on, with what each tagger said, [B, T], and which are broken.
 
-    `digests` [B] are equal for equal pixels; `embeddings` [B, E] are the encoder's, where there is one. `seconds`
-    it took to draw and tag them all.
+    `digests` [B] are equal for equal pixels; `features[look]` [B, E]. `seconds` it took to draw and tag them all.
     """
 
     start: int
@@ -163,7 +162,7 @@ class Batch:
     probabilities: Mapping[str, Probabilities]
     broken: Bools
     digests: Integers
-    embeddings: Embeddings | None = None
+    features: Mapping[str, Embeddings] = field(default_factory=dict)
     seconds: float = 0.0
 
 
@@ -172,7 +171,7 @@ def score_batches(
     taggers: Mapping[str, Tagger],
     prompts: Sequence[Prompt],
     tags: Sequence[str],
-    encoder: Embedder | None = None,
+    looks: Mapping[str, Look] | None = None,
 ) -> Iterator[Batch]:
     """Draw and tag, batch by batch. The columns are `tags`; a broken image's probabilities are 0.
 
@@ -184,15 +183,15 @@ def score_batches(
         broken = is_broken(images)
         said = {name: tagger.probabilities(images)[:, columns[name]] for name, tagger in taggers.items()}
         said = {name: np.where(broken[:, None], np.float32(0), np.nan_to_num(p, nan=0.0)) for name, p in said.items()}
-        embeddings = None if encoder is None else encoder.images(images)
+        features = {role: look.images(images) for role, look in (looks or {}).items()}
         seconds = time.perf_counter() - started
-        yield Batch(done, images, said, broken, _digests(images), embeddings, seconds)
+        yield Batch(done, images, said, broken, image_digests(images), features, seconds)
         done, started = done + len(images), time.perf_counter()
     if done != len(prompts):
         raise RuntimeError(f"the generator drew {done} images for {len(prompts)} prompts")
 
 
-def _digests(images: Images) -> Integers:
+def image_digests(images: Images) -> Integers:
     """[B] int64: the first eight bytes of the SHA-256 of each image's pixels."""
     digests = b"".join(hashlib.sha256(np.ascontiguousarray(image).data).digest()[:8] for image in images)
     return np.frombuffer(digests, dtype="<i8").astype(np.int64)

@@ -9,13 +9,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmark.calibration import Setting, calibrate
+from benchmark.calibration import Effort, Setting, calibrate
 from benchmark.comparison import ModelScores, compare
-from benchmark.encoders import ClipEncoder, Encoder
-from benchmark.errors import InputError, did_you_mean
-from benchmark.generation import DiffusersGenerator, GenerationSettings, ImageGenerator
+from benchmark.compatibility import lora_table
+from benchmark.completing import complete_rows
+from benchmark.encoders import Look
+from benchmark.errors import InputError
+from benchmark.generation import GenerationSettings, ImageGenerator
+from benchmark.looks import beside, open_looks
 from benchmark.page import Sample
-from benchmark.pipelines import OWN_SAMPLER, SAMPLERS, check_single_file, load_pipeline, local_source
 from benchmark.progress import Progress
 from benchmark.prompts import (
     Prompt,
@@ -26,107 +28,86 @@ from benchmark.prompts import (
     read_vocabulary,
     vocabulary_from_tags,
 )
-from benchmark.results import Plan, Rows, complete_rows, joint_fingerprint, model_fingerprint
-from benchmark.runner import Evaluation
+from benchmark.results import Plan, Rows
+from benchmark.runner import THRESHOLD, Evaluation
+from benchmark.studio import Studio, parse_size
+from benchmark.tables import Table
 from benchmark.taggers import Tagger, columns_of, open_tagger
 from benchmark.text import plain_text
+from benchmark.thresholds import recommended
 
 SAMPLES = 8  # images of each model that the page shows
 
 
 @dataclass(frozen=True)
 class Session:
-    """What a command line asks for, checked. `models`: name -> file or folder on this disk."""
+    """What a command line asks for, checked."""
 
-    models: Mapping[str, Path]
+    studio: Studio
     taggers: Mapping[str, Tagger]
-    encoder: Encoder | None
+    looks: Mapping[str, Look]
+    frechet: Path | None
     thresholds: Mapping[str, float]
     vocabulary: Vocabulary
     prompts: tuple[Prompt, ...]
-    settings: GenerationSettings
-    pipeline: str | None
-    device: str
-    dtype: str | None
     output: Path
     keep_images: bool
 
     @classmethod
     def from_arguments(cls, args: argparse.Namespace) -> Session:
         """Check the arguments of `cli.add_arguments`. Raises InputError, before anything is loaded or written."""
-        width, height = _size(args.size)
-        settings = GenerationSettings(
-            args.steps, args.sampler, args.guidance, width, height, args.negative, args.batch_size, args.clip_skip - 1
-        )
-        if settings.sampler not in (OWN_SAMPLER, *SAMPLERS):
-            raise InputError(f"Unknown sampler '{args.sampler}'.{did_you_mean(args.sampler, [OWN_SAMPLER, *SAMPLERS])}")
-        thresholds = {"tagger": args.threshold}
-        if args.judge:
-            thresholds["judge"] = args.threshold if args.judge_threshold is None else args.judge_threshold
-        for role, threshold in thresholds.items():
-            if not 0 < threshold < 1:
+        if not args.tagger:
+            raise InputError("Name a tagger with --tagger: a folder or a hub id.")
+        given = {"tagger": args.threshold, "judge": args.threshold}
+        if args.judge_threshold is not None:
+            given["judge"] = args.judge_threshold
+        for role, threshold in given.items():
+            if threshold is not None and not 0 < threshold < 1:
                 raise InputError(f"The threshold of the {role} is {threshold}; it must lie between 0 and 1.")
         sizes = parse_sizes(args.tags_per_prompt)
-        models = _models(args.models)
-        if args.pipeline and not Path(args.pipeline).is_dir() and args.pipeline.count("/") != 1:
-            raise InputError(f"{args.pipeline}: there is no such folder (--pipeline).")
-        device = args.device or _default_device()
+        studio = Studio.from_arguments(args)
+        device = studio.device
         taggers = {"tagger": open_tagger(args.tagger, kind=args.tagger_kind, device=device, threads=args.threads)}
         if args.judge:
             taggers["judge"] = open_tagger(args.judge, kind=args.judge_kind, device=device, threads=args.threads)
-        encoder = ClipEncoder(args.encoder, device=device) if args.encoder else None
+        looks = open_looks(args, device, min(studio.settings.width, studio.settings.height))
         vocabulary = _vocabulary(args.tags, taggers["tagger"])
         for tagger in taggers.values():
             columns_of(tagger, vocabulary.tags)
         prompts = prompts_of_sizes(vocabulary, args.prompts, sizes, args.seed, args.template, args.images)
-        return cls(
-            models,
-            taggers,
-            encoder,
-            thresholds,
-            vocabulary,
-            prompts,
-            settings,
-            args.pipeline,
-            device,
-            args.dtype,
-            args.output,
-            args.keep_images,
-        )
+        thresholds = {role: _threshold(role, tagger, given[role]) for role, tagger in taggers.items()}
+        return cls(studio, taggers, looks, args.frechet, thresholds, vocabulary, prompts, args.output, args.keep_images)
 
-    def compare(self) -> tuple[tuple[ModelScores, ...], tuple[Sample, ...]]:
-        """Draw what is missing and compare: the figures, and a few prompts with every model's picture.
+    def compare(self) -> tuple[tuple[ModelScores, ...], tuple[Sample, ...], tuple[Table, ...]]:
+        """Draw what is missing and compare: the figures, a few prompts with every model's picture, and more tables.
 
         Raises InputError where a model cannot be loaded.
         """
-        self._make_output()
+        make_output(self.output)
         evaluations, folders = {}, {}
-        for number, (name, path) in enumerate(self.models.items(), start=1):
-            label = f"{name} ({number}/{len(self.models)})"
-            evaluations[name], folders[name] = self._evaluate(name, path, label)
-        texts = None
-        if self.encoder is not None:
-            texts = self.encoder.texts(list({prompt.index: prompt.text for prompt in self.prompts}.values()))
-        models = compare(evaluations, self.vocabulary.category, self.thresholds, texts)
-        return models, self._samples(evaluations, folders)
+        for number, name in enumerate(self.studio.models, start=1):
+            label = f"{name} ({number}/{len(self.studio.models)})"
+            evaluations[name], folders[name] = self._evaluate(name, label)
+        against = beside(self.looks, self.prompts, self.frechet, self.output / "references")
+        models = compare(evaluations, self.vocabulary.category, self.thresholds, against)
+        more: tuple[Table, ...] = ()
+        if self.studio.pairs:
+            more = (lora_table(evaluations, self.studio.pairs, self.vocabulary.category, self.thresholds),)
+        return models, self._samples(evaluations, folders), more
 
-    def calibrate(self, steps: Sequence[int]) -> tuple[Setting, ...]:
-        """Draw every model at each number of steps, and compare them with the most. Raises InputError as `compare`."""
-        self._make_output()
-        evaluations: dict[int, dict[str, Evaluation]] = {}
-        for number in steps:
-            session = replace(self, settings=replace(self.settings, steps=number))
-            evaluations[number] = {
-                name: session._evaluate(name, path, f"{name}, {number} steps")[0] for name, path in self.models.items()
+    def calibrate(self, efforts: Sequence[Effort]) -> tuple[Setting, ...]:
+        """Draw every model with each effort, and compare with the most exact. Raises InputError as `compare`."""
+        make_output(self.output)
+        evaluations: dict[Effort, dict[str, Evaluation]] = {}
+        for effort in efforts:
+            studio = replace(self.studio, settings=replace(self.studio.settings, **effort._asdict()))
+            session = replace(self, studio=studio)
+            evaluations[effort] = {
+                name: session._evaluate(name, f"{name}, {effort.steps} steps, {effort.size}")[0]
+                for name in studio.models
             }
         main, threshold = next(iter(self.thresholds.items()))
         return calibrate(evaluations, main, threshold)
-
-    def _make_output(self) -> None:
-        try:
-            self.output.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{self.output}: cannot be written to ({error.strerror}).") from None
 
     def _samples(self, evaluations: Mapping[str, Evaluation], folders: Mapping[str, Path]) -> tuple[Sample, ...]:
         """The first images of every model that kept its pictures, with the tags found and missed."""
@@ -146,7 +127,7 @@ class Session:
 
     def settings_for_json(self) -> dict[str, Any]:
         """What decides the figures."""
-        settings = asdict(replace(self.settings, batch_size=None))
+        settings = asdict(self.studio.settings)
         del settings["batch_size"]
         return {
             **settings,
@@ -155,37 +136,39 @@ class Session:
             "prompts_sha256": fingerprint(self.prompts),
             "tags": len(self.vocabulary.tags),
             "taggers": {role: tagger.name for role, tagger in self.taggers.items()},
-            "encoder": self.encoder.name if self.encoder is not None else None,
+            "looks": {role: look.name for role, look in self.looks.items()},
             "thresholds": dict(self.thresholds),
         }
 
-    def _evaluate(self, name: str, path: Path, label: str) -> tuple[Evaluation, Path]:
+    def _evaluate(self, name: str, label: str) -> tuple[Evaluation, Path]:
         """The model's evaluation and the folder of its rows."""
-        config = Path(self.pipeline) if self.pipeline else None
-        parts = [model_fingerprint(path), self.dtype or self.device.partition(":")[0]]
-        if config is not None and path.is_file():
-            parts.append(model_fingerprint(config) if config.is_dir() else str(config))
         plan = Plan(
             name,
-            joint_fingerprint(parts),
-            self.settings,
+            self.studio.mark(name),
+            self.studio.settings,
             self.prompts,
             self.vocabulary.tags,
             {role: tagger.fingerprint for role, tagger in self.taggers.items()},
-            self.encoder.fingerprint if self.encoder is not None else "",
+            {role: look.fingerprint for role, look in self.looks.items()},
         )
 
         def open_generator(batch_size: int | None) -> ImageGenerator:
-            pipeline = load_pipeline(path, config=self.pipeline, dtype=_dtype(self.dtype), device=self.device)
-            settings = replace(self.settings, batch_size=self.settings.batch_size or batch_size)
-            return DiffusersGenerator(pipeline, settings)
+            return self.studio.open(name, batch_size)
 
         rows = Rows(self.output, plan)
         images = rows.folder / "images"
         if self.keep_images and rows.complete and len(list(images.glob("*.webp"))) < len(self.prompts):
             print(f"{label}: drawn before without images; remove {rows.folder} to draw them again.", file=sys.stderr)
         progress = Progress(label, len(self.prompts), images, None if self.keep_images else SAMPLES)
-        return complete_rows(rows, open_generator, self.taggers, progress, self.encoder), rows.folder
+        return complete_rows(rows, open_generator, self.taggers, progress, self.looks), rows.folder
+
+
+def make_output(folder: Path) -> None:
+    """Make the folder of the results. Raises InputError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written to ({error.strerror}).") from None
 
 
 def parse_sizes(text: str) -> list[tuple[int, int]]:
@@ -199,13 +182,19 @@ def parse_sizes(text: str) -> list[tuple[int, int]]:
     return sizes
 
 
-def parse_steps(text: str) -> list[int]:
-    """`8,12,20` -> [8, 12, 20]. Raises InputError for anything but two or more different numbers."""
-    parts = [part.strip() for part in text.split(",")]
-    steps = sorted({int(part) for part in parts if part.isdecimal() and int(part)})
-    if len(steps) != len(parts) or len(steps) < 2:
-        raise InputError(f"calibrate '{text}': give two or more different numbers of steps, such as 8,12,20.")
-    return steps
+def parse_efforts(steps: str, sizes: str) -> list[Effort]:
+    """`8,20` and `256,512x384` -> four efforts. Raises InputError for anything but two or more different ones."""
+    parts = [part.strip() for part in steps.split(",")]
+    numbers = {int(part) for part in parts if part.isdecimal() and int(part)}
+    shapes = {parse_size(part.strip()) for part in sizes.split(",")}
+    if len(numbers) != len(parts) or len(numbers) * len(shapes) < 2:
+        raise InputError(
+            f"calibrate '{steps}' at '{sizes}': give two or more different numbers of steps, such as 8,12,20, or sizes."
+        )
+    efforts = sorted(Effort(number, *shape) for number in numbers for shape in shapes)
+    for effort in efforts:
+        GenerationSettings(**effort._asdict())  # raises for a size that cannot be drawn, before anything is
+    return efforts
 
 
 def prompts_of_sizes(
@@ -227,30 +216,18 @@ def prompts_of_sizes(
     return tuple(prompts)
 
 
-def _models(arguments: Sequence[str]) -> dict[str, Path]:
-    """name -> local source, for `MODEL` and `NAME=MODEL`; names of equal files get their folder's name in front."""
-    models: dict[str, Path] = {}
-    for argument in arguments:
-        named, equals, source = argument.partition("=")
-        if not equals or Path(argument).exists():
-            named, source = "", argument
-        path = local_source(source)
-        if path.is_file():
-            check_single_file(path)  # all of them now, not after hours of drawing with the first
-        name = named or (path.stem if path.is_file() else Path(source).name)
-        if name in models and not named:
-            name = f"{path.resolve().parent.name}/{name}"
-        if name in models:
-            raise InputError(f"Two models are called '{name}'. Name them apart with NAME=MODEL.")
-        models[name] = path
-    return models
-
-
-def _size(text: str) -> tuple[int, int]:
-    width, cross, height = text.lower().partition("x")
-    if not width.isdecimal() or (cross and not height.isdecimal()):
-        raise InputError(f"size '{text}': give WIDTHxHEIGHT, such as 512x768.")
-    return int(width), int(height or width)
+def _threshold(role: str, tagger: Tagger, given: float | None) -> float:
+    """The threshold given, else that of a known tagger, which is said, else the benchmark's own."""
+    if given is not None:
+        return given
+    known = recommended(tagger)
+    if known is None:
+        return THRESHOLD
+    option = "--threshold" if role == "tagger" else "--judge-threshold"
+    print(
+        f"{role} {tagger.name}: found means {known[0]} or more ({known[1]}); {option} chooses another", file=sys.stderr
+    )
+    return known[0]
 
 
 def _vocabulary(text: str, tagger: Tagger) -> Vocabulary:
@@ -260,15 +237,3 @@ def _vocabulary(text: str, tagger: Tagger) -> Vocabulary:
     if not number.isdecimal():
         raise InputError(f"tags '{text}': give a CSV file, or top:K with a number K.")
     return vocabulary_from_tags(tagger.general, int(number))
-
-
-def _default_device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _dtype(name: str | None) -> Any:
-    import torch
-
-    return {None: None, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[name]

@@ -11,6 +11,7 @@ from typing import Any
 from benchmark.comparison import ModelScores
 from benchmark.prompts import spoken
 from benchmark.scores import Estimate
+from benchmark.secondary import FRECHET, STYLE_CAUTION, STYLE_LOSS
 
 _LISTED = 5  # tags named as most and least reliable, and as drawn without being asked for
 
@@ -27,29 +28,32 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A head and rows of as many cells."""
+    """A head and rows of as many cells. `title` and `note` stand above it where there is room for them."""
 
     head: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
+    title: str = ""
+    note: str = ""
 
 
-def make_tables(models: Sequence[ModelScores]) -> tuple[Table, ...]:
-    """Every table there is something for: overall, by category, by tags and place in the prompt, and by tag."""
-    tables = [_overall(models), *_by_key(models, "category", lambda model: model.categories)]
+def make_tables(models: Sequence[ModelScores], more: Sequence[Table] = ()) -> tuple[Table, ...]:
+    """Every table there is something for: overall, by category, by tags and place in the prompt, and by tag.
+
+    `more` tables stand after those of all tags and before those tag by tag.
+    """
+    tables = [_overall(models), *_by_key(models, "category", lambda model: model.categories, "By category")]
     if any(len(next(iter(model.by_count.values()))) > 1 for model in models):
-        tables += _by_key(models, "tags in the prompt", lambda model: model.by_count)
+        tables += _by_key(models, "tags in the prompt", lambda model: model.by_count, "By number of tags")
     if any(len(next(iter(model.by_position.values()))) > 1 for model in models):
-        tables += _by_key(models, "place in the prompt", lambda model: model.by_position)
+        tables += _by_key(models, "place in the prompt", lambda model: model.by_position, "By place in the prompt")
     if models[0].metrics:
-        names = tuple(models[0].metrics)
-        rows = ((Cell(model.name), *(Cell(score=model.metrics[name]) for name in names)) for model in models)
-        tables.append(Table(("model", *names), tuple(rows)))
-    return (*tables, _reliability(models), _added(models))
+        tables.append(_secondary(models))
+    return (*tables, *more, _reliability(models), _added(models))
 
 
-def as_markdown(models: Sequence[ModelScores]) -> str:
+def as_markdown(models: Sequence[ModelScores], more: Sequence[Table] = ()) -> str:
     """Every table, one below the other, aligned so that they can be read in a terminal too."""
-    return "\n\n".join(table_as_markdown(table) for table in make_tables(models)) + "\n"
+    return "\n\n".join(table_as_markdown(table) for table in make_tables(models, more)) + "\n"
 
 
 def interval(score: Estimate, *, signed: bool = False) -> str:
@@ -91,15 +95,32 @@ def _overall(models: Sequence[ModelScores]) -> Table:
 
 
 def _by_key(
-    models: Sequence[ModelScores], what: str, of: Callable[[ModelScores], Mapping[str, Mapping[Any, Estimate]]]
+    models: Sequence[ModelScores],
+    what: str,
+    of: Callable[[ModelScores], Mapping[str, Mapping[Any, Estimate]]],
+    title: str,
 ) -> list[Table]:
     """One table a tagger: rows are categories (or counts, or places), columns models."""
     tables = []
     for role in models[0].accuracy:
         rows = [(Cell(str(key)), *_compared([of(model)[role][key] for model in models])) for key in of(models[0])[role]]
         rows.append((Cell("overall"), *_compared([model.accuracy[role] for model in models])))
-        tables.append(Table((f"{what}, by {role}", *(model.name for model in models)), tuple(rows)))
+        tables.append(Table((f"{what}, by {role}", *(model.name for model in models)), tuple(rows), title))
+        title = ""  # one for the tables of all taggers
     return tables
+
+
+def _secondary(models: Sequence[ModelScores]) -> Table:
+    """What looks tell: a row a model, and below them the paired differences to the first."""
+    names = tuple(models[0].metrics)
+    rows = [(Cell(model.name), *(Cell(score=model.metrics[name]) for name in names)) for model in models]
+    for model in models[1:]:
+        differences = (Cell(score=model.metric_difference[name], signed=True) for name in names)
+        rows.append((Cell(f"{model.name}, against {models[0].name}"), *differences))
+    note = "Broken images are left out."
+    note += f" A small {FRECHET} is near the reference." if FRECHET in names else ""
+    note += f" {STYLE_CAUTION}" if STYLE_LOSS in names else ""
+    return Table(("model", *names), tuple(rows), "What else was seen", note)
 
 
 def _reliability(models: Sequence[ModelScores]) -> Table:
@@ -108,7 +129,8 @@ def _reliability(models: Sequence[ModelScores]) -> Table:
         best = _rated(model.tags, lambda rate: -rate)[:_LISTED]
         worst = _rated(model.tags, lambda rate: rate)[:_LISTED]
         rows.append((Cell(model.name), Cell(", ".join(best)), Cell(", ".join(worst))))
-    return Table(("model", "most reliable tags", "least reliable tags"), tuple(rows))
+    note = "The share of the times asked that a tag was found, and how often it was asked for."
+    return Table(("model", "most reliable tags", "least reliable tags"), tuple(rows), "Tag by tag", note)
 
 
 def _added(models: Sequence[ModelScores]) -> Table:
@@ -116,12 +138,16 @@ def _added(models: Sequence[ModelScores]) -> Table:
     for model in models:
         drawn = {tag: rate for tag, rate in model.added.items() if rate[0] > 0}
         rows.append((Cell(model.name), Cell(", ".join(_rated(drawn, lambda rate: -rate)[:_LISTED]) or "–")))
-    return Table(("model", "drawn without being asked (share of images)"), tuple(rows))
+    note = "The share of the images that did not ask for a tag in which it was found."
+    return Table(("model", "drawn without being asked (share of images)"), tuple(rows), "Drawn unasked", note)
 
 
 def _rated(rates: Mapping[str, tuple[float, int]], key: Callable[[float], float]) -> list[str]:
-    """`blue hair 0.93` for each tag, ordered by the key of its rate, then by name."""
-    return [f"{spoken(tag)} {rates[tag][0]:.2f}" for tag in sorted(rates, key=lambda t: (key(rates[t][0]), t))]
+    """`blue hair 0.93 of 12` for each tag, ordered by the key of its rate, then by name."""
+    return [
+        f"{spoken(tag)} {rates[tag][0]:.2f} of {rates[tag][1]}"
+        for tag in sorted(rates, key=lambda t: (key(rates[t][0]), t))
+    ]
 
 
 def _compared(scores: Sequence[Estimate]) -> list[Cell]:

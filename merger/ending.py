@@ -21,7 +21,7 @@ from benchmark.prompts import Prompt, fingerprint
 from benchmark.runner import Evaluation
 from benchmark.scores import Estimate, paired_difference
 from merger.baselines import Baseline
-from merger.guard import as_row, looks_of, objections
+from merger.guard import THUMBNAILS, as_row, looks_of, objections
 from merger.objective import JUDGE, TAGGER
 from merger.space import Weights
 from merger.trials import TrialRecord, candidates, distinct_best
@@ -225,7 +225,7 @@ class Cache:
                     digests=kept["digests"],
                     seconds=float(kept["seconds"]),
                     images=kept.get("images"),
-                    embeddings=kept.get("embeddings"),
+                    features={THUMBNAILS: kept["thumbnails"]} if "thumbnails" in kept else {},
                 )
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             return None
@@ -238,8 +238,7 @@ class Cache:
         arrays |= {"broken": evaluation.broken_images, "digests": evaluation.digests}
         if evaluation.images is not None:
             arrays["images"] = evaluation.images
-        if evaluation.embeddings is not None:
-            arrays["embeddings"] = evaluation.embeddings
+        arrays |= evaluation.features
         beside = path.with_suffix(".tmp")
         with beside.open("wb") as file:
             np.savez_compressed(file, **arrays)

@@ -31,6 +31,9 @@ LEAST_DIVERSITY = 0.5
 LEAST_KEPT = 0.5
 """Share of its gain over the best parent that must be there in changed images too."""
 
+THUMBNAILS = "thumbnails"
+"""The name that evaluations keep them under."""
+
 _SIDE = 8  # pixels of a thumbnail
 
 
@@ -98,10 +101,12 @@ def changed_taggers(tagger: Tagger) -> dict[str, Tagger]:
 
 
 class Thumbnails:
-    """Images as tiny pictures, which know nothing of tags: [B, 8 * 8 * 3] in 0..1, the mean of each part."""
+    """Images as tiny pictures, which know nothing of tags. See `benchmark.encoders.Look`."""
+
+    name = fingerprint = THUMBNAILS
 
     def images(self, images: Images) -> Embeddings:
-        """uint8 [B, H, W, 3] -> float32 [B, 192]."""
+        """uint8 [B, H, W, 3] -> float32 [B, 192] in 0..1: the mean of each of 8 x 8 parts."""
         height, width = images.shape[1:3]
         rows, columns = (np.arange(_SIDE) * size // _SIDE for size in (height, width))
         sums = np.add.reduceat(np.add.reduceat(images.astype(np.float32), rows, axis=1), columns, axis=2)
@@ -135,7 +140,7 @@ class Looks:
 def looks_of(evaluation: Evaluation, threshold: float) -> Looks:
     """What is to be seen of an evaluation by the search's tagger and its changed forms."""
     whole = ~evaluation.broken_images
-    kept = evaluation.embeddings
+    kept = evaluation.features.get(THUMBNAILS)
     return Looks(
         accuracy=evaluation.accuracy(TAGGER, threshold).value,
         changed={

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from benchmark import scores
-from benchmark.encoders import Embedder
+from benchmark.encoders import Look
 from benchmark.generation import ImageGenerator
 from benchmark.prompts import Prompt
 from benchmark.runner import Evaluation, evaluate
@@ -99,11 +99,11 @@ def evaluate_blend(
     *,
     report: Report | None = None,
     keep_images: int = 0,
-    encoder: Embedder | None = None,
+    looks: Mapping[str, Look] | None = None,
 ) -> Evaluation:
-    """One blend's images on `prompts` as every tagger sees them, and as the encoder does, where there is one."""
+    """One blend's images on `prompts` as every tagger sees them, and as `looks` do, where there are some."""
     live.apply(weights)
-    return evaluate(generator, taggers, prompts, report=report, keep_images=keep_images, encoder=encoder)
+    return evaluate(generator, taggers, prompts, report=report, keep_images=keep_images, looks=looks)
 
 
 def _known(stderr: float) -> float:

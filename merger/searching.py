@@ -20,7 +20,7 @@ from merger.baselines import baselines_of, most_trials, outcomes
 from merger.ending import SHOWN, Cache, Ending, conclude
 from merger.errors import CheckpointError, StudyError
 from merger.exporting import AS_IT_IS, ExportOptions, export_as
-from merger.guard import Thumbnails, changed_taggers
+from merger.guard import THUMBNAILS, Thumbnails, changed_taggers
 from merger.memory import step_memory
 from merger.objective import TAGGER, evaluate_blend
 from merger.progress import Progress
@@ -244,7 +244,7 @@ def _evaluator(session: Session, loaded: Loaded, run: Run, progress: Progress, i
             weights,
             report=report,
             keep_images=SHOWN if which == "test" else 0,
-            encoder=Thumbnails() if which == "validation" else None,
+            looks={THUMBNAILS: Thumbnails()} if which == "validation" else None,
         )
         caches[which].put(which, weights, evaluation)
         accuracy = evaluation.accuracy(TAGGER, session.thresholds[TAGGER])

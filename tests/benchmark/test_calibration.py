@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from benchmark.calibration import calibrate, calibration_table, cheapest, pairs_alike, rank_correlation
+from benchmark.calibration import Effort, calibrate, calibration_table, cheapest, pairs_alike, rank_correlation
 from benchmark.prompts import Prompt
 from benchmark.runner import Evaluation
 from benchmark.tables import table_as_markdown
@@ -40,11 +40,11 @@ def test_pairs_by_hand() -> None:
 def test_the_cheapest_setting_that_ranks_alike() -> None:
     hits = {20: (9, 6, 3), 8: (8, 6, 3), 4: (5, 6, 3)}  # at 4 steps the first two change places
     evaluations = {
-        steps: {name: evaluation(n, steps / 2) for name, n in zip("abc", counts, strict=True)}
+        Effort(steps, 64, 64): {name: evaluation(n, steps / 2) for name, n in zip("abc", counts, strict=True)}
         for steps, counts in hits.items()
     }
     settings = calibrate(evaluations, "t", 0.5)
-    assert [setting.steps for setting in settings] == [4, 8, 20]
+    assert [setting.effort.steps for setting in settings] == [4, 8, 20]
     assert [setting.seconds for setting in settings] == pytest.approx([0.2, 0.4, 1.0])
     assert [setting.correlation for setting in settings] == pytest.approx([0.5, 1, 1])
     assert [setting.pairs for setting in settings] == [(2, 3), (3, 3), (3, 3)]
@@ -52,14 +52,33 @@ def test_the_cheapest_setting_that_ranks_alike() -> None:
     assert settings[2].difference["a"].value == 0
     chosen = cheapest(settings)
     assert chosen is not None
-    assert chosen.steps == 8
+    assert chosen.effort.steps == 8
     text = table_as_markdown(calibration_table(settings))
     assert "| 8 " in text
-    assert "a, against 20" in text
+    assert "a, against 20 at 64x64" in text
     assert "-0.400 [" in text
 
 
 def test_one_model_has_no_rank() -> None:
-    settings = calibrate({4: {"a": evaluation(3, 1)}, 8: {"a": evaluation(5, 2)}}, "t", 0.5)
+    settings = calibrate(
+        {Effort(4, 64, 64): {"a": evaluation(3, 1)}, Effort(8, 64, 64): {"a": evaluation(5, 2)}}, "t", 0.5
+    )
     assert cheapest(settings) is None
     assert "–" in table_as_markdown(calibration_table(settings))
+
+
+def test_sizes_are_compared_too_and_the_cheapest_is_the_least_steps_times_pixels() -> None:
+    hits = {(20, 64): (9, 6, 3), (20, 32): (8, 6, 3), (8, 64): (9, 5, 3), (8, 32): (3, 6, 9), (40, 32): (9, 6, 3)}
+    evaluations = {
+        Effort(steps, side, side): {name: evaluation(n, 1) for name, n in zip("abc", counts, strict=True)}
+        for (steps, side), counts in hits.items()
+    }
+    settings = calibrate(evaluations, "t", 0.5)
+    order = [(s.effort.steps, s.effort.width) for s in settings]
+    assert order == [(8, 32), (20, 32), (8, 64), (40, 32), (20, 64)]  # 8, 20, 32, 40 and 80 thousand
+    assert settings[-1].difference["a"].value == 0  # compared with the most steps of the largest size
+    assert [s.correlation for s in settings] == pytest.approx([-1, 1, 1, 1, 1])
+    chosen = cheapest(settings)
+    assert chosen is not None
+    assert chosen.effort == (20, 32, 32)
+    assert "| 20    | 32x32 |" in table_as_markdown(calibration_table(settings))

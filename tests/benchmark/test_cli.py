@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmark import progress, session
+from benchmark import progress, session, studio, thresholds
 from benchmark.cli import main
 from benchmark.errors import InputError
 from benchmark.prompts import Vocabulary
 from benchmark.runner import Batch
+from benchmark.taggers import open_tagger
 
 ROOT = Path(__file__).parents[2]
 
@@ -71,7 +72,7 @@ def test_tables_json_and_rows_come_out_and_are_the_same_again_without_a_model(
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a model was loaded again")
 
-    monkeypatch.setattr(session, "load_pipeline", refuse)
+    monkeypatch.setattr(studio, "load_pipeline", refuse)
     assert call(arguments) == 0
     assert capfd.readouterr().out == told.out
     assert call(arguments, "--json", threshold=0.3) == 0  # another threshold needs no image either
@@ -102,11 +103,14 @@ def test_an_interrupted_command_goes_on(
 def test_calibrating_compares_steps(arguments: dict[str, Any], capfd: pytest.CaptureFixture[str]) -> None:
     assert call(arguments, "--calibrate", "1,2") == 0
     told = capfd.readouterr()
-    assert told.out.startswith("| steps | seconds an image | rank correlation")
-    assert "base, 2 steps: 6/6 images" in told.err
+    assert told.out.startswith("| steps | size  | seconds an image | rank correlation")
+    assert "base, 2 steps, 32x32: 6/6 images" in told.err
     assert call(arguments, "--calibrate", "2,1", "--json") == 0
     settings = json.loads(capfd.readouterr().out)["settings"]
-    assert [setting["steps"] for setting in settings] == [1, 2]
+    assert [setting["effort"] for setting in settings] == [
+        {"steps": 1, "width": 32, "height": 32},
+        {"steps": 2, "width": 32, "height": 32},
+    ]
     assert all(setting["seconds"] > 0 for setting in settings)
 
 
@@ -119,6 +123,9 @@ def test_calibrating_compares_steps(arguments: dict[str, Any], capfd: pytest.Cap
         ({"tags_per_prompt": "few"}, "give a number (4), a range (3-6) or a list (2,4,8)"),
         ({"tags_per_prompt": "5-2"}, "smaller first"),
         ({"calibrate": "20"}, "two or more different numbers of steps"),
+        ({"calibrate_sizes": "32"}, "two or more different numbers of steps"),
+        ({"calibrate_sizes": "32,33"}, "multiples of 8"),
+        ({"calibrate_sizes": "32,many"}, "give WIDTHxHEIGHT"),
         ({"calibrate": "8,few"}, "two or more different numbers of steps"),
         ({"size": "huge"}, "give WIDTHxHEIGHT"),
         ({"size": "33x32"}, "multiples of 8"),
@@ -181,6 +188,26 @@ def test_a_few_images_are_kept_for_the_page(tmp_path: Path) -> None:
         images = np.full((4, 8, 8, 3), start, np.uint8)
         heard(start + 4, Batch(start, images, {}, np.zeros(4, bool), np.zeros(4, np.int64)))
     assert sorted(file.name for file in (tmp_path / "images").iterdir()) == [f"{n:06}.webp" for n in range(5)]
+
+
+def test_efforts() -> None:
+    assert session.parse_efforts("8, 4", "32,64x32") == [(4, 32, 32), (4, 64, 32), (8, 32, 32), (8, 64, 32)]
+    assert session.parse_efforts("8", "32,64") == [(8, 32, 32), (8, 64, 64)]
+
+
+def test_a_known_tagger_brings_its_threshold_and_says_so(
+    arguments: dict[str, Any], capfd: pytest.CaptureFixture[str], tiny_wd_tagger: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert thresholds.recommended(open_tagger(tiny_wd_tagger, threads=1)) is None  # of this format, but not known
+    monkeypatch.setitem(thresholds._KNOWN, ("WDTagger", 14), (0.35, "tiny: its own page"))
+    assert call(arguments, "--json") == 0
+    told = capfd.readouterr()
+    assert json.loads(told.out)["settings"]["thresholds"] == {"tagger": 0.35, "judge": 0.5}
+    assert "found means 0.35 or more (tiny: its own page); --threshold chooses another" in told.err
+    assert call(arguments, "--json", threshold=0.4, judge_threshold=0.6) == 0
+    told = capfd.readouterr()
+    assert json.loads(told.out)["settings"]["thresholds"] == {"tagger": 0.4, "judge": 0.6}
+    assert "found means" not in told.err
 
 
 def test_times() -> None:

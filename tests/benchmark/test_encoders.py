@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from benchmark import references
+from benchmark.classifier import ClassifierLook
+from benchmark.cli import main
 from benchmark.comparison import compare
+from benchmark.completing import complete_rows
 from benchmark.encoders import ClipEncoder
 from benchmark.errors import InputError
 from benchmark.generation import FakeGenerator, GenerationSettings
 from benchmark.page import as_html
 from benchmark.prompts import make_prompts, vocabulary_from_tags
-from benchmark.results import Plan, Rows, complete_rows
+from benchmark.results import Plan, Rows
+from benchmark.secondary import Beside
 from benchmark.tables import as_markdown
 from benchmark.taggers import FakeTagger
 
@@ -72,13 +79,14 @@ def test_diversity_and_the_rest_come_with_the_tables_and_survive_the_disk(folder
     tags = tuple("abcd")
     prompts = make_prompts(vocabulary_from_tags(tags, 4), 6, tags_per_prompt=2, seed=0, images=2)
     encoder, tagger = ClipEncoder(folder), FakeTagger(tags)
-    plan = Plan("m", "0" * 64, GenerationSettings(), prompts, tags, {"tagger": tagger.fingerprint}, encoder.fingerprint)
+    plan = Plan("m", "0" * 64, GenerationSettings(), prompts, tags, {"tagger": tagger.fingerprint})
+    plan = replace(plan, looks={"clip": encoder.fingerprint})
     rows = Rows(tmp_path, plan)
-    done = complete_rows(rows, lambda _: FakeGenerator(tags), {"tagger": tagger}, encoder=encoder)
+    done = complete_rows(rows, lambda _: FakeGenerator(tags), {"tagger": tagger}, looks={"clip": encoder})
     images = np.concatenate(list(FakeGenerator(tags).generate(prompts)))
-    assert done.embeddings == pytest.approx(encoder.images(images), abs=1e-6)
+    assert done.features["clip"] == pytest.approx(encoder.images(images), abs=1e-6)
     texts = encoder.texts([p.text for p in prompts[::2]])
-    (model,) = compare({"m": done}, lambda _: "all", {"tagger": 0.5}, texts)
+    (model,) = compare({"m": done}, lambda _: "all", {"tagger": 0.5}, Beside(texts))
     assert set(model.metrics) == {"diversity", "CLIP score", "R-precision of 6"}
     assert 0 < model.metrics["diversity"].value < 1
     assert "| model | diversity" in as_markdown([model])
@@ -92,3 +100,104 @@ def test_a_folder_that_is_no_clip_model_is_named(tmp_path: Path, tiny_tagger_fol
         ClipEncoder(tmp_path)
     with pytest.raises(InputError, match=r"it has no tokenizer_config\.json"):
         ClipEncoder(tiny_tagger_folder)
+
+
+@pytest.fixture(scope="module")
+def classifier_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from transformers import ViTConfig, ViTForImageClassification
+
+    made = tmp_path_factory.mktemp("classes") / "classes"
+    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(61)
+        model = ViTForImageClassification(ViTConfig(**size, image_size=16, patch_size=8, num_labels=5))
+        torch.nn.init.normal_(model.classifier.weight)
+    model.save_pretrained(made)
+    (made / "preprocessor_config.json").write_text(json.dumps({"size": {"height": 16, "width": 16}}))
+    return made
+
+
+def test_classes_are_those_of_the_model(classifier_folder: Path, tiny_tagger_folder: Path, tmp_path: Path) -> None:
+    from transformers import ViTForImageClassification
+
+    look = ClassifierLook(classifier_folder, batch_size=3)
+    images = np.random.default_rng(0).integers(0, 256, (7, 16, 16, 3), dtype=np.uint8)
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2) / 255
+    with torch.inference_mode():
+        logits = ViTForImageClassification.from_pretrained(classifier_folder).eval()(pixels).logits
+    said = look.images(images)
+    assert said == pytest.approx(torch.softmax(logits, dim=1).numpy(), abs=1e-5)
+    assert look.images(images[:0]).shape == (0, 5)
+    with pytest.raises(InputError, match="is a tagger"):
+        ClassifierLook(tiny_tagger_folder)
+    with pytest.raises(InputError, match=r"is no image classifier's folder; it has no config\.json"):
+        ClassifierLook(tmp_path)
+
+
+def test_reference_images_are_read_once(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = np.random.default_rng(1)
+    (tmp_path / "pictures").mkdir()
+    for number, size in enumerate(((20, 30), (16, 16))):
+        pixels = draw.integers(0, 256, (*size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "pictures" / f"{number}.png")
+    (tmp_path / "pictures" / "notes.txt").write_text("no picture")
+    see_through = np.zeros((4, 4, 4), dtype=np.uint8)
+    Image.fromarray(see_through, "RGBA").save(tmp_path / "clear.png")
+    assert (references.read_picture(tmp_path / "clear.png") == 255).all()
+    encoder = ClipEncoder(folder)
+    seen = references.look_at(tmp_path / "pictures", encoder, tmp_path / "cache")
+    expected = np.concatenate([encoder.images(p[None]) for p in references.pictures(tmp_path / "pictures")])
+    assert np.array_equal(seen, expected)
+    monkeypatch.setattr(encoder, "images", None)
+    assert np.array_equal(references.look_at(tmp_path / "pictures", encoder, tmp_path / "cache"), expected)
+    with pytest.raises(InputError, match="there is no such folder of reference images"):
+        references.picture_files(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="holds no images"):
+        references.picture_files(tmp_path / "cache")
+    (tmp_path / "pictures" / "cut.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"cut\.png: cannot be read as an image"):
+        list(references.pictures(tmp_path / "pictures"))
+
+
+def test_every_look_from_the_command_line_without_drawing_twice(
+    folder: Path,
+    classifier_folder: Path,
+    tiny_family: dict[str, Path],
+    tiny_pipeline_folder: Path,
+    tiny_tagger_folder: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    words = [str(tiny_family["base"]), str(tiny_family["warm"]), "--pipeline", str(tiny_pipeline_folder)]
+    words += f"--tagger {tiny_tagger_folder} --tags top:6 --prompts 5 --images 2 --tags-per-prompt 2".split()
+    words += f"--steps 1 --size 32x32 --device cpu --keep-images --output {tmp_path / 'out'}".split()
+    assert main([*words, "--clip", str(folder)]) == 0
+    assert "| model " in capfd.readouterr().out
+    monkeypatch.setattr("benchmark.studio.load_pipeline", None)
+    with Image.open(tmp_path / "out" / "scatter.png") as chart:
+        assert chart.size == (1280, 760)
+    pictures = next((tmp_path / "out" / "rows").glob("base-*")) / "images"
+    more = [
+        "--clip",
+        str(folder),
+        "--inception-classifier",
+        str(classifier_folder),
+        "--frechet",
+        str(pictures),
+        "--json",
+    ]
+    assert main([*words, *more]) == 0
+    base, warm = json.loads(capfd.readouterr().out)["models"]
+    assert set(base["metrics"]) == {
+        "diversity",
+        "CLIP score",
+        "R-precision of 5",
+        "Inception Score",
+        "Fréchet distance",
+    }
+    assert base["metrics"]["Fréchet distance"]["value"] == pytest.approx(0, abs=1e-5)  # its own images
+    assert 1 <= base["metrics"]["Inception Score"]["value"] <= 5
+    assert set(warm["metric_difference"]) == set(base["metrics"])
+    assert main([*words, "--frechet", str(pictures)]) == 2
+    assert "Name a CLIP model with --clip" in capfd.readouterr().err

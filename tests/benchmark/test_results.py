@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmark.completing import complete_rows
 from benchmark.errors import InputError
 from benchmark.generation import FakeGenerator, GenerationSettings, ImageGenerator
+from benchmark.progress import Progress
 from benchmark.prompts import Prompt, make_prompts, vocabulary_from_tags
-from benchmark.results import Plan, Rows, complete_rows, model_fingerprint
+from benchmark.results import Plan, Rows, model_fingerprint
 from benchmark.runner import Evaluation, evaluate
 from benchmark.taggers import FakeTagger, Images
 
@@ -147,3 +149,57 @@ def test_a_model_is_told_by_its_content(
     config = copy / "unet" / "config.json"
     config.write_text(config.read_text() + " ")
     assert model_fingerprint(copy) != model_fingerprint(tiny_diffusers_folder)
+
+
+class Mean:
+    """A look: the mean of each channel. Counts what it is shown."""
+
+    name, fingerprint = "mean", "3" * 64
+
+    def __init__(self) -> None:
+        self.shown = 0
+
+    def images(self, images: Images) -> np.ndarray:
+        self.shown += len(images)
+        return images.mean(axis=(1, 2), dtype=np.float32)
+
+
+LOOKED = replace(PLAN, looks={"mean": Mean.fingerprint})
+
+
+def test_a_look_added_later_is_given_the_kept_images(tmp_path: Path) -> None:
+    together = complete_rows(Rows(tmp_path / "a", LOOKED), draws(), TAGGERS, looks={"mean": Mean()})
+    rows = Rows(tmp_path / "b", LOOKED)
+    keep = Progress("m", len(PROMPTS), rows.folder / "images", keep=None)
+    complete_rows(Rows(tmp_path / "b", PLAN), draws(), TAGGERS, keep)
+    assert rows.missing_looks == ["mean"]
+    later = complete_rows(rows, never, TAGGERS, looks={"mean": Mean()})
+    assert np.array_equal(later.features["mean"], together.features["mean"])
+    assert same(later, together)
+    assert complete_rows(Rows(tmp_path / "b", LOOKED), never, TAGGERS, looks={}).features["mean"].shape == (22, 3)
+    assert complete_rows(Rows(tmp_path / "b", PLAN), never, TAGGERS).features == {}
+    other = replace(PLAN, looks={"mean": "4" * 64})
+    assert Rows(tmp_path / "b", other).missing_looks == ["mean"]  # another model version in the same role
+
+
+def test_where_no_images_were_kept_they_are_drawn_again_and_an_interruption_loses_nothing(tmp_path: Path) -> None:
+    whole = complete_rows(Rows(tmp_path / "a", LOOKED), draws(), TAGGERS, looks={"mean": Mean()})
+    rows = Rows(tmp_path / "b", LOOKED)
+    keep = Progress("m", len(PROMPTS), rows.folder / "images", keep=8)  # with loss, for the page
+    complete_rows(Rows(tmp_path / "b", PLAN), draws(), TAGGERS, keep)
+    first, second = Mean(), Mean()
+    with pytest.raises(KeyboardInterrupt):
+        complete_rows(rows, lambda _: Stops(3, 4), TAGGERS, looks={"mean": first})
+    done = complete_rows(rows, draws(), TAGGERS, looks={"mean": second})
+    assert (first.shown, second.shown) == (12, 10)
+    assert np.array_equal(done.features["mean"], whole.features["mean"])
+    assert not list(tmp_path.rglob("look-*"))
+
+
+def test_rows_begun_without_a_look_are_begun_again_with_it(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        complete_rows(Rows(tmp_path, PLAN), lambda _: Stops(3, 4), TAGGERS)
+    assert Rows(tmp_path, PLAN).done == 12
+    assert Rows(tmp_path, LOOKED).done == 0
+    done = complete_rows(Rows(tmp_path, LOOKED), draws(), TAGGERS, looks={"mean": Mean()})
+    assert done.features["mean"].shape == (22, 3)

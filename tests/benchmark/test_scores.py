@@ -114,13 +114,28 @@ def test_the_order_of_images_does_not_matter() -> None:
     assert shuffled == scores.tag_accuracy(PROBABILITIES, ASKED, PROMPT_OF, 0.5)
 
 
-def test_95_of_100_intervals_hold_the_truth() -> None:
-    draw = np.random.default_rng(2)
-    simulations, prompts, tags, truth = 2000, 100, 6, 0.7
-    hits = draw.binomial(tags, draw.beta(0.7 * 8, 0.3 * 8, (simulations, prompts)))  # prompts differ in difficulty
-    held = 0
-    asked = np.full(prompts, float(tags))
-    for row in hits:
-        score = scores.estimate(scores.Tally(np.arange(prompts), row.astype(float), asked))
-        held += score.low <= truth <= score.high
-    assert 0.93 <= held / simulations <= 0.97
+def simulated(case: str, draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray, float]:
+    """(hits [2000, C], asked [C], truth): 2,000 benchmarks of C prompts that differ in difficulty, and their truth."""
+    prompts = {"few": 50}.get(case, 100)
+    asked = np.full(prompts, 6) if case == "equal" else 2 + np.arange(prompts) % 7
+    hard = draw.beta(0.7 * 8, 0.3 * 8, (2000, prompts))
+    hits = draw.binomial(asked, hard)
+    if case != "paired":
+        return hits, asked, 0.7
+    return draw.binomial(asked, np.minimum(hard + 0.05 * (1 - hard), 1)) - hits, asked, 0.05 * 0.3
+
+
+@pytest.mark.parametrize("case", ["equal", "unequal", "few", "paired"])
+def test_95_of_100_intervals_hold_the_truth(case: str) -> None:
+    """All 2,000 benchmarks at once, through the resamples that every interval is made of; some through the function."""
+    hits, asked, truth = simulated(case, np.random.default_rng(2))
+    times = scores._resamples(len(asked))
+    low, high = np.quantile((times @ hits.T) / (times @ asked)[:, None], (0.025, 0.975), axis=0)
+    assert 0.93 <= ((low <= truth) & (truth <= high)).mean() <= 0.97
+    prompts, weights, nothing = np.arange(len(asked)), asked.astype(float), np.zeros(len(asked))
+    for number in range(0, 2000, 400):
+        counts = scores.Tally(prompts, hits[number].astype(float), weights)
+        one = scores.estimate(counts)
+        if case == "paired":
+            one = scores.paired_difference(counts, scores.Tally(prompts, nothing, weights))
+        assert (one.low, one.high) == pytest.approx((low[number], high[number]))

@@ -110,6 +110,7 @@ def test_the_page_shows_it_with_every_text_escaped(tmp_path: Path) -> None:
     assert '<span class="found">blue hair</span>' in html
     assert "data:image/webp;base64,UklGRg==" in html
     assert html.count("<tr>") == sum(1 + len(t.rows) for t in tables.make_tables(compared())) + 2
+    assert 'title="95 % interval [' in html
     assert "<svg" not in html  # no encoder, no diversity
 
 

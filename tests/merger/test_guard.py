@@ -16,6 +16,7 @@ from merger.baselines import baselines_of
 from merger.ending import conclude
 from merger.guard import (
     CHANGES,
+    THUMBNAILS,
     Thumbnails,
     blurred,
     brightened,
@@ -64,7 +65,7 @@ class Painter(FakeGenerator):
 
 def seen(painter: Painter, tagger: FakeTagger | None = None, prompts: Sequence[Prompt] = PROMPTS) -> Evaluation:
     tagger = tagger or Fooled(TAGS)
-    return evaluate(painter, {TAGGER: tagger, **changed_taggers(tagger)}, prompts, encoder=Thumbnails())
+    return evaluate(painter, {TAGGER: tagger, **changed_taggers(tagger)}, prompts, looks={THUMBNAILS: Thumbnails()})
 
 
 @pytest.fixture(scope="module")

@@ -73,7 +73,7 @@ class World:
 @contextmanager
 def moved(module: nn.Module, move: Mapping[str, Tensor], first: int) -> Iterator[None]:
     """Parameters go by `move` when the module is called for the time `first`, and back at the end."""
-    parameters, forward, calls = dict(module.named_parameters()), module.forward, 0
+    parameters, forward, calls = module.state_dict(keep_vars=True), module.forward, 0
     before = {name: parameters[name].detach().clone() for name in move}
 
     def counted(*args: Any, **kwargs: Any) -> Any:
@@ -197,7 +197,7 @@ def dit64(tiny_diffusers_folder: Path, tagger64: Any) -> World:
     pipeline.to(dtype=torch.float64).set_progress_bar_config(disable=True)
     for part in (transformer, vae):
         part.requires_grad_(False).eval()
-    base = {name: value.float() for name, value in transformer.named_parameters()}
+    base = {name: value.float() for name, value in transformer.state_dict().items()}
     shelves = [Shelf("base", {name: value.detach() for name, value in base.items()})]
     shelves += [
         Shelf(donor, {name: v + 0.05 * torch.randn_like(v) for name, v in shelves[0].tensors.items()})  # type: ignore[attr-defined]

@@ -1,0 +1,44 @@
+"""What a LoRA does to each model: the tag accuracy of model + LoRA beside the style loss. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from benchmark.comparison import compare
+from benchmark.runner import Evaluation
+from benchmark.secondary import STYLE_CAUTION, STYLE_LOSS
+from benchmark.tables import Cell, Table
+
+FITS = "A LoRA fits a model that keeps its tag accuracy and comes nearer to the reference style."
+
+
+def lora_table(
+    evaluations: Mapping[str, Evaluation],
+    pairs: Mapping[str, str],
+    category_of: Callable[[str], str],
+    thresholds: Mapping[str, float],
+) -> Table:
+    """A row for each model: without and with the LoRA, and the paired difference.
+
+    `pairs`: name of a model -> name of the model with the LoRA, both among `evaluations`.
+    """
+    role = next(iter(thresholds))
+    rows, styled = [], False
+    for name, with_lora in pairs.items():
+        alone, added = compare(
+            {name: evaluations[name], with_lora: evaluations[with_lora]}, category_of, {role: thresholds[role]}
+        )
+        row = [
+            Cell(name),
+            Cell(score=alone.accuracy[role]),
+            Cell(score=added.accuracy[role]),
+            Cell(score=added.difference[role], signed=True),
+        ]
+        styled = STYLE_LOSS in alone.metrics
+        if styled:
+            row += [Cell(score=alone.metrics[STYLE_LOSS]), Cell(score=added.metrics[STYLE_LOSS])]
+            row.append(Cell(score=added.metric_difference[STYLE_LOSS], signed=True))
+        rows.append(tuple(row))
+    head = ["model", f"accuracy by {role}", "with the LoRA", "difference"]
+    head += ["style loss", "style loss with the LoRA", "difference of style loss"] if styled else []
+    return Table(tuple(head), tuple(rows), "With the LoRA", f"{FITS} {STYLE_CAUTION}" if styled else "")

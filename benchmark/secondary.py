@@ -1,0 +1,104 @@
+"""What looks tell of a model beside its tags: each secondary score with its interval, and its paired difference. Pure.
+
+I images of a model; E the width of a look's features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from benchmark import metrics
+from benchmark.runner import Evaluation
+from benchmark.scores import Bools, Estimate, Floats, Integers
+
+CLIP, CLASSES, STYLE = "clip", "classes", "style"  # roles of looks
+CANDIDATES = 100  # prompts among which an image's own must be the nearest, for R-precision
+STYLE_CAUTION = (
+    "The style loss compares textures and colours and often misjudges style: never choose by it alone, and look at the "
+    "pictures."
+)
+DIVERSITY, INCEPTION, FRECHET, STYLE_LOSS = "diversity", "Inception Score", "Fréchet distance", "style loss"
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What images are compared with: `texts` [P, E], the embedding of each prompt by its index; `reference` [J, E]."""
+
+    texts: Floats | None = None
+    reference: Floats | None = None
+
+    @cached_property
+    def distance(self) -> Callable[[Floats], float]:
+        """The Frechet distance from the reference images."""
+        assert self.reference is not None
+        return metrics.frechet_from(self.reference)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What looks tell of one model: `means[score]` [I], NaN where an image has none; `sets[score]` as `replicates`."""
+
+    means: Mapping[str, Floats]
+    sets: Mapping[str, Floats]
+
+
+def see(done: Evaluation, beside: Beside) -> Seen:
+    """Every secondary score that the looks allow. Broken images show nothing and are left out."""
+    sets = {name: metrics.replicates(score, done.prompt_of) for name, score in _of_sets(done, beside).items()}
+    return Seen(_per_image(done, beside), sets)
+
+
+def secondary(mine: Seen, prompt_of: Integers, theirs: Seen | None = None) -> dict[str, Estimate]:
+    """Every score by name, or its paired difference to another model's, which is over the images that both have."""
+    found = {}
+    for name, values in mine.means.items():
+        bounded = name.startswith("R-precision") and theirs is None
+        found[name] = metrics.mean_of(values - (theirs.means[name] if theirs else 0), prompt_of, bounded=bounded)
+    for name, values in mine.sets.items():
+        found[name] = metrics.from_replicates(values - (theirs.sets[name] if theirs else 0))
+    return found
+
+
+def _per_image(done: Evaluation, beside: Beside) -> dict[str, Floats]:
+    """Scores that are means over images: name -> [I], NaN where an image has none."""
+    rows = np.flatnonzero(~done.broken_images)
+    prompt_of = done.prompt_of[rows]
+
+    def spread(values: Floats) -> Floats:
+        wide = np.full(len(done.prompts), np.nan)
+        wide[rows] = values
+        return wide
+
+    scores = {}
+    if CLIP in done.features and beside.texts is not None:
+        seen, texts = done.features[CLIP][rows], beside.texts
+        scores[DIVERSITY] = spread(metrics.distances(seen, prompt_of))
+        scores["CLIP score"] = spread(metrics.clip_scores(seen, texts, prompt_of))
+        name = f"R-precision of {min(len(texts), CANDIDATES)}"
+        scores[name] = spread(metrics.nearest(seen, texts, prompt_of, candidates=CANDIDATES))
+    if STYLE in done.features:
+        scores[STYLE_LOSS] = spread(done.features[STYLE][rows].mean(axis=1))
+    return scores
+
+
+def _of_sets(done: Evaluation, beside: Beside) -> dict[str, Callable[[Bools], float]]:
+    """Scores of a whole set of images: name -> its value over the images [I] that are named."""
+    whole = ~done.broken_images
+
+    def over(features: Floats, score: Callable[[Floats], float]) -> Callable[[Bools], float]:
+        def of(used: Bools) -> float:
+            chosen = features[used & whole]
+            return score(chosen) if len(chosen) > 1 else float("nan")
+
+        return of
+
+    scores = {}
+    if CLASSES in done.features:
+        scores[INCEPTION] = over(done.features[CLASSES], metrics.inception_score)
+    if CLIP in done.features and beside.reference is not None:
+        scores[FRECHET] = over(done.features[CLIP], beside.distance)
+    return scores
