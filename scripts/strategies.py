@@ -54,14 +54,13 @@ STRATEGIES: Mapping[str, Strategy] = {
     "slopes, noise donors": Strategy("control: donors replaced by noise of the same norm", _SLOPES, noise=True),
     "slopes, stage": Strategy("a weight per stage and donor", {**_SLOPES, "granularity": "stage"}),
     "slopes, module": Strategy("a weight per module and donor", {**_SLOPES, "granularity": "module"}),
-    "slopes, tensor": Strategy("a weight per tensor and donor", {**_SLOPES, "granularity": "tensor"}),
     "slopes, noise, module": Strategy("control by module", {**_SLOPES, "granularity": "module"}, noise=True),
     "slopes, narrow": Strategy("bounds 0 to 1", {**_SLOPES, "bounds": [0, 1]}),
     "slopes, last quarter": Strategy(
         "back through a quarter of the sampling steps", {**_SLOPES, "slopes.fraction": 0.25}
     ),
     "slopes, all steps": Strategy("back through all sampling steps", {**_SLOPES, "slopes.fraction": 1.0}),
-    "slopes, half as long": Strategy("30 steps", {**_SLOPES, "slopes.steps": 30}),
+    "slopes, half as long": Strategy("24 steps", {**_SLOPES, "slopes.steps": 24}),
 }
 
 
