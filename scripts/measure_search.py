@@ -1,7 +1,7 @@
 """How far each way of searching comes, for its images and seconds: strategies x seeds on the demo family.
 
     python -m scripts.measure_search --strategies "reference; slopes" --seeds 101,102,103,104,105
-    python -m scripts.measure_search --table docs/measurements   # the table, the plot and the JSON from what is there
+    python -m scripts.measure_search --table measured            # the table, the plot and the JSON from what is there
 
 Each pair of strategy and seed is a job with a folder of its own and goes on where it was broken off; two calls with
 other seeds can work side by side. A finished job is one line of `--results`. The last line printed is JSON.
@@ -112,7 +112,7 @@ def main() -> int:
     parser.add_argument("--reference-images", type=int, default=10_000, help="the same of the published way")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--work", type=Path, default=ROOT / ".work" / "search")
-    parser.add_argument("--results", type=Path, default=ROOT / "docs" / "measurements" / "search.jsonl")
+    parser.add_argument("--results", type=Path, default=ROOT / ".work" / "search" / "results.jsonl")
     parser.add_argument("--table", type=Path, help="folder that gets the table (Markdown) and the plot (PNG)")
     given = parser.parse_args()
     names = [name.strip() for name in given.strategies.split(";") if name.strip()]
