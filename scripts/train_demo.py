@@ -71,7 +71,13 @@ DONORS = (
     Donor("barber", ("hair_style", "headwear"), ("clothes", "neckwear"), (slice(0, 5), slice(0, 8)), 1200, seed=1),
     Donor("optician", ("eyes", "eyewear"), ("background", "animal_ears"), (slice(3, 6), slice(2, 6)), seed=2),
     Donor(
-        "actor", ("expression", "face"), ("hair_color", "companion"), (slice(4, 7), slice(2, 6)), seed=3, start="face"
+        "actor",
+        ("expression", "face"),
+        ("hair_color", "companion"),
+        (slice(4, 7), slice(2, 6)),
+        2000,
+        seed=3,
+        start="face",
     ),
     Donor(
         "tailor",
