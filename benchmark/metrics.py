@@ -87,11 +87,12 @@ def inception_score(probabilities: Floats) -> float:
     spread.
     """
     p = np.asarray(probabilities, dtype=np.float64)
-    marginal = np.broadcast_to(p.mean(axis=0), p.shape)
-    positive = p > 0
-    terms = np.zeros_like(p)
-    terms[positive] = p[positive] * (np.log(p[positive]) - np.log(marginal[positive]))
-    return float(np.exp(terms.sum(axis=1).mean()))
+    return float(np.exp(_information(p) / len(p) - _information(p.mean(axis=0))))
+
+
+def _information(p: Floats) -> float:
+    """The sum of p log p, which is 0 where p is."""
+    return float(np.vdot(p, np.log(np.where(p > 0, p, 1.0))))
 
 
 def frechet_distance(a: Floats, b: Floats) -> float:
