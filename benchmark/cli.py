@@ -127,6 +127,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     drawn.add_argument("--batch-size", type=int, metavar="N", help="found by itself where not given")
     drawn.add_argument("--device", help="cpu, cuda, cuda:1 ... (a GPU where there is one)")
     drawn.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), help="(fp16 on a GPU, else fp32)")
+    drawn.add_argument("--compile", action="store_true", help="compile the denoiser first: pays for many images")
     drawn.add_argument("--threads", type=int, help="processor threads of ONNX taggers (all)")
     drawn.add_argument(
         "--calibrate",

@@ -11,7 +11,7 @@ from typing import Any
 from benchmark.errors import InputError, did_you_mean
 from benchmark.generation import DiffusersGenerator, GenerationSettings, ImageGenerator
 from benchmark.lora import Lora, add_lora
-from benchmark.pipelines import OWN_SAMPLER, SAMPLERS, check_single_file, load_pipeline, local_source
+from benchmark.pipelines import OWN_SAMPLER, SAMPLERS, check_single_file, load_pipeline, local_source, quicken
 from benchmark.results import joint_fingerprint, model_fingerprint
 
 
@@ -29,6 +29,7 @@ class Studio:
     dtype: str | None
     loras: Mapping[str, Lora] = field(default_factory=dict)
     pairs: Mapping[str, str] = field(default_factory=dict)
+    compiled: bool = False
 
     @classmethod
     def from_arguments(cls, args: argparse.Namespace) -> Studio:
@@ -44,12 +45,12 @@ class Studio:
             raise InputError(f"{args.pipeline}: there is no such folder (--pipeline).")
         device = args.device or _default_device()
         if args.lora is None:
-            return cls(models, settings, args.pipeline, device, args.dtype)
+            return cls(models, settings, args.pipeline, device, args.dtype, compiled=args.compile)
         check_single_file(args.lora)
         pairs = {name: f"{name} + {args.lora.stem}" for name in models}
         both = {key: path for name, path in models.items() for key in (name, pairs[name])}
         loras = dict.fromkeys(pairs.values(), Lora(args.lora, args.lora_scale))
-        return cls(both, settings, args.pipeline, device, args.dtype, loras, pairs)
+        return cls(both, settings, args.pipeline, device, args.dtype, loras, pairs, args.compile)
 
     def mark(self, name: str) -> str:
         """A SHA-256 of everything of a model that decides its images, but for the settings."""
@@ -60,6 +61,8 @@ class Studio:
         if name in self.loras:
             lora = self.loras[name]
             parts += [model_fingerprint(lora.path), repr(lora.scale)]
+        if self.compiled:
+            parts.append("compiled")  # its kernels round otherwise
         return joint_fingerprint(parts)
 
     def load(self, name: str) -> Any:
@@ -67,6 +70,7 @@ class Studio:
         pipeline = load_pipeline(self.models[name], config=self.pipeline, dtype=_dtype(self.dtype), device=self.device)
         if name in self.loras:
             add_lora(pipeline, self.loras[name])
+        quicken(pipeline, channels_last=self.device.startswith("cuda"), compiled=self.compiled)
         return pipeline
 
     def open(self, name: str, batch_size: int | None = None) -> ImageGenerator:

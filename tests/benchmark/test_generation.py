@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 
 from benchmark.errors import InputError
 from benchmark.generation import DiffusersGenerator, FakeGenerator, GenerationSettings, _stack, to_bytes
-from benchmark.pipelines import SAMPLERS, load_pipeline, make_scheduler
+from benchmark.pipelines import SAMPLERS, load_pipeline, make_scheduler, quicken
 from benchmark.prompts import Prompt, make_prompts, vocabulary_from_tags
 
 SMALL = {"width": 32, "height": 32, "steps": 3}
@@ -76,6 +77,18 @@ def test_images_are_those_of_the_pipeline_called_plainly(pipeline: Any, prompts:
 
 def test_without_guidance_and_in_another_shape(pipeline: Any, prompts: tuple[Prompt, ...]) -> None:
     assert draw(pipeline, prompts, guidance=1.0, height=48).shape == (5, 48, 32, 3)
+
+
+def test_quickened_it_draws_the_same_but_for_rounding(
+    pipeline: Any, prompts: tuple[Prompt, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[str] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(type(self).__name__))
+    quick = copy.deepcopy(pipeline)
+    quicken(quick, channels_last=True, compiled=True)
+    assert compiled == ["UNet2DConditionModel"]
+    assert quick.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    assert np.abs(draw(pipeline, prompts).astype(int) - draw(quick, prompts).astype(int)).max() <= 1
 
 
 def test_texts_are_encoded_once(pipeline: Any, prompts: tuple[Prompt, ...], monkeypatch: pytest.MonkeyPatch) -> None:
