@@ -161,3 +161,10 @@ def test_did_you_mean() -> None:
     assert did_you_mean("zzz", ["smile", "hat"]) == " Available: smile, hat."
     assert did_you_mean("zzz", []) == ""
     assert did_you_mean("zzz", map(str, range(20))).endswith("11, and 8 more.")
+
+
+def test_one_tag_a_prompt_asks_for_each_tag_once() -> None:
+    """The single-tag test: as many prompts as tags."""
+    vocabulary = vocabulary_from_tags(tuple(f"tag_{number}" for number in range(300)), 300)
+    asked = [tag for prompt in make_prompts(vocabulary, 300, tags_per_prompt=(1, 1), seed=0) for tag in prompt.tags]
+    assert sorted(asked) == sorted(vocabulary.tags)
