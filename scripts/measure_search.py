@@ -24,12 +24,13 @@ from typing import Any
 
 from benchmark.runner import Evaluation
 from merger.baselines import baselines_of
-from merger.ending import FINALISTS, Cache
+from merger.ending import Cache, finalists_of
 from merger.objective import JUDGE, TAGGER, evaluate_blend
 from merger.session import Loaded, Session, open_session
 from merger.space import Weights
+from merger.trials import TrialRecord, distinct_best
 from scripts.search_table import write_table
-from scripts.strategies import STRATEGIES, Sight, configuration, follow
+from scripts.strategies import STRATEGIES, configuration, follow
 
 ROOT = Path(__file__).resolve().parent.parent
 BUDGETS = (1000, 2500, 5000, 10_000)
@@ -71,16 +72,17 @@ def measure(search: Path, name: str, seed: int, work: Path, images: int, threads
     for budget in BUDGETS:
         seen = [sight for sight in sights if sight.images <= budget]
         if seen and budget <= sights[-1].images:
-            best = max(seen, key=lambda sight: sight.value)
+            best = distinct_best([sight.record for sight in seen], 1)[0]
             curve.append({"images": budget, "seconds": seen[-1].seconds, **tester.accuracies(best.weights)})
-    chosen, extra = choose(sights, tester, published=strategy.published)
+    records = [sight.record for sight in sights]
+    chosen, images_more, seconds_more = choose(records, tester, published=strategy.published)
     parents = {each.name: tester.accuracies(each.weights) for each in baselines_of(session.space, session.base.name)}
     return {
         "strategy": name,
         "seed": seed,
-        "images": sights[-1].images + extra[0],
-        "seconds": round(sights[-1].seconds + extra[1], 1),
-        "observed": max(sight.value for sight in sights),
+        "images": sights[-1].images + images_more,
+        "seconds": round(sights[-1].seconds + seconds_more, 1),
+        "observed": max(record.value for record in records),
         "final": tester.accuracies(chosen.weights),
         "curve": curve,
         "parents": parents,
@@ -88,18 +90,14 @@ def measure(search: Path, name: str, seed: int, work: Path, images: int, threads
     }
 
 
-def choose(sights: Sequence[Sight], tester: Tester, *, published: bool) -> tuple[Sight, tuple[int, float]]:
-    """The blend taken at the end, and the (images, seconds) that choosing took."""
-    ranked: list[Sight] = []
-    for sight in sorted(sights, key=lambda sight: -sight.value):
-        if all(sight.weights != other.weights for other in ranked):
-            ranked.append(sight)
+def choose(records: Sequence[TrialRecord], tester: Tester, *, published: bool) -> tuple[TrialRecord, int, float]:
+    """The trial taken at the end, and the images and seconds that choosing took."""
     if published:
-        return ranked[0], (0, 0.0)
-    scored = [(tester("validation", sight.weights), sight) for sight in ranked[:FINALISTS]]
+        return distinct_best(records, 1)[0], 0, 0.0
+    scored = [(tester("validation", record.weights), record) for record in finalists_of(records)]
     threshold = tester.session.thresholds[TAGGER]
-    best = max(scored, key=lambda pair: pair[0].accuracy(TAGGER, threshold).value)
-    return best[1], (sum(len(e.prompts) for e, _ in scored), sum(e.seconds for e, _ in scored))
+    _, best = max(scored, key=lambda pair: pair[0].accuracy(TAGGER, threshold).value)
+    return best, sum(len(e.prompts) for e, _ in scored), sum(e.seconds for e, _ in scored)
 
 
 def main() -> int:

@@ -12,6 +12,10 @@ Row = Mapping[str, Any]
 
 REFERENCE = "reference"
 _TAGGERS = ("tagger", "judge")
+_COSTS: Mapping[str, str] = {
+    "images": "images drawn (a backward pass counted as the images it takes as long as)",
+    "seconds": "seconds, one thread",
+}
 
 
 def write_table(rows: Sequence[Row], folder: Path | None) -> dict[str, Any]:
@@ -25,7 +29,7 @@ def write_table(rows: Sequence[Row], folder: Path | None) -> dict[str, Any]:
 
 
 def figures_of(rows: Sequence[Row]) -> dict[str, Any]:
-    """{strategy: {figure: [lower quartile, median, upper quartile]}}, best first.
+    """{strategy: {figure: [lower quartile, median, upper quartile]}}, best first; the cost of reaching the reference.
 
     `miss_cut` is the share of the best parent's misses on the test prompts that the blend does not make; `gain` is the
     difference in accuracy. The best parent is the one that is best on these very prompts: none could do better.
@@ -42,7 +46,9 @@ def figures_of(rows: Sequence[Row]) -> dict[str, Any]:
     if reference:
         goal = float(np.median([row["final"]["tagger"] for row in reference]))
         for name in names:
-            figures[name]["images_to_reference"] = _reaches([r for r in rows if r["strategy"] == name], goal)
+            of = [row for row in rows if row["strategy"] == name]
+            for cost in _COSTS:
+                figures[name][f"{cost}_to_reference"] = _reaches(of, goal, cost)
     return dict(sorted(figures.items(), key=lambda item: -item[1]["accuracy_tagger"][1]))
 
 
@@ -68,13 +74,24 @@ _MEASURES: Mapping[str, Callable[[Row], float]] = {
 }
 
 
-def _reaches(rows: Sequence[Row], goal: float) -> int | None:
-    """The fewest images after which the median over seeds is at least `goal`; None where it never is."""
-    for images in sorted({point["images"] for row in rows for point in row["curve"]}):
-        seen = [point["tagger"] for row in rows for point in row["curve"] if point["images"] == images]
-        if len(seen) == len(rows) and np.median(seen) >= goal:
-            return int(images)
+def _reaches(rows: Sequence[Row], goal: float, cost: str) -> int | None:
+    """The fewest images (or median seconds) after which the median over seeds is at least `goal`; None for never."""
+    for points in _milestones(rows):
+        if np.median([point["tagger"] for point in points]) >= goal:
+            return round(float(np.median([point[cost] for point in points])))
     return None
+
+
+def _milestones(rows: Sequence[Row]) -> list[list[Mapping[str, float]]]:
+    """The points of the curves that every seed of a strategy has, one list a budget of images, then their ends."""
+    at: dict[float, list[Mapping[str, float]]] = {}
+    for row in rows:
+        for point in row["curve"]:
+            at.setdefault(point["images"], []).append(point)
+    ends: list[Mapping[str, float]] = [
+        {"images": row["images"], "seconds": row["seconds"], **row["final"]} for row in rows
+    ]
+    return [*(at[images] for images in sorted(at) if len(at[images]) == len(rows)), ends]
 
 
 def markdown(figures: Mapping[str, Any]) -> str:
@@ -104,36 +121,32 @@ def markdown(figures: Mapping[str, Any]) -> str:
 
 
 def plot(rows: Sequence[Row], file: Path) -> None:
-    """Median test accuracy against images drawn, quartiles shaded; best parent and uniform average as lines."""
+    """Median test accuracy against images and seconds, quartiles shaded; best parent and uniform average as lines."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, 2, figsize=(12, 5), sharey=True, layout="constrained")
-    for panel, tagger, title in zip(panels, _TAGGERS, ("the tagger searched by", "the judge"), strict=True):
-        for name in figures_of(rows):
-            of = [row for row in rows if row["strategy"] == name]
-            points: dict[float, list[float]] = {}
-            for row in of:
-                for point in row["curve"]:
-                    points.setdefault(point["images"], []).append(point[tagger])
-            points = {images: seen for images, seen in points.items() if len(seen) == len(of)}
-            points[float(np.median([row["images"] for row in of]))] = [row["final"][tagger] for row in of]
-            across = sorted(points)
-            low, middle, high = np.array([np.quantile(points[x], (0.25, 0.5, 0.75)) for x in across]).T
-            (line,) = panel.plot(across, middle, marker="o", markersize=3, label=f"{name} ({len(of)})")
-            panel.fill_between(across, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
-        parent = float(np.median([best_parent(row, tagger) for row in rows]))
-        uniform = float(np.median([row["parents"]["uniform"][tagger] for row in rows]))
-        panel.axhline(parent, color="0.4", linestyle="--", linewidth=1)
-        panel.text(0.99, parent, "best parent ", transform=panel.get_yaxis_transform(), ha="right", va="bottom")
-        panel.axhline(uniform, color="0.7", linestyle="--", linewidth=1)
-        panel.text(0.99, uniform, "uniform average ", transform=panel.get_yaxis_transform(), ha="right", va="bottom")
-        panel.set_title(f"by {title}")
-        panel.set_xlabel("images drawn (a backward pass counted as the images it takes as long as)")
-        panel.grid(alpha=0.3)
-    panels[0].set_ylabel("tag accuracy on test prompts")
-    panels[1].legend(title="strategy (seeds)", fontsize=8, loc="lower right")
+    figure, panels = pyplot.subplots(2, 2, figsize=(12, 9), sharey=True, layout="constrained")
+    titles = ("by the tagger searched by", "by the judge")
+    for across, cost in zip(panels, _COSTS, strict=True):
+        for panel, tagger, title in zip(across, _TAGGERS, titles, strict=True):
+            for name in figures_of(rows):
+                of = [row for row in rows if row["strategy"] == name]
+                milestones = _milestones(of)
+                x = [float(np.median([point[cost] for point in points])) for points in milestones]
+                bands = np.array([np.quantile([p[tagger] for p in points], (0.25, 0.5, 0.75)) for points in milestones])
+                (line,) = panel.plot(x, bands[:, 1], marker="o", markersize=3, label=f"{name} ({len(of)})")
+                panel.fill_between(x, bands[:, 0], bands[:, 2], color=line.get_color(), alpha=0.15, linewidth=0)
+            parent = float(np.median([best_parent(row, tagger) for row in rows]))
+            uniform = float(np.median([row["parents"]["uniform"][tagger] for row in rows]))
+            for level, label, shade in ((parent, "best parent ", "0.4"), (uniform, "uniform average ", "0.7")):
+                panel.axhline(level, color=shade, linestyle="--", linewidth=1)
+                panel.text(0.99, level, label, transform=panel.get_yaxis_transform(), ha="right", va="bottom")
+            panel.set_title(title)
+            panel.set_xlabel(_COSTS[cost])
+            panel.grid(alpha=0.3)
+        across[0].set_ylabel("tag accuracy on test prompts")
+    panels[0][1].legend(title="strategy (seeds)", fontsize=8, loc="lower right")
     figure.savefig(file, dpi=110)
     pyplot.close(figure)

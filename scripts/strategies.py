@@ -1,7 +1,7 @@
 """What `measure_search` compares: strategies as changes to one search file, the published method, and noise for donors.
 
-A strategy yields sights: (images drawn so far, seconds so far, weights, the value seen there) in the order of its
-trials. What was drawn on prompts of its own (a step up the slopes) costs images and seconds and is no sight.
+A strategy yields sights: (images drawn so far, seconds so far, the trial) in the order of its trials. What was drawn on
+prompts of its own (a step up the slopes) costs images and seconds and is no sight.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,8 @@ from merger.baselines import baselines_of
 from merger.config import Config, load_config
 from merger.runs import Run
 from merger.session import Loaded, Session
-from merger.space import Weights
 from merger.study import open_study, search
-from merger.trials import STEP, TrialRecord
+from merger.trials import STEP, Score, TrialRecord
 
 
 @dataclass(frozen=True)
@@ -70,8 +69,7 @@ class Sight:
 
     images: int
     seconds: float
-    weights: Weights
-    value: float
+    record: TrialRecord
 
 
 def configuration(file: Path, strategy: Strategy, seed: int, threads: int, noise: Path, **more: Any) -> Config:
@@ -136,11 +134,7 @@ def follow(session: Session, loaded: Loaded, folder: Path, strategy: Strategy, i
         interrupted=enough,
     )
     done = study.records()
-    return [
-        Sight(cost[0], cost[1], record.weights, record.value)
-        for record, cost in zip(done, _cost(done), strict=True)
-        if record.role != STEP
-    ]
+    return [Sight(*cost, record) for record, cost in zip(done, _cost(done), strict=True) if record.role != STEP]
 
 
 def _cost(records: list[TrialRecord]) -> list[tuple[int, float]]:
@@ -177,14 +171,10 @@ def _published(session: Session, loaded: Loaded, file: Path, images: int) -> Ite
             else:
                 point = {name: float(value) for name, value in optimizer.suggest().items()}
             score = objective(space.to_weights(point))
-            row = {
-                "point": point,
-                "value": score.value,
-                "images": score.images,
-                "seconds": time.perf_counter() - began,
-            }
+            row = {"point": point, "score": asdict(score), "seconds": time.perf_counter() - began}
             with file.open("a") as lines:
                 lines.write(json.dumps(row) + "\n")
-        optimizer.register(params=row["point"], target=row["value"])
-        drawn, seconds, trial = drawn + row["images"], seconds + row["seconds"], trial + 1
-        yield Sight(drawn, seconds, space.to_weights(row["point"]), row["value"])
+        record = TrialRecord(trial, "search", "", space.to_weights(row["point"]), Score(**row["score"]))
+        optimizer.register(params=row["point"], target=record.value)
+        drawn, seconds, trial = drawn + record.score.images, seconds + row["seconds"], trial + 1
+        yield Sight(drawn, seconds, record)

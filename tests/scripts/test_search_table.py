@@ -17,7 +17,10 @@ def row(strategy: str, seed: int, final: float, curve: dict[int, float]) -> dict
         "images": 1000,
         "seconds": 50.0 + seed,
         "final": {"tagger": final, "judge": final - 0.02},
-        "curve": [{"images": images, "tagger": seen, "judge": seen} for images, seen in curve.items()],
+        "curve": [
+            {"images": images, "seconds": images / 10 + seed, "tagger": seen, "judge": seen}
+            for images, seen in curve.items()
+        ],
         "parents": {
             "base": {"tagger": 0.60, "judge": 0.65},
             "other": {"tagger": 0.70, "judge": 0.60},
@@ -49,7 +52,14 @@ def test_how_soon_the_reference_is_reached() -> None:
     ]
     figures = figures_of(rows)
     assert [figures[name]["images_to_reference"] for name in ("reference", "ours", "never")] == [1000, 1000, None]
+    assert [figures[name]["seconds_to_reference"] for name in ("reference", "ours", "never")] == [101, 101, None]
     assert list(figures) == ["ours", "reference", "never"]
+
+
+def test_its_end_may_be_where_it_reaches_the_reference() -> None:
+    rows = [row("reference", 1, 0.72, {500: 0.70}), row("ours", 1, 0.80, {500: 0.70})]
+    assert figures_of(rows)["ours"]["images_to_reference"] == 1000
+    assert figures_of(rows)["ours"]["seconds_to_reference"] == 51
 
 
 def test_the_table_has_a_line_for_each_strategy(tmp_path: Path) -> None:
