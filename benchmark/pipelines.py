@@ -79,7 +79,7 @@ def quicken(pipeline: Pipeline, *, channels_last: bool, compiled: bool) -> None:
     """
     import torch
 
-    denoiser = denoiser_of(pipeline)
+    denoiser: Any = denoiser_of(pipeline)
     if channels_last:
         for part in (denoiser, pipeline.vae):
             if all(parameter.dim() < 5 for parameter in part.parameters()):  # there is no such layout for video's
