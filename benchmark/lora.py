@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmark.errors import InputError
+from benchmark.lora_deltas import delta
 from benchmark.lora_keys import alphas_in, flat_module, leaves, sort_keys, sort_text_keys, text_module
 from benchmark.original_names import original_keys
 from benchmark.pipelines import denoiser_of
@@ -76,8 +77,6 @@ def _of_module(
     alphas: Callable[[str, int], float | None],
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The tensors of one module of the adapter, which is called `path` among `places`."""
-    from benchmark.lora_deltas import delta
-
     for leaf, used in leaves(parts):
         target = places.get(f"{path}_{leaf}")
         if target is None:
