@@ -80,9 +80,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     looked = parser.add_argument_group("looks: what else is told of the images")
     looked.add_argument(
         "--clip",
-        "--encoder",
         metavar="FOLDER",
         help="a transformers CLIP model, for diversity, CLIP score and R-precision",
+    )
+    looked.add_argument(
+        "--encoder",
+        metavar="FOLDER",
+        help="any transformers image encoder (DINOv2, ViT, CLIP ...), for diversity and the Fréchet distance",
     )
     looked.add_argument(
         "--inception-classifier", metavar="FOLDER", help="a transformers image classifier, for the Inception Score"
@@ -91,7 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--frechet",
         type=Path,
         metavar="FOLDER",
-        help="reference images, for the Fréchet distance of CLIP's image embeddings (with --clip)",
+        help="reference images, for the Fréchet distance to them as --encoder or --clip sees them",
     )
     looked.add_argument(
         "--style-vgg",

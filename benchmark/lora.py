@@ -1,108 +1,105 @@
-"""A LoRA added to a loaded pipeline: `weight + scale * alpha / rank * up @ down`, in place.
+"""An adapter (LoRA and its relatives) put on a loaded pipeline: `weight + scale * what it adds`, in place.
 
-Keys are kohya's (`lora_unet_down_blocks_0_..._to_q.lora_down.weight`, `lora_te_...`, `.alpha`) or diffusers' and PEFT's
-(`unet.down_blocks.0....to_q.lora_A.weight`, `text_encoder. ...`). Only plain LoRAs; no network but the pipeline's own.
-
-r the rank: `down` is [r, in] or [r, in, k, k], `up` [out, r] or [out, r, 1, 1].
+Every kind and spelling that `lora_keys` and `lora_deltas` know, for the denoiser and for text encoders.
 """
 
 from __future__ import annotations
 
-import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmark.errors import InputError
+from benchmark.lora_deltas import delta
+from benchmark.lora_keys import alphas_in, flat_module, leaves, sort_keys, sort_text_keys, text_module
+from benchmark.original_names import original_keys
+from benchmark.pipelines import denoiser_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_PARTS = {
-    "lora_unet": "unet",
-    "lora_transformer": "transformer",
-    "lora_te": "text_encoder",
-    "lora_te1": "text_encoder",
-    "lora_te2": "text_encoder_2",
-}
-_KOHYA = re.compile(r"(lora_unet|lora_transformer|lora_te[12]?)_(.+?)\.(lora_down\.weight|lora_up\.weight|alpha)")
-_DOTTED = re.compile(
-    r"(unet|transformer|text_encoder(?:_2)?)\.(.+?)\.(lora_A\.weight|lora_B\.weight|lora\.down\.weight|lora\.up\.weight|alpha)"
-)
-_ROLES = {"lora_down.weight": "down", "lora_A.weight": "down", "lora.down.weight": "down", "alpha": "alpha"}
-_ROLES |= {"lora_up.weight": "up", "lora_B.weight": "up", "lora.up.weight": "up"}
-
 
 @dataclass(frozen=True)
 class Lora:
-    """A LoRA file, and how strongly it is added."""
+    """An adapter's file, and how strongly it is added."""
 
     path: Path
     scale: float = 1.0
 
 
 def add_lora(pipeline: Any, lora: Lora) -> int:
-    """Add a LoRA to the pipeline's weights; returns how many it changed.
+    """Add an adapter to the pipeline's weights; returns how many it changed.
 
-    Raises InputError, with nothing changed, for a key that names no layer of this model, or is of another kind.
+    Raises InputError, with nothing changed, for a key of no known meaning or one that names no place of this model.
     """
     import torch
+    from safetensors import SafetensorError, safe_open
 
-    changes = []
-    modules = _modules(pipeline)
-    for (part, name), tensors in _read(lora.path).items():
-        module = modules.get((part, name))
-        if module is None:
-            raise InputError(f"{lora.path}: changes '{part} {name}', which this model has not. Is it of this family?")
-        if not {"down", "up"} <= tensors.keys():
-            raise InputError(f"{lora.path}: '{part} {name}' has only one half of a LoRA (up and down). Is it whole?")
-        down, up = tensors["down"].float(), tensors["up"].float()
-        strength = lora.scale * float(tensors.get("alpha", torch.tensor(float(len(down))))) / len(down)
-        weight = module.weight
-        if up.shape[0] != weight.shape[0] or up.shape[1] != len(down) or down[0].numel() != weight[0].numel():
-            raise InputError(
-                f"{lora.path}: '{part} {name}' is {list(up.shape)} by {list(down.shape)}, "
-                f"the model's weight {list(weight.shape)}. Is it of this family?"
-            )
-        changes.append((weight, strength * (up.flatten(1) @ down.flatten(1)).reshape(weight.shape)))
+    try:
+        with safe_open(lora.path, framework="pt") as file:
+            changes = list(_changes(pipeline, lora, file))
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{lora.path}: is no safetensors file, or was cut short ({error}).") from None
     with torch.no_grad():
-        for weight, delta in changes:
-            weight.copy_(weight.float() + delta.to(weight.device))
+        for tensor, changed in changes:
+            tensor.copy_(changed)
     return len(changes)
 
 
-def _read(path: Path) -> dict[tuple[str, str], dict[str, Tensor]]:
-    """(part, name of the layer with underscores) -> its tensors. Raises InputError for keys of another kind."""
-    from safetensors import SafetensorError, safe_open
-
-    found: dict[tuple[str, str], dict[str, Tensor]] = {}
-    try:
-        with safe_open(path, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118 - no iterator
-                match = _KOHYA.fullmatch(key) or _DOTTED.fullmatch(key)
-                if match is None:
-                    raise InputError(f"{path}: '{key}' is no part of a plain LoRA (LoHa, LoKr and DoRA are not read).")
-                part, name, role = match.groups()
-                place = (_PARTS.get(part, part), _flat(name))
-                found.setdefault(place, {})[_ROLES[role]] = file.get_tensor(key)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: is no safetensors file, or was cut short ({error}).") from None
-    if not found:
-        raise InputError(f"{path}: holds no LoRA.")
-    return found
-
-
-def _modules(pipeline: Any) -> dict[tuple[str, str], Any]:
-    """(part, name with underscores) -> module with a weight, of the networks that a LoRA may change."""
-    return {
-        (part, _flat(name)): module
-        for part in dict.fromkeys(_PARTS.values())
-        if getattr(pipeline, part, None) is not None
-        for name, module in getattr(pipeline, part).named_modules()
-        if getattr(module, "weight", None) is not None
-    }
+def _changes(pipeline: Any, lora: Lora, file: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each tensor of the pipeline that the adapter changes, with what it becomes."""
+    found = sort_keys(file.keys())
+    text = sort_text_keys(found.text)
+    if unknown := [*found.unknown, *text.unknown]:
+        raise InputError(f"{lora.path}: '{unknown[0]}' is no key of a LoRA that is known here ({len(unknown)} such).")
+    if not found.modules and not text.modules:
+        raise InputError(f"{lora.path}: holds no LoRA.")
+    metadata = file.metadata() or {}
+    denoiser = _denoiser_tensors(pipeline)
+    alphas = alphas_in(metadata, ("", "unet.", "transformer."))
+    for module, parts in found.modules.items():
+        yield from _of_module(lora, file, module, parts, denoiser, flat_module(module), alphas)
+    for module, parts in text.modules.items():
+        encoder, path = text_module(module)
+        network = getattr(pipeline, encoder, None) if encoder else None
+        places = {} if network is None else _tensors(network, "text_model_")
+        yield from _of_module(lora, file, module, parts, places, path, alphas_in(metadata, (f"{encoder}.",)))
 
 
-def _flat(name: str) -> str:
-    """Kohya writes underscores for dots; some versions of the text encoder have `text_model.` in front, some not."""
-    return name.replace(".", "_").removeprefix("text_model_")
+def _of_module(
+    lora: Lora,
+    file: Any,
+    module: str,
+    parts: Mapping[str, str],
+    places: Mapping[str, Tensor],
+    path: str,
+    alphas: Callable[[str, int], float | None],
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The tensors of one module of the adapter, which is called `path` among `places`."""
+    for leaf, used in leaves(parts):
+        target = places.get(f"{path}_{leaf}")
+        if target is None:
+            raise InputError(f"{lora.path}: changes '{module}', which this model has not. Is it of this family?")
+        tensors = {part: file.get_tensor(key).float() for part, key in used.items()}
+        alpha = tensors.pop("alpha", None)
+        rank = len(tensors["down"]) if "down" in tensors else 0
+        weight = target.detach().float().cpu()
+        try:
+            added = delta(tensors, weight, alphas(module, rank) if alpha is None else float(alpha))
+        except (ValueError, RuntimeError, KeyError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"{lora.path}: what it has for '{module}' {reason}. Is it of this family?") from None
+        yield target, (weight + lora.scale * added).to(target.dtype)
+
+
+def _denoiser_tensors(pipeline: Any) -> dict[str, Tensor]:
+    """{path with underscores for dots: parameter}; a U-Net's also by original names, which kohya's SDXL files have."""
+    named: dict[str, Tensor] = dict(denoiser_of(pipeline).named_parameters())
+    originals = {key.replace(".", "_"): named[name] for name, key in original_keys(named).items()}
+    return originals | {name.replace(".", "_"): value for name, value in named.items()}
+
+
+def _tensors(network: Any, without: str = "") -> dict[str, Tensor]:
+    """{path with underscores for dots, without a prefix that some versions have: parameter}."""
+    return {name.replace(".", "_").removeprefix(without): value for name, value in network.named_parameters()}

@@ -114,7 +114,7 @@ stands on the left.</p>
 <circle fill="{{ dot.colour }}" cx="{{ dot.x }}" cy="{{ dot.y }}" r="5"/>
 <text x="{{ dot.label_x }}" y="{{ dot.label_y }}">{{ dot.name }}</text></g>
 {% endfor %}
-<text x="{{ box.width / 2 }}" y="{{ box.height - 8 }}" text-anchor="middle">diversity</text>
+<text x="{{ box.width / 2 }}" y="{{ box.height - 8 }}" text-anchor="middle">{{ chart.diversity }}</text>
 <text x="8" y="14">tag accuracy</text>
 </svg>
 {% endif %}

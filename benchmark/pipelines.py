@@ -34,6 +34,18 @@ _LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, TypeError, Attri
 OWN_SAMPLER = "default"  # the one the checkpoint or its configuration folder brings
 
 
+def dtypes() -> dict[str, torch.dtype]:
+    """torch's types by the names that command lines, configurations and recipes have for them."""
+    import torch
+
+    return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def denoiser_of(pipeline: Pipeline) -> torch.nn.Module:
+    """The network that is blended: a pipeline's U-Net or, where it has none, its transformer."""
+    return pipeline.unet if getattr(pipeline, "unet", None) is not None else pipeline.transformer
+
+
 def load_pipeline(
     source: Path | str,
     *,
@@ -67,7 +79,7 @@ def quicken(pipeline: Pipeline, *, channels_last: bool, compiled: bool) -> None:
     """
     import torch
 
-    denoiser = getattr(pipeline, "unet", None) or pipeline.transformer
+    denoiser: Any = denoiser_of(pipeline)
     if channels_last:
         for part in (denoiser, pipeline.vae):
             if all(parameter.dim() < 5 for parameter in part.parameters()):  # there is no such layout for video's

@@ -35,8 +35,9 @@ class Dot:
 
 @dataclass(frozen=True)
 class Scatter:
-    """The dots, and (place, figure) of the lines of the grid, up and down and across."""
+    """The dots, and (place, figure) of the lines of the grid, up and down and across; `diversity`: whose it is."""
 
+    diversity: str
     dots: tuple[Dot, ...]
     upright: tuple[tuple[float, str], ...]
     level: tuple[tuple[float, str], ...]
@@ -45,7 +46,10 @@ class Scatter:
 def scatter(models: Sequence[ModelScores]) -> Scatter | None:
     """Diversity to the right, accuracy by the first tagger up; None where no model has a diversity."""
     role = next(iter(models[0].accuracy))
-    pairs = [(m.name, m.metrics[DIVERSITY], m.accuracy[role]) for m in models if DIVERSITY in m.metrics]
+    measured = next((name for name in models[0].metrics if name.startswith(DIVERSITY)), None)
+    if measured is None:
+        return None
+    pairs = [(m.name, m.metrics[measured], m.accuracy[role]) for m in models]
     pairs = [(name, x, y) for name, x, y in pairs if not math.isnan(x.low) and not math.isnan(y.low)]
     if not pairs:
         return None
@@ -63,13 +67,13 @@ def scatter(models: Sequence[ModelScores]) -> Scatter | None:
         label_x, label_y = across(x.value) + 9, up(y.value) - 7
         while any(abs(label_y - other.label_y) < 14 and abs(label_x - other.label_x) < 110 for other in dots):
             label_y += 14
-        hover = f"{name}: accuracy {interval(y)}, diversity {interval(x)}"
+        hover = f"{name}: accuracy {interval(y)}, {measured} {interval(x)}"
         colour = COLOURS[number % len(COLOURS)]
         sides = (across(x.low), across(x.high), up(y.high), up(y.low))
         dots.append(Dot(name, colour, hover, across(x.value), up(y.value), *sides, label_x, label_y))
     digits = [max(0, -math.floor(math.log10(t[1] - t[0]) + 1e-9)) for t in (x_ticks, y_ticks)]
     upright = tuple((across(value), f"{value:.{digits[0]}f}") for value in x_ticks)
-    return Scatter(tuple(dots), upright, tuple((up(value), f"{value:.{digits[1]}f}") for value in y_ticks))
+    return Scatter(measured, tuple(dots), upright, tuple((up(value), f"{value:.{digits[1]}f}") for value in y_ticks))
 
 
 def ticks(scores: Sequence[Estimate]) -> list[float]:
@@ -106,7 +110,7 @@ def save_png(chart: Scatter, path: Path, scale: int = 2) -> None:
         line(dot.x, dot.top, dot.x, dot.bottom, dot.colour, scale)
         draw.circle((dot.x * scale, dot.y * scale), 5 * scale, dot.colour)
         text(dot.label_x, dot.label_y, dot.name, "ls")
-    text(WIDTH / 2, HEIGHT - 8, "diversity", "ms")
+    text(WIDTH / 2, HEIGHT - 8, chart.diversity, "ms")
     text(LEFT - 52, MARGIN - 22, "tag accuracy", "lm")
     image.save(path)
 

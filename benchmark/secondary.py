@@ -6,7 +6,7 @@ I images of a model; E the width of a look's features.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -15,27 +15,32 @@ from benchmark import metrics
 from benchmark.runner import Evaluation
 from benchmark.scores import Bools, Estimate, Floats, Integers
 
-CLIP, CLASSES, STYLE = "clip", "classes", "style"  # roles of looks
+CLIP, ENCODER, CLASSES, STYLE = "clip", "encoder", "classes", "style"  # roles of looks
 CANDIDATES = 100  # prompts among which an image's own must be the nearest, for R-precision
 STYLE_CAUTION = (
     "The style loss compares textures and colours and often misjudges style: never choose by it alone, and look at the "
     "pictures."
 )
+# Names of scores; those of an encoder are followed by ` by ` and its name.
 DIVERSITY, INCEPTION, FRECHET, STYLE_LOSS = "diversity", "Inception Score", "Fréchet distance", "style loss"
 
 
 @dataclass(frozen=True)
 class Beside:
-    """What images are compared with: `texts` [P, E], the embedding of each prompt by its index; `reference` [J, E]."""
+    """What images are compared with: `texts` [P, E], CLIP's embedding of each prompt by its index.
+
+    `encoders`: what tables call each look that embeds images, by its role; `reference` [J, E]: the reference images as
+    it sees them, by its role.
+    """
 
     texts: Floats | None = None
-    reference: Floats | None = None
+    encoders: Mapping[str, str] = field(default_factory=dict)
+    reference: Mapping[str, Floats] = field(default_factory=dict)
 
     @cached_property
-    def distance(self) -> Callable[[Floats], float]:
-        """The Frechet distance from the reference images."""
-        assert self.reference is not None
-        return metrics.frechet_from(self.reference)
+    def distances(self) -> dict[str, Callable[[Floats], float]]:
+        """The Frechet distance from the reference images, by the encoder's role."""
+        return {role: metrics.frechet_from(seen) for role, seen in self.reference.items()}
 
 
 @dataclass(frozen=True)
@@ -74,15 +79,21 @@ def _per_image(done: Evaluation, beside: Beside) -> dict[str, Floats]:
         return wide
 
     scores = {}
+    for role, encoder in _embedded(done, beside).items():
+        scores[f"{DIVERSITY} by {encoder}"] = spread(metrics.distances(done.features[role][rows], prompt_of))
     if CLIP in done.features and beside.texts is not None:
         seen, texts = done.features[CLIP][rows], beside.texts
-        scores[DIVERSITY] = spread(metrics.distances(seen, prompt_of))
         scores["CLIP score"] = spread(metrics.clip_scores(seen, texts, prompt_of))
         name = f"R-precision of {min(len(texts), CANDIDATES)}"
         scores[name] = spread(metrics.nearest(seen, texts, prompt_of, candidates=CANDIDATES))
     if STYLE in done.features:
         scores[STYLE_LOSS] = spread(done.features[STYLE][rows].mean(axis=1))
     return scores
+
+
+def _embedded(done: Evaluation, beside: Beside) -> dict[str, str]:
+    """The encoders that saw the images: role -> what tables call it."""
+    return {role: name for role, name in beside.encoders.items() if role in done.features}
 
 
 def _of_sets(done: Evaluation, beside: Beside) -> dict[str, Callable[[Bools], float]]:
@@ -99,6 +110,7 @@ def _of_sets(done: Evaluation, beside: Beside) -> dict[str, Callable[[Bools], fl
     scores = {}
     if CLASSES in done.features:
         scores[INCEPTION] = over(done.features[CLASSES], metrics.inception_score)
-    if CLIP in done.features and beside.reference is not None:
-        scores[FRECHET] = over(done.features[CLIP], beside.distance)
+    for role, encoder in _embedded(done, beside).items():
+        if role in beside.distances:
+            scores[f"{FRECHET} by {encoder}"] = over(done.features[role], beside.distances[role])
     return scores

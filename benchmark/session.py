@@ -16,7 +16,7 @@ from benchmark.completing import complete_rows
 from benchmark.encoders import Look
 from benchmark.errors import InputError
 from benchmark.generation import GenerationSettings, ImageGenerator
-from benchmark.looks import beside, open_looks
+from benchmark.looks import beside, not_to_be_had, open_looks
 from benchmark.page import Sample
 from benchmark.progress import Progress
 from benchmark.prompts import (
@@ -71,6 +71,8 @@ class Session:
         if args.judge:
             taggers["judge"] = open_tagger(args.judge, kind=args.judge_kind, device=device, threads=args.threads)
         looks = open_looks(args, device, min(studio.settings.width, studio.settings.height))
+        for line in not_to_be_had(looks, args.images):
+            print(line, file=sys.stderr)
         vocabulary = _vocabulary(args.tags, taggers["tagger"])
         for tagger in taggers.values():
             columns_of(tagger, vocabulary.tags)

@@ -11,7 +11,7 @@ from typing import Any
 from benchmark.errors import InputError, did_you_mean
 from benchmark.generation import DiffusersGenerator, GenerationSettings, ImageGenerator
 from benchmark.lora import Lora, add_lora
-from benchmark.pipelines import OWN_SAMPLER, SAMPLERS, check_single_file, load_pipeline, local_source, quicken
+from benchmark.pipelines import OWN_SAMPLER, SAMPLERS, check_single_file, dtypes, load_pipeline, local_source, quicken
 from benchmark.results import joint_fingerprint, model_fingerprint
 
 
@@ -67,7 +67,8 @@ class Studio:
 
     def load(self, name: str) -> Any:
         """The model's pipeline, its LoRA added. Raises InputError where either cannot be loaded."""
-        pipeline = load_pipeline(self.models[name], config=self.pipeline, dtype=_dtype(self.dtype), device=self.device)
+        dtype = dtypes()[self.dtype] if self.dtype else None
+        pipeline = load_pipeline(self.models[name], config=self.pipeline, dtype=dtype, device=self.device)
         if name in self.loras:
             add_lora(pipeline, self.loras[name])
         quicken(pipeline, channels_last=self.device.startswith("cuda"), compiled=self.compiled)
@@ -110,9 +111,3 @@ def _default_device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _dtype(name: str | None) -> Any:
-    import torch
-
-    return {None: None, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[name]

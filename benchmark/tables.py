@@ -118,7 +118,7 @@ def _secondary(models: Sequence[ModelScores]) -> Table:
         differences = (Cell(score=model.metric_difference[name], signed=True) for name in names)
         rows.append((Cell(f"{model.name}, against {models[0].name}"), *differences))
     note = "Broken images are left out."
-    note += f" A small {FRECHET} is near the reference." if FRECHET in names else ""
+    note += f" A small {FRECHET} is near the reference." if any(name.startswith(FRECHET) for name in names) else ""
     note += f" {STYLE_CAUTION}" if STYLE_LOSS in names else ""
     return Table(("model", *names), tuple(rows), "What else was seen", note)
 

@@ -10,20 +10,18 @@ Words: a *name* is diffusers' (`down_blocks.0.resnets.0.conv1.weight`), a *key* 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from benchmark.original_names import DENOISER_PREFIX, keys_of, land, unet_converter
 from merger.errors import CheckpointError
 
-DENOISER_PREFIX = "model.diffusion_model."
 VAE_PREFIX = "first_stage_model."
 TEXT_ENCODER_PREFIX = "cond_stage_model.transformer."
 
-_RESNET = ("in_layers.0", "in_layers.2", "emb_layers.1", "out_layers.0", "out_layers.3", "skip_connection")
-_LABELS = ("label_emb.0.0", "label_emb.0.2")
 _VAE_RESNET = ("norm1", "conv1", "norm2", "conv2", "nin_shortcut")
 _VAE_ATTENTION = ("norm", "q", "k", "v", "proj_out")
 _VAE_LINEARS = ("to_q.weight", "to_k.weight", "to_v.weight", "to_out.0.weight")
@@ -41,26 +39,7 @@ def denoiser_names(unet_config: Mapping[str, object]) -> dict[str, str]:
     blocks = unet_config.get("layers_per_block", 2)
     if not isinstance(blocks, int):
         raise CheckpointError(f"layers_per_block is {blocks!r}: the original layout has one number for all levels")
-    return _complete(names, _original_keys(names, blocks), DENOISER_PREFIX, "U-Net")
-
-
-def original_keys(names: Iterable[str]) -> dict[str, str]:
-    """{diffusers name: original key, without a prefix} of a U-Net's tensors; nothing where they are no U-Net's."""
-    known = list(names)
-    blocks = {name.split(".")[3] for name in known if name.startswith("down_blocks.0.resnets.")}
-    if not blocks:
-        return {}
-    found = _original_keys(known, len(blocks))
-    return {name: found[name] for name in known if name in found}
-
-
-def _original_keys(names: list[str], layers_per_block: int) -> dict[str, str]:
-    conditioning: dict[str, object] = {"num_class_embeds": 1000}
-    if "add_embedding.linear_1.weight" in names:
-        conditioning["addition_embed_type"] = "text_time"
-    if "class_embedding.linear_1.weight" in names:
-        conditioning["class_embed_type"] = "projection"
-    return _land(_unet_candidates(names, layers_per_block), _unet_converter(layers_per_block, conditioning))
+    return _complete(names, keys_of(names, blocks), DENOISER_PREFIX, "U-Net")
 
 
 def denoiser_names_in(keys: Iterable[str], prefix: str = DENOISER_PREFIX) -> dict[str, str]:
@@ -75,7 +54,7 @@ def denoiser_names_in(keys: Iterable[str], prefix: str = DENOISER_PREFIX) -> dic
     blocks, odd = divmod(len(inputs), levels)
     if odd or blocks < 2:
         return {}
-    found = _land(bare, _unet_converter(blocks - 1, _conditioning(set(bare))))
+    found = land(bare, unet_converter(blocks - 1, _conditioning(set(bare))))
     return {name: prefix + key for name, key in found.items()}
 
 
@@ -102,7 +81,7 @@ def vae_names(vae_config: Mapping[str, object]) -> dict[str, str]:
     names = _names_of(AutoencoderKL, vae_config)
     levels = len({name.split(".")[2] for name in names if name.startswith("encoder.down_blocks.")})
     counted = dict.fromkeys(("down_block_types", "up_block_types"), range(levels))  # the converter only counts them
-    found = _land(_vae_candidates(names, levels), lambda marked: convert_ldm_vae_checkpoint(marked, counted))
+    found = land(_vae_candidates(names, levels), lambda marked: convert_ldm_vae_checkpoint(marked, counted))
     return _complete(names, found, VAE_PREFIX, "VAE")
 
 
@@ -157,27 +136,6 @@ def _names_of(network: type, config: Mapping[str, object]) -> list[str]:
     return list(built.state_dict())
 
 
-def _land(keys: Iterable[str], convert: Callable[[dict[str, Tensor]], Mapping[str, Tensor]]) -> dict[str, str]:
-    """Send each key through `convert` as a tensor holding its own number: {name it came out under: key}."""
-    numbered = list(dict.fromkeys(keys))
-    landed = convert({key: torch.tensor(i) for i, key in enumerate(numbered)})
-    return {name: numbered[int(marker)] for name, marker in landed.items() if marker is not None}
-
-
-def _unet_converter(
-    layers_per_block: int, conditioning: Mapping[str, object]
-) -> Callable[[dict[str, Tensor]], Mapping[str, Tensor]]:
-    """diffusers' converter, asked about keys that have lost their prefix."""
-    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
-
-    config: dict[str, object] = {"layers_per_block": layers_per_block, **conditioning}
-
-    def convert(marked: dict[str, Tensor]) -> Mapping[str, Tensor]:
-        return convert_ldm_unet_checkpoint({DENOISER_PREFIX + key: marker for key, marker in marked.items()}, config)
-
-    return convert
-
-
 def _complete(names: list[str], found: Mapping[str, str], prefix: str, part: str) -> dict[str, str]:
     """Keep the places that are real names, and insist on all of them: candidates may be too many, never too few."""
     if missing := [name for name in names if name not in found]:
@@ -185,27 +143,6 @@ def _complete(names: list[str], found: Mapping[str, str], prefix: str, part: str
             f"the original single-file layout has no key for the {part}'s {missing[0]} ({len(missing)} such)"
         )
     return {name: prefix + found[name] for name in names}
-
-
-def _unet_candidates(names: list[str], layers_per_block: int) -> list[str]:
-    """Every key an original U-Net of this size might have; more than it has, for the names decide afterwards."""
-    levels = len({name.split(".")[1] for name in names if name.startswith("down_blocks.")})
-    per_level = layers_per_block + 1
-    # What follows a transformer block's own number is called the same on both sides, so the network's names supply it.
-    attention = sorted({name.split(".attentions.", 1)[1].split(".", 1)[1] for name in names if ".attentions." in name})
-    stems = ["time_embed.0", "time_embed.2", "input_blocks.0.0", "out.0", "out.2", *_LABELS]
-    for i in range(1, levels * per_level):
-        stems += [f"input_blocks.{i}.0.{part}" for part in (*_RESNET, "op")]
-    for i in range(levels * per_level):
-        stems += [f"output_blocks.{i}.0.{part}" for part in _RESNET]
-        level, j = divmod(i, per_level)
-        # The upsampler follows whatever else the block holds: third after an attention, second without one.
-        place = 2 if f"up_blocks.{level}.attentions.{j}.norm.weight" in names else 1
-        stems.append(f"output_blocks.{i}.{place}.conv")
-    stems += [f"middle_block.{i}.{part}" for i in (0, 2) for part in _RESNET]
-    keys = [f"{stem}.{kind}" for stem in stems for kind in ("weight", "bias")] + ["label_emb.weight"]
-    places = [f"{side}.{i}.1" for side in ("input_blocks", "output_blocks") for i in range(levels * per_level)]
-    return keys + [f"{place}.{rest}" for place in (*places, "middle_block.1") for rest in attention]
 
 
 def _vae_candidates(names: list[str], levels: int) -> list[str]:

@@ -6,19 +6,18 @@ does is float32, so that little of a small difference is lost on its way through
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from benchmark.lora_deltas import delta
+from benchmark.lora_keys import Sorted, alphas_in, flat_module, leaves, sort_keys
+from benchmark.original_names import DENOISER_PREFIX, original_keys
 from merger.checkpoints import Checkpoint, TensorInfo, open_checkpoint
 from merger.errors import CheckpointError, NoDenoiser, did_you_mean
-from merger.keys import DENOISER_PREFIX, original_keys
-from merger.lora_deltas import delta
-from merger.lora_keys import Sorted, flat_module, sort_keys
 from merger.weight_files import WeightFile, open_weights
 
 _FOLDER_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
@@ -124,16 +123,13 @@ def open_lora(path: Path, base: Checkpoint, *, name: str | None = None, allow_pi
 def _changes(path: Path, base: Checkpoint, found: Sorted, file: WeightFile) -> dict[str, _Change]:
     """{diffusers name: its change}, for every module of the adapter. Raises CheckpointError for one without a place."""
     places = _places(base)
-    alphas = _peft_alphas(file)
+    alphas = alphas_in(file.header.metadata, ("", "unet.", "transformer."))
     changes: dict[str, _Change] = {}
     homeless = []
     for module, parts in found.modules.items():
         flat = flat_module(module)
-        weighed = {part: key for part, key in parts.items() if part != "diff_b"}
-        wanted = [(".weight", weighed)] if set(weighed) - {"alpha"} else []
-        wanted += [(".bias", {"diff": parts["diff_b"]})] if "diff_b" in parts else []
-        for leaf, used in wanted:
-            targets = places.get(flat + leaf.replace(".", "_"))
+        for leaf, used in leaves(parts):
+            targets = places.get(f"{flat}_{leaf}")
             if targets is None:
                 homeless.append(module)
                 continue
@@ -166,21 +162,3 @@ def _places(base: Checkpoint) -> dict[str, list[tuple[str, str | None]]]:
     for name in base.denoiser:
         places[name.replace(".", "_")] = [(name, None)]
     return places
-
-
-def _peft_alphas(file: WeightFile) -> Callable[[str, int], float | None]:
-    """(module, rank) -> alpha, as the metadata that diffusers and PEFT write have it; None where they say nothing."""
-    try:
-        table = dict(json.loads(file.header.metadata.get("lora_adapter_metadata", "{}")))
-    except (ValueError, TypeError):
-        table = {}
-    said = {key.removeprefix("unet.").removeprefix("transformer."): value for key, value in table.items()}
-    special = said.get("alpha_pattern") or {}
-
-    def alpha(module: str, rank: int) -> float | None:
-        if not rank or "lora_alpha" not in said:
-            return None
-        own = float(next((value for key, value in special.items() if module.endswith(key)), said["lora_alpha"]))
-        return own * rank**0.5 if said.get("use_rslora") else own
-
-    return alpha

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from benchmark.pipelines import dtypes
 from merger.blending import blend
 from merger.checkpoints import Checkpoint
 from merger.errors import RecipeError, did_you_mean
@@ -15,7 +16,7 @@ from merger.fitting import check_fit
 from merger.layers import group
 from merger.recipe import Recipe, Source
 
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+DTYPES = dtypes()
 # base: every tensor of the base's files, under its keys. denoiser: those of the denoiser, and the markers that say how
 # it is to be used. diffusers: the denoiser alone, under diffusers names and in diffusers' shapes.
 Form = Literal["base", "denoiser", "diffusers"]

@@ -17,7 +17,7 @@ from typing import Any, cast
 import torch
 
 from benchmark.generation import DiffusersGenerator, GenerationSettings, ImageGenerator
-from benchmark.pipelines import OWN_SAMPLER, SAMPLERS, load_pipeline
+from benchmark.pipelines import OWN_SAMPLER, SAMPLERS, denoiser_of, dtypes, load_pipeline
 from benchmark.prompts import (
     Prompt,
     Vocabulary,
@@ -49,7 +49,6 @@ from merger.slopes import BlendSlopes, DifferentiableTagger
 from merger.space import Space, Weights, make_space
 from merger.study import SearchSettings
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 SETS = ("search", "validation", "test")
 
 
@@ -197,7 +196,7 @@ class Session:
     def _pipeline(self, path: Path) -> Any:
         config = self.config
         whole = config.pipeline if path.is_file() else None
-        pipeline = load_pipeline(path, config=whole, dtype=DTYPES[config.dtype], device=self.device)
+        pipeline = load_pipeline(path, config=whole, dtype=dtypes()[config.dtype], device=self.device)
         if config.vae is not None:
             use_vae(pipeline, config.vae, allow_pickle=config.allow_pickle)
         if config.text_encoders_from is not None:
@@ -253,11 +252,6 @@ def open_session(config: Config) -> Session:
     for tagger in taggers.values():
         columns_of(tagger, vocabulary.tags)
     return Session(config, base, donors, layers, space, taggers, vocabulary, _prompts(config, vocabulary), device)
-
-
-def denoiser_of(pipeline: Any) -> torch.nn.Module:
-    """The network that is blended: a pipeline's U-Net or, where it has none, its transformer."""
-    return pipeline.unet if getattr(pipeline, "unet", None) is not None else pipeline.transformer
 
 
 def generation_settings(config: Config) -> GenerationSettings:

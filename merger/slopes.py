@@ -13,7 +13,6 @@ streamed). See `merger.drawing` for how images are drawn with gradients.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Collection, Iterator, Sequence
@@ -28,7 +27,7 @@ from torch.nn.functional import logsigmoid
 
 from benchmark.generation import to_bytes
 from benchmark.prompts import Prompt
-from benchmark.runner import Evaluation, asked_matrix, is_broken, tags_asked
+from benchmark.runner import Evaluation, asked_matrix, image_digests, is_broken, tags_asked
 from benchmark.scores import Floats
 from benchmark.taggers import Images, columns_of
 from merger.drawing import DifferentiableGenerator, Differentiation
@@ -225,9 +224,7 @@ class _Pass:
     def note(self, rows: np.ndarray, images: Images, said: Tensor, values: Tensor, kind: str) -> None:
         """Keep what was found for the prompts `rows`; a broken image is given nothing, as in the benchmark."""
         self.broken[rows] = is_broken(images)
-        self.digests[rows] = [
-            int.from_bytes(hashlib.sha256(image.tobytes()).digest()[:8], "little", signed=True) for image in images
-        ]
+        self.digests[rows] = image_digests(images)
         said = torch.nan_to_num(said, nan=0.0).float().cpu()
         self.probabilities[rows] = np.where(self.broken[rows][:, None], np.float32(0), said.numpy())
         in_vain = math.log(1e-4) if kind == "log_probability" else 0.0

@@ -20,10 +20,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmark.pipelines import dtypes
 from merger.blending import blend_into
 from merger.live import checksum_of
 
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+DTYPES = dtypes()
 
 
 def seconds(work: Callable[[], object], device: torch.device, repeats: int) -> float:

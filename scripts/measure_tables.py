@@ -84,7 +84,8 @@ def measure(models: int, prompts: int, images: int, tags: int, looks: bool) -> d
         evaluations = timed("read", times, lambda: {name: one.evaluation() for name, one in rows.items()})
     if not looks:
         evaluations = {name: replace(done, features={}) for name, done in evaluations.items()}
-    beside = Beside(draw.normal(size=(prompts, WIDTH)), draw.normal(size=(500, WIDTH)))
+    reference = {"clip": draw.normal(size=(500, WIDTH))}
+    beside = Beside(draw.normal(size=(prompts, WIDTH)), {"clip": "clip"}, reference)
     thresholds = {"tagger": 0.5, "judge": 0.5}
     scored = timed("score", times, lambda: compare(evaluations, category_of, thresholds, beside))
     settings: dict[str, object] = {"images": len(made), "prompts": prompts, "width": 512, "height": 512, "steps": 20}

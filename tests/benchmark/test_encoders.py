@@ -1,4 +1,4 @@
-"""A tiny CLIP model: the encoder against transformers' own, and its figures from the command line's parts."""
+"""Tiny CLIP, DINOv2, ViT, ResNet and SigLIP models: the encoders against transformers' own, and their figures."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from benchmark.classifier import ClassifierLook
 from benchmark.cli import main
 from benchmark.comparison import compare
 from benchmark.completing import complete_rows
-from benchmark.encoders import ClipEncoder
+from benchmark.encoders import ClipEncoder, PooledEncoder, open_encoder
 from benchmark.errors import InputError
 from benchmark.generation import FakeGenerator, GenerationSettings
 from benchmark.page import as_html
@@ -86,9 +87,9 @@ def test_diversity_and_the_rest_come_with_the_tables_and_survive_the_disk(folder
     images = np.concatenate(list(FakeGenerator(tags).generate(prompts)))
     assert done.features["clip"] == pytest.approx(encoder.images(images), abs=1e-6)
     texts = encoder.texts([p.text for p in prompts[::2]])
-    (model,) = compare({"m": done}, lambda _: "all", {"tagger": 0.5}, Beside(texts))
-    assert set(model.metrics) == {"diversity", "CLIP score", "R-precision of 6"}
-    assert 0 < model.metrics["diversity"].value < 1
+    (model,) = compare({"m": done}, lambda _: "all", {"tagger": 0.5}, Beside(texts, {"clip": "clip"}))
+    assert set(model.metrics) == {"diversity by clip", "CLIP score", "R-precision of 6"}
+    assert 0 < model.metrics["diversity by clip"].value < 1
     assert "| model | diversity" in as_markdown([model])
     settings = dict.fromkeys(("images", "prompts", "width", "height", "steps", "sampler", "guidance"), 1)
     assert "<circle" in as_html([model], settings, [])
@@ -190,14 +191,131 @@ def test_every_look_from_the_command_line_without_drawing_twice(
     assert main([*words, *more]) == 0
     base, warm = json.loads(capfd.readouterr().out)["models"]
     assert set(base["metrics"]) == {
-        "diversity",
+        "diversity by clip",
         "CLIP score",
         "R-precision of 5",
         "Inception Score",
-        "Fréchet distance",
+        "Fréchet distance by clip",
     }
-    assert base["metrics"]["Fréchet distance"]["value"] == pytest.approx(0, abs=1e-5)  # its own images
+    assert base["metrics"]["Fréchet distance by clip"]["value"] == pytest.approx(0, abs=1e-5)  # its own images
     assert 1 <= base["metrics"]["Inception Score"]["value"] <= 5
     assert set(warm["metric_difference"]) == set(base["metrics"])
     assert main([*words, "--frechet", str(pictures)]) == 2
-    assert "Name a CLIP model with --clip" in capfd.readouterr().err
+    assert "Name one with --encoder or --clip" in capfd.readouterr().err
+
+
+def save_encoder(model: Any, folder: Path) -> Path:
+    model.save_pretrained(folder)
+    described = {
+        "size": {"height": 16, "width": 16},
+        "do_normalize": True,
+        "image_mean": [0.5] * 3,
+        "image_std": [0.2] * 3,
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(described))
+    return folder
+
+
+SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16, "patch_size": 8}
+
+
+@pytest.fixture(scope="module")
+def dino_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from transformers import Dinov2Config, Dinov2Model
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(62)
+        model = Dinov2Model(Dinov2Config(**SMALL))
+    return save_encoder(model, tmp_path_factory.mktemp("encoder") / "dino")
+
+
+def test_any_image_encoder_is_pooled_as_it_pools_itself(
+    dino_folder: Path, tiny_tagger_folder: Path, tmp_path: Path
+) -> None:
+    import transformers
+
+    images = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
+    pixels = (torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - 0.5) / 0.2
+    wide = {**SMALL, "intermediate_size": 32}
+    narrow = {"embedding_size": 8, "hidden_sizes": [8, 12], "depths": [1, 1], "layer_type": "basic"}
+    siglip = {"vision_config": wide, "text_config": {**SMALL, "intermediate_size": 32, "vocab_size": 99}}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(63)
+        folders = {
+            "dino": (dino_folder, 16),
+            "vit": (save_encoder(transformers.ViTModel(transformers.ViTConfig(**wide)), tmp_path / "vit"), 16),
+            "resnet": (
+                save_encoder(transformers.ResNetModel(transformers.ResNetConfig(**narrow)), tmp_path / "resnet"),
+                12,
+            ),
+            "siglip": (
+                save_encoder(transformers.SiglipModel(transformers.SiglipConfig(**siglip)), tmp_path / "siglip"),
+                16,
+            ),
+        }
+        masked = transformers.ViTMAEModel(transformers.ViTMAEConfig(**wide))
+    for kind, (folder, width) in folders.items():
+        encoder = open_encoder(folder)
+        assert isinstance(encoder, PooledEncoder)
+        model = transformers.AutoModel.from_pretrained(folder).eval()
+        with torch.inference_mode():
+            seen = getattr(model, "vision_model", model)(pixel_values=pixels).pooler_output.flatten(1)
+        assert encoder.images(images) == pytest.approx(seen.numpy(), abs=1e-5), kind
+        assert encoder.images(images[:0]).shape == (0, width)
+    # a ViT that was trained as a classifier has no pooler: transformers would invent one
+    tagger = transformers.ViTForImageClassification.from_pretrained(tiny_tagger_folder).eval()
+    encoder = open_encoder(tiny_tagger_folder)
+    with torch.inference_mode():
+        inner = tagger.vit(encoder.preprocessing(torch.from_numpy(images).permute(0, 3, 1, 2) / 255))
+    assert encoder.images(images) == pytest.approx(inner.last_hidden_state[:, 0].numpy(), abs=1e-5)
+    with pytest.raises(InputError, match="sees one image in two ways"):
+        open_encoder(save_encoder(masked, tmp_path / "masked"))
+
+
+def test_what_is_no_image_encoder_is_named(folder: Path, tmp_path: Path) -> None:
+    from transformers import BertConfig, BertModel
+
+    assert isinstance(open_encoder(folder), ClipEncoder)
+    with pytest.raises(InputError, match=r"is no image encoder's folder; it has no config\.json"):
+        open_encoder(tmp_path)
+    words = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    written = save_encoder(BertModel(BertConfig(**words, vocab_size=99)), tmp_path / "bert")
+    with pytest.raises(InputError, match="is no image encoder; it cannot be shown an image"):
+        open_encoder(written)
+
+
+def test_another_encoder_from_the_command_line_and_beside_clip(
+    folder: Path,
+    dino_folder: Path,
+    tiny_family: dict[str, Path],
+    tiny_pipeline_folder: Path,
+    tiny_tagger_folder: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    words = [str(tiny_family["base"]), "--pipeline", str(tiny_pipeline_folder), "--json"]
+    words += f"--tagger {tiny_tagger_folder} --tags top:6 --prompts 5 --images 2 --tags-per-prompt 2".split()
+    words += f"--steps 1 --size 32x32 --device cpu --keep-images --output {tmp_path / 'out'}".split()
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for number, pixels in enumerate(np.random.default_rng(1).integers(0, 256, (3, 20, 20, 3), dtype=np.uint8)):
+        Image.fromarray(pixels).save(pictures / f"{number}.png")
+    words += ["--frechet", str(pictures), "--encoder", str(dino_folder)]
+    assert main(words) == 0
+    told = capfd.readouterr()
+    (base,) = json.loads(told.out)["models"]
+    assert set(base["metrics"]) == {"diversity by dino", "Fréchet distance by dino"}
+    assert base["metrics"]["Fréchet distance by dino"]["value"] > 0
+    assert "encoder dino: reads no prompts, so there is no CLIP score and no R-precision" in told.err
+    assert "diversity: cannot" not in told.err
+    assert "diversity by dino" in (tmp_path / "out" / "report.html").read_text()
+    alone = base["metrics"]
+    assert main([*words, "--clip", str(folder)]) == 0
+    told = capfd.readouterr()
+    (base,) = json.loads(told.out)["models"]
+    of_clip = {"diversity by clip", "Fréchet distance by clip", "CLIP score", "R-precision of 5"}
+    assert set(base["metrics"]) == {*alone, *of_clip}
+    assert {name: base["metrics"][name] for name in alone} == alone
+    assert "reads no prompts" not in told.err
+    assert main([*words, "--images", "1"]) == 0
+    assert "diversity: cannot be told from one image of each prompt" in capfd.readouterr().err

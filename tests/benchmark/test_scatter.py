@@ -23,9 +23,8 @@ DONE = Evaluation(PROMPTS, ("a",), {"t": np.ones((2, 1), np.float32)}, np.zeros(
 
 def model(name: str, x: float, y: float) -> ModelScores:
     across, up = Estimate(x, 0.01, x - 0.1, x + 0.1), Estimate(y, 0.01, y - 0.1, y + 0.1)
-    return replace(
-        EMPTY, name=name, metrics={"diversity": across}, metric_difference={"diversity": across}, accuracy={"t": up}
-    )
+    told = {"CLIP score": up, "diversity by dino": across}
+    return replace(EMPTY, name=name, metrics=told, metric_difference=told, accuracy={"t": up})
 
 
 MODELS = (model("low", 0.2, 0.5), model("high", 0.4, 0.7), model("near", 0.399, 0.7))
@@ -46,7 +45,7 @@ def test_dots_stand_where_their_figures_say() -> None:
     assert high.x > low.x
     assert high.y < low.y
     assert abs(near.label_y - high.label_y) >= 14  # names do not lie on one another
-    assert low.hover == "low: accuracy 0.500 [0.400, 0.600], diversity 0.200 [0.100, 0.300]"
+    assert low.hover == "low: accuracy 0.500 [0.400, 0.600], diversity by dino 0.200 [0.100, 0.300]"
 
 
 def test_no_diversity_no_chart() -> None:
@@ -73,4 +72,5 @@ def test_the_picture_and_the_page_show_it(tmp_path: Path) -> None:
     html = as_html((model("<a>", 0.2, 0.5), *MODELS), settings, [])
     assert html.count("<circle") == 4
     assert "<title>&lt;a&gt;: accuracy 0.500" in html
+    assert 'text-anchor="middle">diversity by dino</text>' in html
     assert "<a>" not in html

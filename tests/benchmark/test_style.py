@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ from safetensors.torch import load_file, save_file
 
 from benchmark.cli import main
 from benchmark.errors import InputError
-from benchmark.lora import Lora, add_lora
 from benchmark.style import StyleLook, read_vgg
 
 CONVOLUTIONS = (0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28)
@@ -112,74 +110,9 @@ def test_files_that_are_no_vgg(vgg: Path, tmp_path: Path) -> None:
         read_vgg(tmp_path / "c.safetensors")
 
 
-class Block(torch.nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.to_q, self.conv = torch.nn.Linear(4, 6), torch.nn.Conv2d(3, 5, 3)
-
-
-def pipeline() -> SimpleNamespace:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        unet, text = torch.nn.ModuleDict({"down_blocks": torch.nn.ModuleList([Block()])}), Block()
-    return SimpleNamespace(unet=unet.requires_grad_(False), text_encoder=text.requires_grad_(False))
-
-
 def written(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> Path:
     save_file(tensors, tmp_path / "lora.safetensors")
     return tmp_path / "lora.safetensors"
-
-
-def test_a_lora_in_either_spelling_adds_up_times_down(tmp_path: Path) -> None:
-    noise = torch.Generator().manual_seed(2)
-    down, up = torch.randn(2, 4, generator=noise), torch.randn(6, 2, generator=noise)
-    conv_down, conv_up = torch.randn(2, 3, 3, 3, generator=noise), torch.randn(5, 2, 1, 1, generator=noise)
-    kohya = {
-        "lora_unet_down_blocks_0_to_q.lora_down.weight": down,
-        "lora_unet_down_blocks_0_to_q.lora_up.weight": up,
-        "lora_unet_down_blocks_0_to_q.alpha": torch.tensor(1.0),
-        "lora_te_text_model_conv.lora_down.weight": conv_down,
-        "lora_te_text_model_conv.lora_up.weight": conv_up,
-    }
-    plain, changed = pipeline(), pipeline()
-    assert add_lora(changed, Lora(written(tmp_path, kohya), 0.5)) == 2
-    before, after = plain.unet["down_blocks"][0], changed.unet["down_blocks"][0]
-    for i in range(6):
-        for j in range(4):  # alpha / rank = 1/2, scale 1/2
-            add = 0.25 * sum(float(up[i, r] * down[r, j]) for r in range(2))
-            assert float(after.to_q.weight[i, j]) == pytest.approx(float(before.to_q.weight[i, j]) + add, abs=1e-6)
-    convolved = 0.5 * torch.einsum("or,rikl->oikl", conv_up[:, :, 0, 0], conv_down)
-    assert torch.allclose(changed.text_encoder.conv.weight, plain.text_encoder.conv.weight + convolved, atol=1e-6)
-    assert torch.equal(after.conv.weight, before.conv.weight)
-    dotted = {"unet.down_blocks.0.to_q.lora_A.weight": down, "unet.down_blocks.0.to_q.lora_B.weight": up / 2}
-    other = pipeline()
-    add_lora(other, Lora(written(tmp_path, dotted), 0.5))
-    assert torch.allclose(other.unet["down_blocks"][0].to_q.weight, after.to_q.weight, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("tensors", "message"),
-    [
-        (
-            {"unet.up.0.lora_A.weight": (2, 4), "unet.up.0.lora_B.weight": (6, 2)},
-            "'unet up_0', which this model has not",
-        ),
-        ({"unet.down_blocks.0.to_q.lora_A.weight": (2, 4)}, "only one half"),
-        ({"lora_unet_down_blocks_0_to_q.hada_w1_a": (2, 4)}, "no part of a plain LoRA"),
-        (
-            {"unet.down_blocks.0.to_q.lora_A.weight": (2, 5), "unet.down_blocks.0.to_q.lora_B.weight": (6, 2)},
-            "Is it of this family",
-        ),
-    ],
-)
-def test_a_lora_that_does_not_fit_changes_nothing(
-    tmp_path: Path, tensors: dict[str, tuple[int, ...]], message: str
-) -> None:
-    whole = {"text_encoder.to_q.lora_A.weight": torch.ones(1, 4), "text_encoder.to_q.lora_B.weight": torch.ones(6, 1)}
-    changed, plain = pipeline(), pipeline()
-    with pytest.raises(InputError, match=message):
-        add_lora(changed, Lora(written(tmp_path, {**whole, **{k: torch.ones(s) for k, s in tensors.items()}})))
-    assert torch.equal(changed.text_encoder.to_q.weight, plain.text_encoder.to_q.weight)
 
 
 def test_lora_and_style_from_the_command_line(

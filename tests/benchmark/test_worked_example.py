@@ -39,7 +39,7 @@ def directions(angles: list[int]) -> np.ndarray:
 
 
 # The reference images are the first model's own, five away.
-BESIDE = Beside(directions(TEXT_ANGLES), directions(ANGLES)[:11] + np.array([3.0, 4.0]))
+BESIDE = Beside(directions(TEXT_ANGLES), {"clip": "c"}, {"clip": directions(ANGLES)[:11] + np.array([3.0, 4.0])})
 
 
 def evaluation(changed: bool) -> Evaluation:
@@ -111,12 +111,12 @@ def test_the_paired_difference(models: tuple[ModelScores, ...]) -> None:
 def test_diversity_clip_score_and_r_precision(models: tuple[ModelScores, ...]) -> None:
     assert values(models[0].metrics) == pytest.approx(
         {
-            "diversity": (1 + 0.5 + 0 + 2 + 1) / 5,  # the last prompt has one whole image
+            "diversity by c": (1 + 0.5 + 0 + 2 + 1) / 5,  # the last prompt has one whole image
             "CLIP score": 100 * (1 + 0.5 + 1 + math.sqrt(3) + 1) / 11,
             "R-precision of 6": 3 / 11,  # images 0, 3 and 10 are nearest to their own prompt
             # Five images surely of each class and one of either: all but it are ln 2 from the mean.
             "Inception Score": 2 ** (10 / 11),
-            "Fréchet distance": 25,
+            "Fréchet distance by c": 25,
             "style loss": 10.5,  # the mean of 0 to 21
         },
         rel=1e-5,
@@ -126,10 +126,11 @@ def test_diversity_clip_score_and_r_precision(models: tuple[ModelScores, ...]) -
 def test_paired_differences_of_what_looks_tell(models: tuple[ModelScores, ...]) -> None:
     differences = values(models[1].metric_difference)
     sixths = -(6 / 11 * math.log(6 / 11) + 5 / 11 * math.log(5 / 11))
-    assert differences.pop("Fréchet distance") == pytest.approx(models[1].metrics["Fréchet distance"].value - 25)
+    distance = "Fréchet distance by c"
+    assert differences.pop(distance) == pytest.approx(models[1].metrics[distance].value - 25)
     assert differences == pytest.approx(
         {
-            "diversity": -0.5 / 5,
+            "diversity by c": -0.5 / 5,
             "CLIP score": -50 / 11,
             "R-precision of 6": -1 / 11,
             "Inception Score": math.exp(sixths) - 2 ** (10 / 11),

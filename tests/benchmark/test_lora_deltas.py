@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from merger.lora_deltas import delta
+from benchmark.lora_deltas import delta
 
 O, I, R, K = 6, 4, 2, 3  # noqa: E741 - as in the module's glossary
 RANDOM = np.random.default_rng(3)

@@ -17,11 +17,12 @@ Sources: Hu et al. 2021 (LoRA), Hyeon-Woo et al. 2022 (LoHa), LyCORIS (Yeh et al
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, TypeAlias
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-Parts = Mapping[str, Tensor]  # float32, under the names above
+Parts: TypeAlias = "Mapping[str, Tensor]"  # float32, under the names above
 
 
 def delta(parts: Parts, weight: Tensor, alpha: float | None) -> Tensor:
@@ -62,6 +63,8 @@ def _hadamard(parts: Parts) -> Tensor:
 
 
 def _kronecker(parts: Parts, weight: Tensor, alpha: float | None) -> Tensor:
+    import torch
+
     rank = next((parts[part].shape[0] for part in ("k1_b", "k2_b") if part in parts), None)
     first = parts["k1"] if "k1" in parts else parts["k1_a"] @ parts["k1_b"]
     if "k2" in parts:
@@ -79,10 +82,14 @@ def _kronecker(parts: Parts, weight: Tensor, alpha: float | None) -> Tensor:
 
 def _tucker(core: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """core [a, b, k, l], left [a, o], right [b, i] -> [o, i, k, l]."""
+    import torch
+
     return torch.einsum("abkl,ao,bi->oikl", core, left, right)
 
 
 def _decomposed(change: Tensor, weight: Tensor, magnitude: Tensor) -> Tensor:
+    import torch
+
     whole = weight + change
     over_inputs = magnitude.dim() == 1 or magnitude.shape[0] == weight.shape[0] != 1
     kept = 0 if over_inputs else 1
