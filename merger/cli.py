@@ -98,6 +98,16 @@ def make_parser() -> argparse.ArgumentParser:
     _pickles(merge)
     _export_options(merge)
 
+    convert = _command(
+        commands,
+        "convert",
+        "make a .safetensors file of a pickle's plain tensors",
+        "merger convert old.ckpt --output new.safetensors",
+    )
+    convert.add_argument("file", type=Path, metavar="FILE", help="a .ckpt, .pt, .pth or .bin file")
+    convert.add_argument("--output", type=Path, required=True, metavar="FILE", help="where to")
+    _json(convert)
+
     verify = _command(
         commands, "verify", "rebuild a blend from its own recipe and compare", "merger verify best.safetensors --score"
     )

@@ -95,7 +95,7 @@ def list_(args: argparse.Namespace) -> int:
 
 def export(args: argparse.Namespace) -> int:
     """`merger export`: writes the winner, the best so far, or a given trial."""
-    from merger.exporting import ExportOptions
+    from merger.exporting import ExportOptions, is_folder
     from merger.searching import export_trial
     from merger.session import open_session
     from merger.study import incumbent, open_study
@@ -113,10 +113,17 @@ def export(args: argparse.Namespace) -> int:
     else:
         trial, name = incumbent(study), "best"
     suffix = f"-{args.dtype}" if args.dtype else ""
-    ending = "" if args.format == "diffusers" else ".safetensors"
+    how = ExportOptions(
+        args.dtype,
+        args.denoiser_only,
+        args.format,
+        args.pipeline or config.pipeline,
+        args.mecha,
+        replace_folder=args.output is None,  # a name of ours, in the run's own folder
+    )
+    ending = "" if is_folder(session.base, how) else ".safetensors"
     output = args.output or run.folder / f"{name}{suffix}{'-denoiser' if args.denoiser_only else ''}{ending}"
     prompts = "the prompts of its step" if trial.role == STEP else "the search prompts"
-    how = ExportOptions(args.dtype, args.denoiser_only, args.format, args.pipeline or config.pipeline, args.mecha)
     written = export_trial(session, trial, output, how)
     print(
         json.dumps({"file": str(written), "trial": trial.number, "accuracy": trial.score.accuracy})
@@ -137,6 +144,15 @@ def merge(args: argparse.Namespace) -> int:
         print(remark, file=sys.stderr)
     how = ExportOptions(args.dtype, args.denoiser_only, args.format, args.pipeline, args.mecha)
     written = export_as(recipe, args.output, how, base=base, donors=donors)
+    print(json.dumps({"file": str(written)}) if args.json else _shown(written))
+    return 0
+
+
+def convert(args: argparse.Namespace) -> int:
+    """`merger convert`: a pickle as a `.safetensors` file."""
+    from merger.converting import convert as rewrite
+
+    written = rewrite(args.file, args.output)
     print(json.dumps({"file": str(written)}) if args.json else _shown(written))
     return 0
 
@@ -172,10 +188,10 @@ def verify(args: argparse.Namespace) -> int:
 
 
 def _score_again(file: Path, target: str | None) -> dict[str, Any]:
-    from merger.headers import read_header
+    from merger.checkpoints import open_checkpoint
     from merger.searching import SCORE_KEY, score_file
 
-    recorded = read_header(file).metadata.get(SCORE_KEY)
+    recorded = open_checkpoint(file).metadata.get(SCORE_KEY)
     if recorded is None:
         raise StudyError(f"{file}: carries no score; only blends that `merger` exported from a run do")
     run = find_run(target or str(file.resolve().parent))

@@ -6,7 +6,6 @@ It loads wherever the base loads. No more than one tensor per source is in memor
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
@@ -25,6 +24,7 @@ from merger.model_spec import HASH_KEY, UNKNOWN_HASH, metadata_of
 from merger.plan import FORM_KEY, Form, Plan, changed_source
 from merger.recipe import Recipe, Source
 from merger.weight_files import reader
+from merger.writing import whole_or_nothing
 
 
 @dataclass(frozen=True)
@@ -58,52 +58,56 @@ def export(
     """
     output = Path(output)
     check_output(output, base, donors, form)
-    write_file(recipe, output, base=base, donors=donors, dtype=dtype, form=form, extra_metadata=extra_metadata)
+    with whole_or_nothing(output) as partial:
+        write_file(
+            recipe,
+            partial,
+            base=base,
+            donors=donors,
+            dtype=dtype,
+            form=form,
+            extra_metadata=extra_metadata,
+            title=output.stem,
+        )
     return output
 
 
 def write_file(
     recipe: Recipe,
-    output: Path,
+    file: Path,
     *,
     base: Checkpoint,
     donors: Sequence[Checkpoint],
     dtype: str | None = None,
     form: Form = "base",
     extra_metadata: Mapping[str, str] | None = None,
-    title: str | None = None,
+    title: str,
 ) -> None:
-    """`export` without asking whether it makes sense as a file of its own. title: for the metadata."""
+    """`export` without asking whether it makes sense as a file of its own, and straight to its place.
+
+    title: for the metadata. Raises OSError where the disk refuses.
+    """
     recipe = replace(recipe, dtype=dtype) if dtype is not None else recipe
     plan = Plan(recipe, base, donors, form)
     # What an earlier blend said of itself (its recipe, its score) is not true of this one.
     kept = {key: value for key, value in base.metadata.items() if not key.startswith(("layermerge.", "modelspec.hash"))}
-    said = metadata_of(recipe, base, donors, title or output.stem)
+    said = metadata_of(recipe, base, donors, title)
     metadata = {**kept, "format": "pt", **said, **(extra_metadata or {}), **recipe.to_metadata()}
     if form != "base":
         metadata[FORM_KEY] = form
-    partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w+b") as file:
-            head = pack_header(plan.layout(), metadata)
-            file.write(head)
-            hashed = hashlib.sha256()
-            for _, tensor in plan.tensors():
-                content = _bytes(tensor)
-                hashed.update(content)
-                file.write(content)
-            place = head.index(UNKNOWN_HASH.encode(), head.index(HASH_KEY.encode()))
-            file.seek(place)
-            file.write(f"0x{hashed.hexdigest()}".encode())
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(output)
-    except OSError as error:
-        full = " Nothing was left behind; make room and try again." if error.errno == errno.ENOSPC else ""
-        raise CheckpointError(f"{output}: cannot be written ({error.strerror}).{full}") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    head = pack_header(plan.layout(), metadata)
+    place = head.index(UNKNOWN_HASH.encode(), head.index(HASH_KEY.encode()))
+    with file.open("wb") as out:
+        out.write(head)
+        hashed = hashlib.sha256()
+        for _, tensor in plan.tensors():
+            content = bytes_of(tensor)
+            hashed.update(content)
+            out.write(content)
+        out.seek(place)
+        out.write(f"0x{hashed.hexdigest()}".encode())
+        out.flush()
+        os.fsync(out.fileno())
 
 
 def check_output(output: Path, base: Checkpoint, donors: Sequence[Checkpoint], form: Form = "base") -> None:
@@ -176,5 +180,6 @@ def _raw(tensor: Tensor) -> Tensor:
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
 
 
-def _bytes(tensor: Tensor) -> memoryview:
+def bytes_of(tensor: Tensor) -> memoryview:
+    """A tensor's bytes, not copied where they lie in a row already."""
     return _raw(tensor).numpy().data

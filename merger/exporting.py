@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,7 +12,7 @@ from merger.checkpoints import Checkpoint
 from merger.errors import ConfigError
 from merger.export import export
 from merger.folders import export_folder
-from merger.mecha import write_mecha
+from merger.mecha import mecha_beside
 from merger.recipe import Recipe
 
 
@@ -20,7 +21,7 @@ class ExportOptions:
     """How a blend is written.
 
     dtype: `fp16`, `bf16`, `fp32`, or as the base has it. pipeline: configuration of a single file that is to become a
-    folder. mecha: where sd-mecha's recipe is written besides.
+    folder. mecha: where sd-mecha's recipe is written besides. replace_folder: whether a folder that is there may go.
     """
 
     dtype: str | None = None
@@ -28,6 +29,7 @@ class ExportOptions:
     format: Literal["base", "diffusers"] = "base"
     pipeline: Path | None = None
     mecha: Path | None = None
+    replace_folder: bool = False
 
 
 AS_IT_IS = ExportOptions()
@@ -48,18 +50,25 @@ def export_as(
     """
     if how.denoiser_only and how.format == "diffusers":
         raise ConfigError("--denoiser-only is one file and --format diffusers is a folder: choose one")
-    if how.mecha is not None:
-        write_mecha(recipe, how.mecha, base=base, donors=donors)
-    folder = how.format == "diffusers" or (base.layout == "folder" and not how.denoiser_only)
-    if folder:
-        return export_folder(
-            recipe,
-            output,
-            base=base,
-            donors=donors,
-            pipeline=how.pipeline,
-            dtype=how.dtype,
-            extra_metadata=extra_metadata,
+    beside = nullcontext() if how.mecha is None else mecha_beside(recipe, how.mecha, base=base, donors=donors)
+    with beside:
+        if is_folder(base, how):
+            return export_folder(
+                recipe,
+                output,
+                base=base,
+                donors=donors,
+                pipeline=how.pipeline,
+                dtype=how.dtype,
+                extra_metadata=extra_metadata,
+                replace_folder=how.replace_folder,
+            )
+        form: Literal["base", "denoiser"] = "denoiser" if how.denoiser_only else "base"
+        return export(
+            recipe, output, base=base, donors=donors, dtype=how.dtype, form=form, extra_metadata=extra_metadata
         )
-    form: Literal["base", "denoiser"] = "denoiser" if how.denoiser_only else "base"
-    return export(recipe, output, base=base, donors=donors, dtype=how.dtype, form=form, extra_metadata=extra_metadata)
+
+
+def is_folder(base: Checkpoint, how: ExportOptions = AS_IT_IS) -> bool:
+    """Whether a blend of this base is written as a diffusers folder."""
+    return how.format == "diffusers" or (base.layout == "folder" and not how.denoiser_only)

@@ -6,10 +6,8 @@ which has them in memory for that long. The folder appears whole or not at all.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,6 +17,7 @@ from merger.errors import CheckpointError
 from merger.export import write_file
 from merger.plan import DTYPES
 from merger.recipe import Recipe
+from merger.writing import whole_or_nothing
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 _HEAVY = (".safetensors", ".bin", ".ckpt", ".pt", ".msgpack", ".onnx", ".safetensors.index.json")
@@ -33,38 +32,36 @@ def export_folder(
     pipeline: Path | None = None,
     dtype: str | None = None,
     extra_metadata: Mapping[str, str] | None = None,
+    replace_folder: bool = False,
 ) -> Path:
     """Write the blend that `recipe` describes as a diffusers folder.
 
     pipeline: the configuration folder of a base that is a single file. dtype: of the denoiser and, from a single file,
-    of the other components. The recipe is in the metadata of the denoiser's file. Raises CheckpointError for an output
-    that is there already, a single file without its pipeline's configuration, and a base that is no whole pipeline.
+    of the other components. replace_folder: whether a folder of that name may go once the new one is whole. The recipe
+    is in the metadata of the denoiser's file. Raises CheckpointError for an output that is there already, a single file
+    without its pipeline's configuration, and a base that is no whole pipeline.
     """
     output = Path(output)
-    if output.exists():
+    if output.exists() and not (replace_folder and output.is_dir()):
         raise CheckpointError(f"{output}: is there already. Choose another name for the folder.")
-    partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
-    try:
+    if any(output.resolve() == source.path.resolve() for source in (base, *donors)):
+        raise CheckpointError(f"{output}: is one of the blend's own sources. Choose another name.")
+    with whole_or_nothing(output) as partial:
         if base.layout == "folder":
             _copy(base.path, partial)
         else:
             _take_apart(base, partial, pipeline, dtype)
         inside = next((partial / part for part in ("unet", "transformer") if (partial / part).is_dir()), partial)
         write_file(
-            recipe if dtype is None else replace(recipe, dtype=dtype),
+            recipe,
             inside / WEIGHTS,
             base=base,
             donors=donors,
+            dtype=dtype,
             form="diffusers",
             extra_metadata=extra_metadata,
             title=output.name,
         )
-        partial.replace(output)
-    except OSError as error:
-        raise CheckpointError(f"{output}: cannot be written ({error.strerror or error}).") from error
-    finally:
-        if partial.exists():
-            shutil.rmtree(partial)
     return output
 
 
@@ -80,6 +77,8 @@ def _copy(source: Path, target: Path) -> None:
 
 def _take_apart(base: Checkpoint, target: Path, pipeline: Path | None, dtype: str | None) -> None:
     """The configuration folder with the weights of every component of a single file but the denoiser."""
+    from safetensors import SafetensorError
+
     from benchmark.pipelines import load_pipeline
 
     if pipeline is None:
@@ -93,4 +92,7 @@ def _take_apart(base: Checkpoint, target: Path, pipeline: Path | None, dtype: st
     loaded = load_pipeline(base.path, config=pipeline, dtype=torch.float32 if kind.itemsize == 1 else kind)
     for name, component in loaded.components.items():
         if isinstance(component, torch.nn.Module) and name not in ("unet", "transformer"):
-            component.save_pretrained(target / name)  # type: ignore[operator]
+            try:
+                component.save_pretrained(target / name)  # type: ignore[operator]
+            except SafetensorError as error:  # all that its writer says of a disk that refuses
+                raise OSError(f"{name}: {error}") from error

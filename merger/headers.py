@@ -97,6 +97,13 @@ def pack_header(tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], meta
     return len(text).to_bytes(8, "little") + text
 
 
+def aligned(
+    tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
+) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """The same tensors in an order in which each begins on a multiple of its own width: wider types first."""
+    return dict(sorted(tensors.items(), key=lambda item: -item[1][0].itemsize))
+
+
 def _entry(value: Mapping[str, Any]) -> Entry:
     start, end = value["data_offsets"]
     shape = tuple(value["shape"])
@@ -125,13 +132,22 @@ def _check_offsets(path: Path, entries: Mapping[str, Entry], have: int) -> None:
         raise CheckpointError(f"{path}: damaged: {have - at} bytes follow the last tensor.")
 
 
+def convert_command(path: Path) -> str:
+    """A sentence with the command that makes a `.safetensors` file of this pickle."""
+    target = path.with_suffix(".safetensors")
+    if target == path:
+        return "To convert: give it back its ending .ckpt, then `merger convert`"
+    return f"To convert: merger convert {path} --output {target}"
+
+
 def _refuse_other_formats(path: Path, head: bytes) -> None:
     if len(head) < 8:
         raise CheckpointError(f"{path}: not a safetensors file: it has only {len(head)} bytes.")
     if head.startswith(b"PK\x03\x04") or (head[:1] == b"\x80" and head[1] in range(2, 6) and any(head[4:8])):
         raise CheckpointError(
             f"{path}: a pickle checkpoint, which could run any program when opened, so it is not. "
-            "Convert it to .safetensors first, or say --allow-pickle to have its plain tensors read."
+            "Convert it to .safetensors first, or say --allow-pickle to have its plain tensors read. "
+            f"{convert_command(path)}"
         )
     if head.startswith(b"version https://git-lfs"):
         raise CheckpointError(f"{path}: only a Git LFS pointer; the file itself was not fetched. Run 'git lfs pull'.")

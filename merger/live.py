@@ -4,7 +4,8 @@
     D   donors
 
 A layer's parameters become views into one flat buffer [P] of the module's dtype; base and donors are held in flat
-buffers of the same arrangement in the dtype of their files. A blend is one pass over each layer.
+buffers of the same arrangement in the dtype of their files, or stay in their files (`merger.holding`). A blend is one
+pass over each layer.
 
 What is scored is what is exported: blended values are rounded to the dtype of the base file's tensors first, to the
 module's afterwards, exactly as if the exported file had been loaded.
@@ -13,41 +14,32 @@ module's afterwards, exactly as if the exported file had been loaded.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from merger.blending import blend_into, holding
+from merger.blending import blend_into
 from merger.checkpoints import Checkpoint
 from merger.errors import BlendNotApplied, CheckpointError, ConfigError, did_you_mean
+from merger.holding import Copies, Hold, Mapped, Span, choose_hold
 
 Weights = Mapping[str, Mapping[str, float]]
+Read = Callable[[], tuple[Tensor, tuple[Tensor, ...]]]
 
 _ALIGN = 64  # elements; kernels want tensors on at least 64 bytes
 _ROW = 4096  # bytes; a buffer is a whole number of rows, so that its checksum needs no special ends
 
 
 @dataclass(frozen=True)
-class _Run:
-    """Neighbouring tensors that the base file keeps in one dtype: elements `start` to `end` of a layer's buffer."""
-
-    start: int
-    end: int
-    stored: torch.dtype
-
-
-@dataclass(frozen=True)
 class _Layer:
-    """One layer: the live buffer [P], the base [P], the donors [D][P], and the parameters that view into `live`."""
+    """One layer: the live buffer [P], what it is blended from, and the parameters that view into `live`."""
 
     live: Tensor
-    base: Tensor
-    donors: tuple[Tensor, ...]
-    runs: tuple[_Run, ...]
+    held: Copies | Mapped
     parameters: Mapping[str, Tensor]
-    places: Mapping[str, int]  # first element of each tensor
+    places: Mapping[str, Span]  # where each tensor lies in the buffer
 
 
 class LiveDenoiser:
@@ -55,20 +47,31 @@ class LiveDenoiser:
 
     module: the denoiser, already of its dtype and on its device; it must stay there. base, donors: opened checkpoints
     that fit (`merger.fitting.check_fit`). layers: {layer: tensor names}, together all of the
-    module's parameters and kept buffers.
-    It holds D + 2 copies of the denoiser. Begins as the base. Raises CheckpointError where module, base and layers do
-    not agree on the tensors.
+    module's parameters and kept buffers. hold: where base and donors are held; None chooses by the memory that is free,
+    and `remark` is then what a person should know of it.
+    It holds D + 2 copies of the denoiser, or one. Begins as the base. Raises CheckpointError where module, base and
+    layers do not agree on the tensors.
     """
 
     def __init__(
-        self, module: nn.Module, base: Checkpoint, donors: Sequence[Checkpoint], layers: Mapping[str, Sequence[str]]
+        self,
+        module: nn.Module,
+        base: Checkpoint,
+        donors: Sequence[Checkpoint],
+        layers: Mapping[str, Sequence[str]],
+        *,
+        hold: Hold | None = None,
     ) -> None:
         self.module = module
         self.donors = tuple(donor.name for donor in donors)
         parameters = _state(module)
         _check(parameters, base, layers)
+        sources = (base, *donors)
+        device = next(iter(parameters.values())).device
+        self.hold, self.remark = (hold, "") if hold else choose_hold(sources, list(parameters), device)
         self._layers = {
-            layer: _hold({name: parameters[name] for name in names}, base, donors) for layer, names in layers.items()
+            layer: _lay_out({name: parameters[name] for name in names}, sources, self.hold)
+            for layer, names in layers.items()
         }
         self.weights: dict[str, tuple[float, ...]] = {}
         self._digests: dict[str, bytes] = {}
@@ -81,18 +84,26 @@ class LiveDenoiser:
 
     @property
     def nbytes(self) -> int:
-        """Memory held: live buffers, base and donors."""
-        return sum(t.nbytes for layer in self._layers.values() for t in (layer.live, layer.base, *layer.donors))
+        """Memory held: live buffers, and base and donors where they are not in their files."""
+        return sum(layer.live.nbytes + layer.held.nbytes for layer in self._layers.values())
 
-    def sources(self, layer: str) -> Iterator[tuple[Tensor, Tensor, tuple[Tensor, ...]]]:
-        """Each parameter of `layer`, with the values it is blended from: the base's [P] and every donor's D x [P].
+    def sources(self, layer: str) -> Iterator[tuple[Tensor, Read]]:
+        """Each parameter of `layer`, and a call for the values it is blended from: the base's [P], the donors' D x [P].
 
-        P is the parameter's own number of elements here; the values are views, in the dtype of their files.
+        P is the parameter's own number of elements here; the values are on its device, in the dtype of their files.
         """
-        held = self._layers[layer]
-        for name, parameter in held.parameters.items():
-            here = slice(held.places[name], held.places[name] + parameter.numel())
-            yield parameter, held.base[here], tuple(donor[here] for donor in held.donors)
+        everyone = range(len(self.donors))
+
+        def reader(held: Copies | Mapped, place: Span, device: torch.device) -> Read:
+            def read() -> tuple[Tensor, tuple[Tensor, ...]]:
+                base, donors = held.read(place, everyone)
+                return base.to(device), tuple(donor.to(device) for donor in donors)
+
+            return read
+
+        known = self._layers[layer]
+        for name, parameter in known.parameters.items():
+            yield parameter, reader(known.held, known.places[name], parameter.device)
 
     def apply(self, weights: Weights) -> str:
         """Make the module the blend of these weights ({layer: {donor: weight}}, what is missing is 0).
@@ -133,7 +144,7 @@ class LiveDenoiser:
         current = _state(self.module)
         for layer in self._layers.values():
             for name, parameter in layer.parameters.items():
-                address = layer.live.data_ptr() + layer.places[name] * layer.live.element_size()
+                address = layer.live.data_ptr() + layer.places[name].start * layer.live.element_size()
                 if current.get(name) is not parameter or parameter.data_ptr() != address:
                     raise BlendNotApplied(
                         f"'{name}' no longer lies in the blended buffer: the module was moved, cast or given new "
@@ -142,7 +153,7 @@ class LiveDenoiser:
 
     def _check_blend(self, layer: str, row: tuple[float, ...]) -> None:
         held = self._layers[layer]
-        afresh = _Layer(torch.zeros_like(held.live), held.base, held.donors, held.runs, {}, {})
+        afresh = replace(held, live=torch.zeros_like(held.live), parameters={})
         _blend_layer(afresh, row)
         if _digest(afresh.live) != _digest(held.live):
             raise BlendNotApplied(
@@ -179,46 +190,27 @@ def _check(parameters: Mapping[str, Tensor], base: Checkpoint, layers: Mapping[s
         raise CheckpointError("the denoiser's parameters must all have one dtype and be on one device")
 
 
-def _hold(parameters: Mapping[str, Tensor], base: Checkpoint, donors: Sequence[Checkpoint]) -> _Layer:
-    """Lay a layer's tensors end to end, fill base and donors, and turn the parameters into views."""
+def _lay_out(parameters: Mapping[str, Tensor], sources: Sequence[Checkpoint], hold: Hold) -> _Layer:
+    """Lay a layer's tensors end to end, turn the parameters into views, and see to base and donors."""
     first = next(iter(parameters.values()))
-    places: dict[str, int] = {}
-    runs: list[_Run] = []
+    places: dict[str, Span] = {}
     at = 0
     for name, parameter in parameters.items():
-        places[name] = at
-        end = at + -(-parameter.numel() // _ALIGN) * _ALIGN
-        stored = base.denoiser[name].dtype
-        if runs and runs[-1].stored == stored:
-            runs[-1] = _Run(runs[-1].start, end, stored)
-        else:
-            runs.append(_Run(at, end, stored))
-        at = end
+        places[name] = Span(name, at, at + parameter.numel(), sources[0].denoiser[name].dtype)
+        at += -(-parameter.numel() // _ALIGN) * _ALIGN
     total = -(-at // _ROW) * _ROW  # elements, so bytes as well
-    held = [_flat(source, parameters, places, total, first.device) for source in (base, *donors)]
+    held = Copies(sources, places, total, first.device) if hold == "memory" else Mapped(sources, places)
     live = torch.zeros(total, dtype=first.dtype, device=first.device)
     for name, parameter in parameters.items():
-        parameter.data = live[places[name] : places[name] + parameter.numel()].view(parameter.shape)
-    return _Layer(live, held[0], tuple(held[1:]), tuple(runs), dict(parameters), places)
-
-
-def _flat(
-    source: Checkpoint, names: Mapping[str, Tensor], places: Mapping[str, int], total: int, device: torch.device
-) -> Tensor:
-    """One checkpoint's tensors of a layer, in a dtype that holds all of them exactly (float32 at most)."""
-    widest = holding(source.denoiser[name].dtype for name in names)
-    flat = torch.zeros(total, dtype=widest, device=device)
-    for name in names:
-        tensor = source.read(name)
-        flat[places[name] : places[name] + tensor.numel()].copy_(tensor.reshape(-1))
-    return flat
+        parameter.data = live[places[name].start : places[name].end].view(parameter.shape)
+    return _Layer(live, held, dict(parameters), places)
 
 
 def _blend_layer(layer: _Layer, row: Sequence[float]) -> None:
-    for run in layer.runs:
-        here = slice(run.start, run.end)
-        donors = [donor[here] for donor in layer.donors]
-        blend_into(layer.live[here], layer.base[here], donors, row, stored=run.stored)
+    used = [column for column, weight in enumerate(row) if weight != 0]
+    for span in layer.held.spans:
+        base, donors = layer.held.read(span, used)
+        blend_into(layer.live[span.start : span.end], base, donors, [row[i] for i in used], stored=span.stored)
 
 
 def _digest(buffer: Tensor) -> bytes:

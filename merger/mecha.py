@@ -6,13 +6,15 @@ sd-mecha need not be installed to write it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from merger.checkpoints import Checkpoint
 from merger.errors import RecipeError
 from merger.plan import Plan
 from merger.recipe import Recipe
+from merger.writing import whole_or_nothing
 
 _VERSION = "version 0.1.0"
 # family -> what sd-mecha calls files of its original layout
@@ -25,16 +27,19 @@ def write_mecha(recipe: Recipe, output: Path, *, base: Checkpoint, donors: Seque
     Raises RecipeError where sd-mecha has no way to say it: families it does not know, sources in other layouts than the
     original one (adapters too), and weights that differ within one tensor of the file.
     """
-    output = Path(output)
+    with mecha_beside(recipe, Path(output), base=base, donors=donors):
+        return Path(output)
+
+
+@contextmanager
+def mecha_beside(recipe: Recipe, output: Path, *, base: Checkpoint, donors: Sequence[Checkpoint]) -> Iterator[None]:
+    """`write_mecha`, but the file appears only where the block ends well: with the blend or not at all."""
     if output.suffix != ".mecha":
         raise RecipeError(f"{output}: the name must end in .mecha.")
     text = mecha_text(recipe, base, donors)
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise RecipeError(f"{output}: cannot be written ({error.strerror}).") from None
-    return output
+    with whole_or_nothing(output) as partial:
+        partial.write_text(text, encoding="utf-8")
+        yield
 
 
 def mecha_text(recipe: Recipe, base: Checkpoint, donors: Sequence[Checkpoint]) -> str:

@@ -44,7 +44,7 @@ class StepMemory:
 def step_memory(slopes: BlendSlopes, prompt: Prompt, images: int) -> StepMemory:
     """The memory of a step of `images` prompts. Draws `prompt` once, with gradients, but goes back through nothing."""
     live, generator, tagger = slopes.live, slopes.generator, slopes.tagger
-    parameters = [parameter for layer in slopes.layers for parameter, _, _ in live.sources(layer)]
+    parameters = [parameter for layer in slopes.layers for parameter, _ in live.sources(layer)]
     steps = generator.settings.steps
     last = Differentiation(1 / steps, recompute=False)  # of the last step alone, with all its activations
 

@@ -13,8 +13,10 @@ from merger.blending import blend
 from merger.checkpoints import Checkpoint
 from merger.errors import RecipeError, did_you_mean
 from merger.fitting import check_fit
+from merger.headers import aligned
 from merger.layers import group
 from merger.recipe import Recipe, Source
+from merger.weight_files import PICKLES
 
 DTYPES = dtypes()
 # base: every tensor of the base's files, under its keys. denoiser: those of the denoiser, and the markers that say how
@@ -57,10 +59,9 @@ class Plan:
             if self.form == "denoiser":
                 entries = {key: e for key, e in entries.items() if key in self.parts or key.endswith(_MARKERS)}
         layout = {key: (self._dtype_of(entry.dtype), entry.shape) for key, entry in entries.items()}
-        if self.dtype is None and self.form != "diffusers":
-            return layout
-        # Wider types first: tensors of other widths or order must still begin on a multiple of their own.
-        return dict(sorted(layout.items(), key=lambda item: -item[1][0].itemsize))
+        # tensors of other widths or order than in the base's file must still begin on a multiple of their own
+        as_it_was = self.dtype is None and self.form != "diffusers" and self.base.path.suffix not in PICKLES
+        return layout if as_it_was else aligned(layout)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """(key, tensor) one at a time, in the order of `layout`."""

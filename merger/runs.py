@@ -50,8 +50,9 @@ class Run:
 
     @property
     def best(self) -> Path:
-        """The winner as a checkpoint."""
-        return self.folder / "best.safetensors"
+        """The winner as a checkpoint: one file, or a folder `best` where the base is a folder."""
+        file, folder = self.folder / "best.safetensors", self.folder / "best"
+        return folder if folder.is_dir() and not file.exists() else file
 
     @property
     def report(self) -> Path:

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,7 +18,7 @@ from benchmark.runner import Evaluation, evaluate
 from merger.baselines import baselines_of, most_trials, outcomes
 from merger.ending import SHOWN, Cache, Ending, conclude
 from merger.errors import CheckpointError, StudyError
-from merger.exporting import AS_IT_IS, ExportOptions, export_as
+from merger.exporting import AS_IT_IS, ExportOptions, export_as, is_folder
 from merger.guard import THUMBNAILS, Thumbnails, changed_taggers
 from merger.memory import step_memory
 from merger.objective import TAGGER, evaluate_blend
@@ -152,8 +151,8 @@ def _search(session: Session, loaded: Loaded, study: Study, run: Run, interrupt:
 
 def _write(session: Session, run: Run, records: list[TrialRecord], ending: Ending) -> None:
     """The files a finished search leaves; the result last, so that it never speaks of files that are not there."""
-    if session.base.layout != "folder":
-        export_trial(session, ending.winner, run.best)
+    best = run.folder / ("best" if is_folder(session.base) else "best.safetensors")
+    export_trial(session, ending.winner, best, ExportOptions(replace_folder=True))
     prompts = session.prompts["test"][:SHOWN]
     # the models are in the order of their accuracy; the best parent may be the base, which is shown anyway
     donor = next(model["name"] for model in ending.result["models"] if model["role"] == "donor")
@@ -191,12 +190,6 @@ def export_trial(session: Session, trial: TrialRecord, output: Path, how: Export
 def _check_before(session: Session, run: Run) -> None:
     """What would otherwise fail only after the folder is made, or after hours."""
     check_method(session.chosen.method)
-    if session.base.layout == "folder":
-        print(
-            f"{session.base.path} is a diffusers folder: the winner is not written by itself, "
-            "`merger export` writes it as a folder",
-            file=sys.stderr,
-        )
     if run.folder.exists() and not run.exists() and any(run.folder.iterdir()):
         raise StudyError(f"{run.folder}: is there already and is no run; choose another --name")
 

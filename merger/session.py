@@ -48,6 +48,7 @@ from merger.settings import TaggerSettings
 from merger.slopes import BlendSlopes, DifferentiableTagger
 from merger.space import Space, Weights, make_space
 from merger.study import SearchSettings
+from merger.weight_files import refuse_pickled_base
 
 SETS = ("search", "validation", "test")
 
@@ -118,6 +119,8 @@ class Session:
             torch.set_num_threads(self.config.threads)
         pipeline = self._pipeline(self.base.path)
         live = LiveDenoiser(denoiser_of(pipeline), self.base, self.donors, self.layers)
+        if live.remark:
+            print(live.remark, file=sys.stderr)
         kind = DifferentiableGenerator if self.chosen.method == "slopes" else DiffusersGenerator
         return Loaded(live, kind(pipeline, generation_settings(self.config)))
 
@@ -219,6 +222,7 @@ def open_session(config: Config) -> Session:
         raise ConfigError(f"sampler: there is no '{config.sampler}'.{did_you_mean(config.sampler, known)}")
     device = _device(config.device)
     unet_config = read_unet_config(config.pipeline) if config.pipeline is not None else None
+    refuse_pickled_base(config.base)
     base = open_checkpoint(
         config.base, name=config.named_base, unet_config=unet_config, allow_pickle=config.allow_pickle
     )

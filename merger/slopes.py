@@ -32,7 +32,7 @@ from benchmark.scores import Floats
 from benchmark.taggers import Images, columns_of
 from merger.drawing import DifferentiableGenerator, Differentiation
 from merger.errors import ConfigError
-from merger.live import LiveDenoiser
+from merger.live import LiveDenoiser, Read
 from merger.objective import TAGGER, Yardstick
 from merger.space import Weights
 from merger.trials import Score
@@ -76,12 +76,11 @@ class Sloped(NamedTuple):
 
 @dataclass
 class _Piece:
-    """One parameter of a layer with its values in the base [P] and in every donor D x [P]; `row` is its layer's."""
+    """One parameter of layer number `row`; `read` gives its values in the base [P] and in every donor D x [P]."""
 
     row: int
     parameter: Tensor
-    base: Tensor
-    donors: tuple[Tensor, ...]
+    read: Read
 
 
 class BlendSlopes:
@@ -234,8 +233,8 @@ class _Pass:
 def _pieces(live: LiveDenoiser, layers: Sequence[str]) -> Iterator[_Piece]:
     """The parameters of `layers`, with the values they are blended from."""
     for row, layer in enumerate(layers):
-        for parameter, base, donors in live.sources(layer):
-            yield _Piece(row, parameter, base, donors)
+        for parameter, read in live.sources(layer):
+            yield _Piece(row, parameter, read)
 
 
 @contextmanager
@@ -268,8 +267,9 @@ def _reducer(piece: _Piece, totals: Tensor) -> Any:
         if gradient is None:
             return
         wide = torch.promote_types(gradient.dtype, torch.float32)
-        flat, base = gradient.reshape(-1).to(wide), piece.base.to(wide)
-        for column, donor in enumerate(piece.donors):
+        flat, (held, donors) = gradient.reshape(-1).to(wide), piece.read()
+        base = held.to(wide)
+        for column, donor in enumerate(donors):
             totals[piece.row, column] += (donor.to(wide) - base).mul_(flat).sum(dtype=torch.float64)
 
     return reduce

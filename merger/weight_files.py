@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from merger.errors import CheckpointError
-from merger.headers import Entry, Header, read_header
+from merger.headers import Entry, Header, convert_command, read_header
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 INDEX = ".safetensors.index.json"
@@ -53,6 +53,14 @@ def open_weights(path: Path, *, allow_pickle: bool = False) -> WeightFile:
     if path.suffix in PICKLES and allow_pickle:
         return _open_pickle(path)
     return WeightFile(path, read_header(path))
+
+
+def refuse_pickled_base(path: Path) -> None:
+    """A base that is drawn with is loaded by diffusers, as a whole pipeline. Raises CheckpointError for a pickle."""
+    if path.suffix in PICKLES and path.is_file():
+        raise CheckpointError(
+            f"{path}: a pickle can be a donor (with --allow-pickle), but no base of a search. {convert_command(path)}"
+        )
 
 
 def reader(file: Path) -> Any:

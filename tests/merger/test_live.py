@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+import merger.holding
 import merger.live
 from merger.blending import blend
 from merger.checkpoints import Checkpoint, TensorInfo, open_checkpoint
@@ -156,7 +157,7 @@ def test_a_parameter_that_was_replaced_is_noticed(small: Any) -> None:
 def test_a_blend_that_did_not_happen_is_noticed(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     _, live, *_ = small()
     real = merger.live._blend_layer
-    monkeypatch.setattr(merger.live, "_blend_layer", lambda layer, row: None if layer.places else real(layer, row))
+    monkeypatch.setattr(merger.live, "_blend_layer", lambda layer, row: None if layer.parameters else real(layer, row))
     with pytest.raises(BlendNotApplied, match=r"the weights of A were changed"):
         live.apply({"A": {"warm": 0.5}})
 
@@ -215,3 +216,52 @@ def test_a_real_family_lives(tiny_family: dict[str, Path], tiny_diffusers_folder
         drawn = unet(*inputs).sample
         live.restore()
         assert not torch.equal(unet(*inputs).sample, drawn)
+
+
+def test_sources_left_in_their_files_give_the_same_bits(
+    tiny_family: dict[str, Path], tiny_diffusers_folder: Path
+) -> None:
+    """Held or mapped: same checksums, same values behind every parameter; and an adapter is computed when it is read."""
+    from diffusers import UNet2DConditionModel
+
+    base, *donors = (open_checkpoint(tiny_family[name]) for name in ("base", "warm", "cool"))
+    layers = group(base.denoiser, "block")
+    made = {}
+    for hold in ("memory", "file"):
+        unet = UNet2DConditionModel.from_pretrained(tiny_diffusers_folder, subfolder="unet")
+        made[hold] = LiveDenoiser(unet, base, donors, layers, hold=hold)
+    held, mapped = made["memory"], made["file"]
+    assert held.checksum == mapped.checksum
+    for weights in ({"IN04": {"warm": 0.3, "cool": -0.2}}, {"M00": {"warm": 1.0}, "BASE": {"cool": 1.5}}, {}):
+        assert held.apply(weights) == mapped.apply(weights)
+    assert held.nbytes == mapped.nbytes * (1 + 3 / 2), "three sources in half the width beside the live one"
+    for (_, one), (_, other) in zip(held.sources("IN04"), mapped.sources("IN04"), strict=True):
+        (base_held, donors_held), (base_mapped, donors_mapped) = one(), other()
+        assert torch.equal(base_held, base_mapped)
+        assert all(torch.equal(a, b) for a, b in zip(donors_held, donors_mapped, strict=True))
+
+
+def test_copies_are_made_only_where_they_fit(
+    tiny_family: dict[str, Path], tiny_diffusers_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diffusers import UNet2DConditionModel
+
+    base, warm = (open_checkpoint(tiny_family[name]) for name in ("base", "warm"))
+    needed = 2 * sum(base.read(name).nbytes for name in base.denoiser)
+    layers = group(base.denoiser, "stage")
+    unet = UNet2DConditionModel.from_pretrained(tiny_diffusers_folder, subfolder="unet")
+    for free, hold in ((needed * 4 // 3 + 4, "memory"), (needed * 4 // 3 - 4, "file")):
+        monkeypatch.setattr(merger.holding, "free_memory", lambda device, free=free: free)
+        live = LiveDenoiser(unet, base, [warm], layers)
+        assert live.hold == hold
+        assert ("read from their files at every blend" in live.remark) == (hold == "file")
+
+
+def test_a_containers_limit_counts(tmp_path: Path) -> None:
+    assert merger.holding._free_in_group(tmp_path) > 2**60
+    for name, text in (("max", "1000\n"), ("current", "700\n"), ("stat", "anon 300\nfile 400\n")):
+        (tmp_path / f"memory.{name}").write_text(text)
+    assert merger.holding._free_in_group(tmp_path) == 700
+    (tmp_path / "memory.max").write_text("max\n")
+    assert merger.holding._free_in_group(tmp_path) > 2**60
+    assert 0 < merger.holding.free_memory(torch.device("cpu")) < 2**60
