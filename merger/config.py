@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
@@ -35,6 +35,7 @@ from merger.settings import (
 Granularity = Literal["stage", "block", "module", "tensor"] | dict[str, str]  # a table: pattern -> layer
 Method = Literal["auto", "slopes", "bayes", "cmaes", "tpe", "gp", "random"]
 BaselineKind = Literal["uniform", "best_uniform", "greedy_soup"]
+Coarser = Literal["stage", "block", "module"]
 ObjectiveKind = Literal["accuracy", "probability", "log_probability"]
 
 
@@ -79,6 +80,7 @@ class Config(Settings):
     method: Method = "auto"
     slopes: SlopeSettings = SlopeSettings()
     polish: Annotated[int, Field(ge=0)] = 0
+    coarse_to_fine: Mapping[Coarser, Annotated[int, Field(ge=1)]] = {}
     racing: bool = False
     objective: ObjectiveKind = "probability"
     trials: Annotated[int, Field(ge=1)] = 200
@@ -147,6 +149,16 @@ class Config(Settings):
         if "{tags}" not in value:
             raise ValueError(f"'{value}' has no place for the tags: write {{tags}} where they go")
         return value
+
+    @model_validator(mode="after")
+    def _coarser(self) -> Self:
+        order = get_args(Coarser)
+        finest = self.granularity if isinstance(self.granularity, str) else "stage"
+        allowed = order[: order.index(finest)] if finest in order else order
+        if tuple(self.coarse_to_fine) != tuple(each for each in allowed if each in self.coarse_to_fine):
+            what = f"{', '.join(allowed)}, in this order" if allowed else "nothing"
+            raise ValueError(f"coarse_to_fine: coarser than the search's granularity is {what}")
+        return self
 
     @model_validator(mode="after")
     def _distinct_names(self) -> Self:

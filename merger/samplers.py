@@ -10,6 +10,7 @@ import importlib.util
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -34,16 +35,35 @@ Seen = tuple[dict[str, float], float]
 """(the value of every parameter, the trial's value): one finished trial inside the space."""
 
 
+@dataclass(frozen=True)
+class Level:
+    """A part of a black-box search that moves parameters together.
+
+    trials: how many it takes. groups: the number of each parameter's group, 0 to the highest without a gap.
+    """
+
+    trials: int
+    groups: tuple[int, ...]
+
+
 def make_sampler(
-    method: str, space: Space, *, seed: int, number: int, ascent: AscentSettings | None = None
+    method: str,
+    space: Space,
+    *,
+    seed: int,
+    number: int,
+    ascent: AscentSettings | None = None,
+    levels: Sequence[Level] = (),
 ) -> BaseSampler:
     """The sampler of trial `number`; `ascent` says how to climb, where the method is `slopes`. `polish` is one too.
 
-    Raises `StudyError` for a method that does not exist or cannot work here.
+    levels: what CMA-ES moves together first. Raises `StudyError` for a method that does not exist or cannot work here.
     """
     if method == POLISH:
         return PolishSampler(space, _own_seed(seed, number))
     check_method(method)
+    if method == "cmaes":
+        return CmaSampler(space, _own_seed(seed, number), levels)
     if method == "slopes":
         if ascent is None:
             raise StudyError("method: 'slopes' must be told how to climb")
@@ -57,7 +77,7 @@ def _own_seed(seed: int, number: int) -> int:
 
 def check_method(method: str) -> None:
     """Raises `StudyError` for a method that does not exist, or that lacks a package."""
-    known = sorted([*_SAMPLERS, "slopes"])
+    known = sorted([*_SAMPLERS, "cmaes", "slopes"])
     if method not in known:
         raise StudyError(f"method: there is no '{method}'.{did_you_mean(method, known)}")
     if method == "gp" and importlib.util.find_spec("scipy") is None:
@@ -121,11 +141,18 @@ class CmaSampler(HistorySampler):
     of the bounds' width. Above 200 weights the covariance is kept diagonal. Every generation ends with a trial of the
     distribution's mean, which it learns nothing from: single draws stray from the mean in every weight at once, so with
     many weights the mean is the better blend.
+
+    Coarse to fine: each of `levels` moves groups of parameters as one for its trials, from the best blend known when it
+    begins; after them every parameter moves by itself.
     """
 
     spread = 0.1
     largest_full = 200
     opening: tuple[float, ...] = (1.5, 2.0, 2.5, 3.0)  # times the weight of the uniform average
+
+    def __init__(self, space: Space, seed: int, levels: Sequence[Level] = ()) -> None:
+        super().__init__(space, seed)
+        self.levels = levels
 
     def propose(self, given: Sequence[Seen], proposed: Sequence[Seen]) -> Mapping[str, float]:
         """The opening; then one draw from the distribution that the trials lead to, after each generation its mean."""
@@ -135,23 +162,34 @@ class CmaSampler(HistorySampler):
         if len(proposed) < len(opening):
             return opening[len(proposed)]
         given, proposed = [*given, *proposed[: len(opening)]], proposed[len(opening) :]
+        groups = np.arange(len(self.space.parameters))
+        for level in self.levels:
+            if len(proposed) < level.trials:
+                groups = np.array(level.groups)
+                break
+            given, proposed = [*given, *proposed[: level.trials]], proposed[level.trials :]
         names = [parameter.name for parameter in self.space.parameters]
         low = np.array([parameter.low for parameter in self.space.parameters])
         width = np.array([parameter.high for parameter in self.space.parameters]) - low
+        sizes = np.bincount(groups)
 
         def to_unit(values: Mapping[str, float]) -> np.ndarray:
             return (np.array([values[name] for name in names]) - low) / width
 
+        def means(unit: np.ndarray) -> np.ndarray:
+            return np.bincount(groups, unit) / sizes
+
         start = to_unit(max(given, key=lambda seen: seen[1])[0])
-        kind = cmaes.CMA if 1 < len(names) <= self.largest_full else cmaes.SepCMA
-        unit = np.tile([0.0, 1.0], (len(names), 1))
+        kind = cmaes.CMA if 1 < len(sizes) <= self.largest_full else cmaes.SepCMA
+        bounds = np.tile([0.0, 1.0], (len(sizes), 1))
         # its seed is this trial's own: every draw of a generation is independent of the others
-        optimizer = kind(mean=start, sigma=self.spread, bounds=unit, seed=self.seed % 2**32)
+        optimizer = kind(mean=means(start), sigma=self.spread, bounds=bounds, seed=self.seed % 2**32)
         size = optimizer.population_size
         for first in range(0, len(proposed) - size + 1, size + 1):
-            optimizer.tell([(to_unit(values), -value) for values, value in proposed[first : first + size]])
+            optimizer.tell([(means(to_unit(values)), -value) for values, value in proposed[first : first + size]])
         is_mean = len(proposed) % (size + 1) == size
-        drawn = low + width * np.clip(optimizer.mean if is_mean else optimizer.ask(), 0.0, 1.0)
+        moved = (optimizer.mean if is_mean else optimizer.ask()) - means(start)  # a group moves as one
+        drawn = low + width * np.clip(start + moved[groups], 0.0, 1.0)
         return {name: float(value) for name, value in zip(names, drawn, strict=True)}
 
     def _opening(self, given: Sequence[Seen]) -> list[dict[str, float]]:
@@ -234,7 +272,6 @@ def _of_optuna(make: Callable[[int], BaseSampler]) -> Callable[[Space, int], Bas
 
 
 _SAMPLERS: dict[str, Callable[[Space, int], BaseSampler]] = {
-    "cmaes": CmaSampler,
     "gp": _of_optuna(lambda seed: optuna.samplers.GPSampler(seed=seed)),
     "random": _of_optuna(lambda seed: optuna.samplers.RandomSampler(seed=seed)),
     "tpe": _of_optuna(lambda seed: optuna.samplers.TPESampler(seed=seed, multivariate=True)),

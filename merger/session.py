@@ -32,6 +32,7 @@ from merger.ascent import AscentSettings
 from merger.baselines import most_trials
 from merger.checkpoints import Checkpoint, open_checkpoint, read_unet_config
 from merger.climbing import Climber
+from merger.coarse import levels_of
 from merger.components import check_configuration, check_overrides, use_text_encoders, use_vae
 from merger.config import Config
 from merger.drawing import DifferentiableGenerator, Differentiation
@@ -111,6 +112,7 @@ class Session:
             climb.check_every,
             config.baselines,
             config.polish,
+            levels_of(self.space, self.layers, config.coarse_to_fine.items()),
         )
 
     def load(self) -> Loaded:
@@ -174,6 +176,8 @@ class Session:
         if self.chosen.method == "slopes":
             named["polish"] = config.polish
             named["slopes"] = config.slopes.model_dump()
+        if self.config.coarse_to_fine:
+            named["coarse_to_fine"] = dict(config.coarse_to_fine)
         for key in (
             "granularity",
             "baselines",
@@ -255,7 +259,11 @@ def open_session(config: Config) -> Session:
     vocabulary = _vocabulary(config, taggers[TAGGER])
     for tagger in taggers.values():
         columns_of(tagger, vocabulary.tags)
-    return Session(config, base, donors, layers, space, taggers, vocabulary, _prompts(config, vocabulary), device)
+    prompts = _prompts(config, vocabulary)
+    session = Session(config, base, donors, layers, space, taggers, vocabulary, prompts, device)
+    if config.coarse_to_fine and session.chosen.method != "cmaes":
+        raise ConfigError(f"coarse_to_fine: is for method 'cmaes', and this search's is '{session.chosen.method}'")
+    return session
 
 
 def generation_settings(config: Config) -> GenerationSettings:

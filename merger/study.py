@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from merger.ascent import AscentSettings
 from merger.baselines import Baseline, known_of, next_baseline
 from merger.errors import StudyError
-from merger.samplers import SLOPES, WEIGHTS, make_sampler
+from merger.samplers import SLOPES, WEIGHTS, Level, make_sampler
 from merger.space import Space, Weights
 from merger.storage import stored
 from merger.trials import POLISH, PROPOSED, STEP, Climb, Objective, Race, Report, Score, TrialRecord, best_of, why_stop
@@ -34,7 +34,7 @@ class SearchSettings:
     `ascent` is how to climb, for the method `slopes`; after every `check_every` steps, and after the last, the weights
     reached are scored on the fixed prompts. So too in the last trial that a limit allows. `baselines` are kinds of
     them: those that are found by trying follow the ones that the study was opened with. `polish` is how many black-box
-    trials follow a climb.
+    trials follow a climb. `levels` is what CMA-ES moves together before it moves every weight by itself.
     """
 
     method: str
@@ -46,6 +46,7 @@ class SearchSettings:
     check_every: int = 8
     baselines: tuple[str, ...] = ()
     polish: int = 0
+    levels: tuple[Level, ...] = ()
 
 
 class Study:
@@ -93,7 +94,12 @@ class Study:
         role = _role_of(number, every, settings, last=last)
         method = POLISH if role == POLISH else settings.method
         self._study.sampler = make_sampler(
-            method, self.space, seed=settings.seed, number=number, ascent=settings.ascent
+            method,
+            self.space,
+            seed=settings.seed,
+            number=number,
+            ascent=settings.ascent,
+            levels=settings.levels,
         )
         trial = Trial(self._study, left[0]._trial_id) if left else self._study.ask()
         given = trial.user_attrs.get(WEIGHTS)

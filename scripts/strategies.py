@@ -49,6 +49,10 @@ STRATEGIES: Mapping[str, Strategy] = {
     "tpe": Strategy("multivariate TPE on hits", {**_FIXED, "method": "tpe", "objective": "accuracy"}),
     "black box": Strategy("CMA-ES on probabilities, opened by the uniform average", {**_FIXED, "method": "cmaes"}),
     "black box, hits": Strategy("the same on hits", {**_FIXED, "method": "cmaes", "objective": "accuracy"}),
+    "black box, coarse to fine": Strategy(
+        "a weight per module, whole stages first",
+        {**_FIXED, "method": "cmaes", "granularity": "module", "coarse_to_fine": {"stage": 40}},
+    ),
     "slopes": Strategy("the search file as it is", _SLOPES),
     "slopes, noise donors": Strategy("control: donors replaced by noise of the same norm", _SLOPES, noise=True),
     "slopes, stage": Strategy("a weight per stage and donor", {**_SLOPES, "granularity": "stage"}),
@@ -59,6 +63,7 @@ STRATEGIES: Mapping[str, Strategy] = {
         "back through a quarter of the sampling steps", {**_SLOPES, "slopes.fraction": 0.25}
     ),
     "slopes, all steps": Strategy("back through all sampling steps", {**_SLOPES, "slopes.fraction": 1.0}),
+    "slopes, polished": Strategy("20 trials near the best after the climb", {**_SLOPES, "polish": 20}),
     "slopes, half as long": Strategy("24 steps", {**_SLOPES, "slopes.steps": 24}),
 }
 

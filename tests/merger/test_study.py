@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from merger.baselines import baselines_of
 from merger.errors import StudyError
-from merger.samplers import CmaSampler, check_method
+from merger.samplers import CmaSampler, Level, check_method
 from merger.space import Space, Weights, make_space
 from merger.study import (
     MOST_ROWS,
@@ -52,7 +53,7 @@ def opened(folder: Path, space: Space, name: str = "study", **identity: str) -> 
     )
 
 
-def settings(trials: int, method: str = "cmaes", patience: int = 1000, **more: float) -> SearchSettings:
+def settings(trials: int, method: str = "cmaes", patience: int = 1000, **more: Any) -> SearchSettings:
     return SearchSettings(method, 3, trials, patience, **more)
 
 
@@ -125,6 +126,40 @@ def test_cma_climbs_where_random_search_does_not(tmp_path: Path) -> None:
         values[method] = incumbent(study).value
     assert values["cmaes"] > 0.97
     assert values["cmaes"] > values["random"]
+
+
+def coarse_space() -> tuple[Space, tuple[float, ...], Level]:
+    """16 layers in 2 halves; the target is the same within a half, but for one layer."""
+    space = make_space([f"L{number:02d}" for number in range(16)], ("warm",), bounds=(-0.5, 1.5))
+    target = [0.9] * 8 + [-0.2] * 8
+    target[3] = 0.1
+    return space, tuple(target), Level(24, (0,) * 8 + (1,) * 8)
+
+
+def test_coarse_to_fine_moves_groups_first_and_gets_further(tmp_path: Path) -> None:
+    space, target, level = coarse_space()
+    studies = {}
+    for name, levels in (("plain", ()), ("coarse", (level,))):
+        studies[name] = opened(tmp_path, space, name)
+        search(Quadratic(space, target), studies[name], settings(48, levels=levels), baselines=3)
+    assert incumbent(studies["coarse"]).value > incumbent(studies["plain"]).value + 0.05
+    opening = 3  # twice the average is the donor itself, which is known
+    drawn = [record.weights for record in studies["coarse"].records() if record.role == "search"][opening:]
+    values = [[weights[layer]["warm"] for layer in space.layers] for weights in drawn]
+    assert all(len(set(row[:8])) == len(set(row[8:])) == 1 for row in values[: level.trials])
+    assert all(len(set(row)) > 2 for row in values[level.trials :])
+
+
+def test_coarse_to_fine_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
+    space, target, level = coarse_space()
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    for folder in (whole, broken):
+        folder.mkdir()
+    search(Quadratic(space, target), opened(whole, space), settings(36, levels=(level,)), baselines=3)
+    with pytest.raises(KeyboardInterrupt):
+        search(Quadratic(space, target, 33), opened(broken, space), settings(36, levels=(level,)), baselines=3)
+    search(Quadratic(space, target), opened(broken, space), settings(36, levels=(level,)), baselines=3)
+    assert opened(broken, space).records() == opened(whole, space).records()
 
 
 def test_thousands_of_weights_are_one_row(tmp_path: Path) -> None:
