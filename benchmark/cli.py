@@ -195,8 +195,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _grid(args: argparse.Namespace) -> int:
     """Draw a grid and say where it is."""
-    from benchmark.grids import alternatives, cells, compose, draw_cells, parse_axes, save_grid
+    from benchmark.grids import alternatives, cells, draw_cells, parse_axes
     from benchmark.session import Session, make_output
+    from benchmark.sheet import compose, save_grid
     from benchmark.studio import Studio
 
     if args.prompt:
@@ -211,7 +212,7 @@ def _grid(args: argparse.Namespace) -> int:
     make_output(args.output)
     drawn = draw_cells(wanted, studio, lambda done: print(f"{done}/{len(wanted)} images", file=sys.stderr))
     titles = [""] if "prompts" in (rows.kind, columns.kind) else [plain_text(text) for text in texts]
-    path = save_grid(compose(drawn, rows, columns, titles), args.output)
+    path = save_grid(compose(drawn, rows.labels(), columns.labels(), titles), args.output)
     if args.json:
         print(json.dumps({"grid": str(path), "rows": rows.labels(), "columns": columns.labels(), "prompts": texts}))
     else:

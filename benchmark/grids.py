@@ -1,4 +1,4 @@
-"""X/Y grids: the same prompts and noise under two changing things, as one labelled picture. Layout is pure.
+"""X/Y grids: the same prompts and noise under two changing things. `sheet.py` makes one picture of them.
 
 An axis is `models`, `seeds=4`, `steps=8:12:20`, `guidance=4:7:10` or `prompts`; a prompt matrix writes alternatives as
 `a|b|c`, or in braces: `{red|blue} hair, {hat|crown}` is four prompts.
@@ -10,10 +10,7 @@ import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from benchmark.errors import InputError, did_you_mean
 from benchmark.generation import DiffusersGenerator, GenerationSettings
@@ -24,7 +21,6 @@ from benchmark.text import plain_text
 
 AXES = ("models", "seeds", "steps", "guidance", "prompts")
 SEEDS, GUIDANCE = 4, (4.0, 7.0, 10.0)  # where an axis names no values
-_GAP, _ROOM, _LABEL, _WEBP = 8, 34, 160, 16383  # pixels: between images, of a line, of a label; the longest WebP
 
 
 @dataclass(frozen=True)
@@ -36,8 +32,13 @@ class Axis:
 
     def labels(self) -> tuple[str, ...]:
         """A line of text for each value."""
-        words = {"seeds": "seed {}", "steps": "{} steps", "guidance": "guidance {:g}"}.get(self.kind, "{}")
-        return tuple(plain_text(words.format(v)) if self.kind == "prompts" else words.format(v) for v in self.values)
+        if self.kind == "seeds":  # the numbers themselves are long, and follow from --seed
+            return tuple(f"seed {number}" for number in range(1, len(self.values) + 1))
+        if self.kind == "steps":
+            return tuple(f"{value} step{'' if value == 1 else 's'}" for value in self.values)
+        if self.kind == "guidance":
+            return tuple(f"guidance {value:g}" for value in self.values)
+        return tuple(plain_text(str(value)) if self.kind == "prompts" else str(value) for value in self.values)
 
 
 @dataclass(frozen=True)
@@ -134,56 +135,3 @@ def draw_cells(
                 done += len(images)
                 report(len(drawn))
     return drawn
-
-
-def compose(drawn: Mapping[tuple[int, ...], Images], rows: Axis, columns: Axis, blocks: Sequence[str]) -> Images:
-    """One picture, uint8 [H, W, 3]: the images with their labels; `blocks` are the titles, "" for none."""
-    from PIL import Image, ImageDraw, ImageFont
-
-    height, width = next(iter(drawn.values())).shape[:2]
-    font = ImageFont.load_default(16)
-
-    def length(words: str) -> float:
-        return font.getlength(words)
-
-    pitch = _GAP + max(width, *(min(_LABEL, round(length(label))) for label in columns.labels()))
-    across = [_fitted(label, pitch - _GAP, length) for label in columns.labels()]
-    down = [_fitted(label, 260, length) for label in rows.labels()]
-    left = _GAP * 2 + max(round(length(label)) for label in down)
-    title = _ROOM if any(blocks) else 0
-    block = title + _ROOM + len(down) * (height + _GAP)
-    whole = left + len(across) * pitch
-    sheet = Image.new("RGB", (whole, len(blocks) * block + _GAP), "white")
-    draw = ImageDraw.Draw(sheet)
-    for b, text in enumerate(blocks):
-        top = b * block + _GAP
-        draw.text((_GAP, top + title / 2), _fitted(text, whole - 2 * _GAP, length), "black", font, "lm")
-        for c, label in enumerate(across):
-            middle = left + c * pitch + (pitch - _GAP) / 2
-            draw.text((middle, top + title + _ROOM / 2), label, "black", font, "mm")
-        for r, label in enumerate(down):
-            y = top + title + _ROOM + r * (height + _GAP)
-            draw.text((left - _GAP, y + height / 2), label, "black", font, "rm")
-            for c in range(len(across)):
-                sheet.paste(Image.fromarray(drawn[b, r, c]), (left + c * pitch + (pitch - _GAP - width) // 2, y))
-    return np.array(sheet)
-
-
-def save_grid(picture: Images, folder: Path) -> Path:
-    """Write `grid.webp`, or `grid.png` where a side is longer than a WebP can be; returns which."""
-    from PIL import Image
-
-    image = Image.fromarray(picture)
-    small = max(image.size) <= _WEBP
-    path = folder / ("grid.webp" if small else "grid.png")
-    image.save(path, quality=92)
-    return path
-
-
-def _fitted(text: str, width: float, length: Callable[[str], float]) -> str:
-    """The text, cut with an ellipsis where it is wider."""
-    if length(text) <= width:
-        return text
-    while text and length(text + "…") > width:
-        text = text[:-1]
-    return text + "…"

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmark import grids
+from benchmark import grids, sheet
 from benchmark.cli import main
 from benchmark.errors import InputError
 from benchmark.generation import DiffusersGenerator, GenerationSettings
-from benchmark.grids import Axis, alternatives, cells, compose, parse_axes, save_grid
+from benchmark.grids import Axis, alternatives, cells, parse_axes
 from benchmark.pipelines import load_pipeline
 from benchmark.prompts import Prompt
+from benchmark.sheet import compose, labels, save_grid, wrapped
 from benchmark.studio import Studio
 
 STUDIO = Studio({"a": Path("a"), "b": Path("b")}, GenerationSettings(steps=6, guidance=5.0), None, "cpu", None)
@@ -41,6 +42,8 @@ def test_axes() -> None:
     rows, columns = parse_axes("models, steps=8:12", STUDIO, ["p"], 0)
     assert (rows, columns) == (Axis("models", ("a", "b")), Axis("steps", (8, 12)))
     assert columns.labels() == ("8 steps", "12 steps")
+    assert Axis("steps", (1,)).labels() == ("1 step",)
+    assert Axis("seeds", (2**62, 7)).labels() == ("seed 1", "seed 2")
     assert parse_axes("steps,guidance", STUDIO, ["p"], 0)[0].values == (3, 6, 12)
     assert parse_axes("prompts,guidance=1.5:7", STUDIO, ["(p:1.2)", "q"], 0)[1].labels() == (
         "guidance 1.5",
@@ -87,25 +90,38 @@ def test_a_cell_holds_what_its_axes_say_and_the_rest_as_it_is() -> None:
 def test_every_image_stands_in_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shades = {place: 10 * n for n, place in enumerate(itertools.product(range(2), range(2), range(3)), start=1)}
     drawn = {place: np.full((20, 30, 3), (shade, 0, 0), np.uint8) for place, shade in shades.items()}
-    rows, columns = (
-        Axis("models", ("a", "a name that is too long for any label to show the whole of it, really")),
-        Axis("steps", (1, 2, 3)),
-    )
-    sheet = compose(drawn, rows, columns, ["first", "second"])
-    found = {shade: np.argwhere((sheet == (shade, 0, 0)).all(axis=2)) for shade in shades.values()}
+    rows = ("a", "a name of three words that is too long for one line of any label, but not for two of them")
+    picture = compose(drawn, rows, ("1 step", "2 steps", "3 steps"), ["first", "second"])
+    found = {shade: np.argwhere((picture == (shade, 0, 0)).all(axis=2)) for shade in shades.values()}
     corners = {place: found[shade].min(axis=0) for place, shade in shades.items()}
     for place, shade in shades.items():
         assert np.array_equal(found[shade].max(axis=0) - corners[place], (19, 29))
     for b, r, c in shades:
         pitch = corners[b, 0, 1][1] - corners[b, 0, 0][1]
         assert pitch >= 38
-        assert np.array_equal(corners[b, r, c] - corners[b, 0, 0], (r * 28, c * pitch))
+        assert np.array_equal(corners[b, r, c] - corners[b, 0, 0], (r * (20 + 8 + 20), c * pitch))  # of three lines
     assert corners[1, 0, 0][0] > corners[0, 1, 0][0] + 20
-    assert save_grid(sheet, tmp_path).name == "grid.webp"
-    monkeypatch.setattr(grids, "_WEBP", 50)
-    assert save_grid(sheet, tmp_path).name == "grid.png"
+    assert save_grid(picture, tmp_path).name == "grid.webp"
+    monkeypatch.setattr(sheet, "_WEBP", 50)
+    assert save_grid(picture, tmp_path).name == "grid.png"
     with Image.open(tmp_path / "grid.png") as image:
-        assert np.array_equal(np.asarray(image), sheet)
+        assert np.array_equal(np.asarray(image), picture)
+
+
+def test_long_labels_are_wrapped_and_show_what_tells_them_apart() -> None:
+    assert wrapped("red hair, smile", 9, len) == ["red hair,", "smile"]
+    assert wrapped("red hair, smile", 99, len) == ["red hair, smile"]
+    assert wrapped("abcdefghij", 4, len) == ["abcd", "efgh", "ij"]
+    assert wrapped("one two three four", 5, len, most=2) == ["one", "two…"]
+    assert wrapped("", 5, len) == [""]
+    for width in (7, 12, 30):
+        lines = wrapped("a prompt of words, some of them extraordinarily long, as they are", width, len)
+        assert all(0 < len(line) <= width for line in lines)
+    start = "one girl, " * 30
+    found = labels([f"{start}red hair, hat", f"{start}blue hair, hat"], 20, len)
+    assert found == [["… red hair, hat"], ["… blue hair, hat"]]
+    assert labels(["a" * 300, "b"], 20, len)[1] == ["b"]
+    assert labels([start], 20, len)[0][-1].endswith("…")
 
 
 def test_from_the_command_line(
@@ -116,7 +132,7 @@ def test_from_the_command_line(
     assert main([*words, "--grid", "models,steps=1:2", "--prompt", "smile|hat", "--json"]) == 0
     told = json.loads(capfd.readouterr().out)
     assert told["rows"] == ["base", "warm"]
-    assert told["columns"] == ["1 steps", "2 steps"]
+    assert told["columns"] == ["1 step", "2 steps"]
     assert told["prompts"] == ["smile", "hat"]
     assert Path(told["grid"]).is_file()
     assert main([*words, "--prompt", "smile"]) == 0  # prompts down, models across
