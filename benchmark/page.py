@@ -71,7 +71,8 @@ figure { margin: 0; }
 img { display: block; width: 100%; min-width: 6rem; max-width: 16rem; border-radius: 6px; }
 .found { color: var(--good); } .missed { color: var(--bad); text-decoration: line-through; }
 svg { max-width: 44rem; width: 100%; } svg text { fill: currentColor; font-size: 12px; }
-svg .grid { stroke: var(--line); } svg .span { stroke-width: 1.5; opacity: .7; }
+svg .grid { stroke: var(--line); } svg .name { paint-order: stroke; stroke: Canvas; stroke-width: 4px; }
+svg .span { stroke-width: 1.5; opacity: .7; }
 </style>
 <h1>Which of them draws what it is asked for?</h1>
 <p>{{ settings.images }} images of {{ settings.prompts }} prompts, {{ settings.width }} × {{ settings.height }},
@@ -111,8 +112,11 @@ stands on the left.</p>
 <g class="span" stroke="{{ dot.colour }}">
 <line x1="{{ dot.left }}" x2="{{ dot.right }}" y1="{{ dot.y }}" y2="{{ dot.y }}"/>
 <line x1="{{ dot.x }}" x2="{{ dot.x }}" y1="{{ dot.top }}" y2="{{ dot.bottom }}"/></g>
-<circle fill="{{ dot.colour }}" cx="{{ dot.x }}" cy="{{ dot.y }}" r="5"/>
-<text x="{{ dot.label_x }}" y="{{ dot.label_y }}">{{ dot.name }}</text></g>
+<circle fill="{{ dot.colour }}" cx="{{ dot.x }}" cy="{{ dot.y }}" r="5"/></g>
+{% endfor %}
+{% for dot in chart.dots %}
+<text class="name" x="{{ dot.label_x }}" y="{{ dot.label_y }}" text-anchor="{{ dot.label_end }}"
+ style="fill: {{ dot.colour }}">{{ dot.name }}</text>
 {% endfor %}
 <text x="{{ box.width / 2 }}" y="{{ box.height - 8 }}" text-anchor="middle">{{ chart.diversity }}</text>
 <text x="8" y="14">tag accuracy</text>

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmark.comparison import ModelScores
@@ -13,12 +13,16 @@ from benchmark.secondary import DIVERSITY
 from benchmark.tables import interval
 
 WIDTH, HEIGHT, LEFT, MARGIN, BOTTOM = 640, 380, 64, 36, 52  # in the chart's own units
+_LINE, _LETTER = 14, 7  # of a label: its height, and a letter's width
 COLOURS = ("#2a78b5", "#d1662a", "#2f8f5b", "#9857b0", "#b8912b", "#c2405f", "#4c9aa8", "#7a6a5a")
 
 
 @dataclass(frozen=True)
 class Dot:
-    """One model, in the chart's units; `hover` says its figures, the label stands at (`label_x`, `label_y`)."""
+    """One model, in the chart's units; `hover` says its figures.
+
+    The label begins at (`label_x`, `label_y`), or ends there where `label_end` is "end" and not "start".
+    """
 
     name: str
     colour: str
@@ -31,6 +35,18 @@ class Dot:
     bottom: float
     label_x: float
     label_y: float
+    label_end: str
+
+    def crowds(self, other: Dot) -> bool:
+        """Whether its label would lie on the other's."""
+        mine, theirs = self._span, other._span
+        return abs(self.label_y - other.label_y) < _LINE and mine[0] < theirs[1] and theirs[0] < mine[1]
+
+    @property
+    def _span(self) -> tuple[float, float]:
+        """From where to where the label goes, about."""
+        wide = _LETTER * len(self.name)
+        return (self.label_x - wide, self.label_x) if self.label_end == "end" else (self.label_x, self.label_x + wide)
 
 
 @dataclass(frozen=True)
@@ -64,13 +80,19 @@ def scatter(models: Sequence[ModelScores]) -> Scatter | None:
 
     dots: list[Dot] = []
     for number, (name, x, y) in enumerate(pairs):
-        label_x, label_y = across(x.value) + 9, up(y.value) - 7
-        while any(abs(label_y - other.label_y) < 14 and abs(label_x - other.label_x) < 110 for other in dots):
-            label_y += 14
         hover = f"{name}: accuracy {interval(y)}, {measured} {interval(x)}"
         colour = COLOURS[number % len(COLOURS)]
         sides = (across(x.low), across(x.high), up(y.high), up(y.low))
-        dots.append(Dot(name, colour, hover, across(x.value), up(y.value), *sides, label_x, label_y))
+        at = across(x.value)
+        end, label_x = ("start", at + 9) if at + 9 + _LETTER * len(name) < WIDTH else ("end", at - 9)
+        dots.append(Dot(name, colour, hover, at, up(y.value), *sides, label_x, up(y.value) - 7, end))
+    placed: list[Dot] = []  # from the top down, so that labels stand in the order of their dots
+    for dot in sorted(dots, key=lambda dot: dot.y):
+        while any(dot.crowds(other) for other in placed):
+            dot = replace(dot, label_y=dot.label_y + 1)
+        placed.append(dot)
+    order = [name for name, _, _ in pairs]
+    dots = sorted(placed, key=lambda dot: order.index(dot.name))
     digits = [max(0, -math.floor(math.log10(t[1] - t[0]) + 1e-9)) for t in (x_ticks, y_ticks)]
     upright = tuple((across(value), f"{value:.{digits[0]}f}") for value in x_ticks)
     return Scatter(measured, tuple(dots), upright, tuple((up(value), f"{value:.{digits[1]}f}") for value in y_ticks))
@@ -96,8 +118,8 @@ def save_png(chart: Scatter, path: Path, scale: int = 2) -> None:
     def line(x1: float, y1: float, x2: float, y2: float, colour: str, width: int) -> None:
         draw.line((x1 * scale, y1 * scale, x2 * scale, y2 * scale), colour, width)
 
-    def text(x: float, y: float, words: str, anchor: str) -> None:
-        draw.text((x * scale, y * scale), words, "#222", font, anchor)
+    def text(x: float, y: float, words: str, anchor: str, colour: str = "#222") -> None:
+        draw.text((x * scale, y * scale), words, colour, font, anchor, stroke_width=2 * scale, stroke_fill="white")
 
     for x, words in chart.upright:
         line(x, MARGIN, x, HEIGHT - BOTTOM, "#ddd", scale)
@@ -109,7 +131,8 @@ def save_png(chart: Scatter, path: Path, scale: int = 2) -> None:
         line(dot.left, dot.y, dot.right, dot.y, dot.colour, scale)
         line(dot.x, dot.top, dot.x, dot.bottom, dot.colour, scale)
         draw.circle((dot.x * scale, dot.y * scale), 5 * scale, dot.colour)
-        text(dot.label_x, dot.label_y, dot.name, "ls")
+    for dot in chart.dots:  # over every line
+        text(dot.label_x, dot.label_y, dot.name, "rs" if dot.label_end == "end" else "ls", dot.colour)
     text(WIDTH / 2, HEIGHT - 8, chart.diversity, "ms")
     text(LEFT - 52, MARGIN - 22, "tag accuracy", "lm")
     image.save(path)

@@ -44,8 +44,18 @@ def test_dots_stand_where_their_figures_say() -> None:
     assert (low.top, low.bottom) == (chart.level[2][0], chart.level[0][0])
     assert high.x > low.x
     assert high.y < low.y
-    assert abs(near.label_y - high.label_y) >= 14  # names do not lie on one another
+    assert near.label_y - high.label_y >= 14  # names do not lie on one another
     assert low.hover == "low: accuracy 0.500 [0.400, 0.600], diversity by dino 0.200 [0.100, 0.300]"
+
+
+def test_names_stand_in_the_order_of_their_dots_and_inside_the_chart() -> None:
+    chart = scatter((model("below", 0.3, 0.70), model("above", 0.3, 0.71), model("a long name " * 4, 0.4, 0.5)))
+    assert chart is not None
+    below, above, right = chart.dots
+    assert above.y < below.y
+    assert above.label_y <= below.label_y - 14
+    assert (below.label_end, right.label_end) == ("start", "end")
+    assert right.label_x < right.x
 
 
 def test_no_diversity_no_chart() -> None:
