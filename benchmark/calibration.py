@@ -76,8 +76,8 @@ def cheapest(settings: Sequence[Setting]) -> Setting | None:
     return next((setting for setting in settings if setting.correlation >= NEAR), None)
 
 
-def calibration_table(settings: Sequence[Setting]) -> Table:
-    """Rows are numbers of steps and sizes, the cheapest first."""
+def calibration_table(settings: Sequence[Setting], role: str) -> Table:
+    """Rows are numbers of steps and sizes, the cheapest first; `role`: the tagger's."""
     names = list(settings[0].difference)
     most = max((setting.effort for setting in settings), key=_exactness)
     rows = [
@@ -95,7 +95,7 @@ def calibration_table(settings: Sequence[Setting]) -> Table:
         "steps",
         "size",
         "seconds an image",
-        "rank correlation",
+        f"rank correlation by {role}",
         "pairs alike",
         *(f"{name}, against {most.steps} at {most.size}" for name in names),
     )

@@ -226,19 +226,21 @@ def _calibrate(session: Session, efforts: Sequence[Effort], as_json: bool) -> in
     from benchmark.comparison import plain
     from benchmark.tables import table_as_markdown
 
-    settings = session.calibrate(efforts)
-    found = cheapest(settings)
+    by_role = session.calibrate(efforts)
+    found = {role: cheapest(settings) for role, settings in by_role.items()}
     if as_json:
-        print(
-            json.dumps(
-                plain({"settings": settings, "cheapest": found and found.effort._asdict()}), indent=1, allow_nan=False
-            )
-        )
+        told = {
+            role: {"settings": settings, "cheapest": (best := found[role]) and best.effort._asdict()}
+            for role, settings in by_role.items()
+        }
+        print(json.dumps(plain(told), indent=1, allow_nan=False))
         return 0
-    print(table_as_markdown(calibration_table(settings)))
-    if found is None:
-        print("\nRanks say nothing here: name two or more models that differ.")
-    else:
-        chosen = f"{found.effort.steps} steps at {found.effort.size}"
-        print(f"\nThe cheapest that ranks the models alike (rank correlation {NEAR} or more): {chosen}.")
+    for number, (role, settings) in enumerate(by_role.items()):
+        print(("\n" if number else "") + table_as_markdown(calibration_table(settings, role)))
+        best = found[role]
+        if best is None:
+            print("\nRanks say nothing here: name two or more models that differ.")
+        else:
+            chosen = f"{best.effort.steps} steps at {best.effort.size}"
+            print(f"\nThe cheapest that ranks the models alike (rank correlation {NEAR} or more), by {role}: {chosen}.")
     return 0

@@ -16,15 +16,19 @@ import numpy as np
 from benchmark import scores
 from benchmark.prompts import normal_tag
 from benchmark.runner import Evaluation
-from benchmark.scores import Bools, Estimate, Floats, Integers
-from benchmark.secondary import Beside, Seen, secondary, see
+from benchmark.scores import Bools, Estimate, Floats, Integers, Rate, Tally
+from benchmark.secondary import Beside, secondary, see
 
 ONE_TAGGER = "only one tagger sees it"
+Tallies = Mapping[str, Mapping[str, Mapping[Any, Tally]]]  # of what -> tagger's role -> category and so on
 
 
 @dataclass(frozen=True)
 class ModelScores:
-    """One model's figures. Keys of the outer mappings are taggers' roles, of the inner ones categories and so on."""
+    """One model's figures. Keys of the outer mappings are taggers' roles, of the inner ones categories and so on.
+
+    The first model has no differences. `tags`: how often each was found where it was asked for; `added`: where not.
+    """
 
     name: str
     images: int
@@ -37,9 +41,12 @@ class ModelScores:
     categories: Mapping[str, Mapping[str, Estimate]]
     by_count: Mapping[str, Mapping[int, Estimate]]
     by_position: Mapping[str, Mapping[int, Estimate]]
-    tags: Mapping[str, tuple[float, int]]
-    added: Mapping[str, tuple[float, int]]
-    added_per_image: Estimate
+    category_difference: Mapping[str, Mapping[str, Estimate]]
+    count_difference: Mapping[str, Mapping[int, Estimate]]
+    position_difference: Mapping[str, Mapping[int, Estimate]]
+    tags: Mapping[str, Mapping[str, Rate]]
+    added: Mapping[str, Mapping[str, Rate]]
+    added_per_image: Mapping[str, Estimate]
     metrics: Mapping[str, Estimate]
     metric_difference: Mapping[str, Estimate]
 
@@ -56,63 +63,90 @@ def compare(
     `beside`: what looks compare the images with. Raises ValueError where the models did not draw the same prompts.
     """
     beside = beside or Beside()
-    reference = next(iter(evaluations.values()))
     seen = {name: see(evaluation, beside) for name, evaluation in evaluations.items()}
-    first = next(iter(seen.values()))
+    tallies = {name: _tallies(evaluation, category_of, thresholds) for name, evaluation in evaluations.items()}
+    first = next(iter(evaluations))
     return tuple(
         _model(
-            name, evaluation, None if evaluation is reference else reference, category_of, thresholds, seen[name], first
+            name,
+            evaluation,
+            thresholds,
+            tallies[name],
+            None if name == first else tallies[first],
+            secondary(seen[name], evaluation.prompt_of),
+            {} if name == first else secondary(seen[name], evaluation.prompt_of, seen[first]),
         )
         for name, evaluation in evaluations.items()
     )
 
 
+def _tallies(evaluation: Evaluation, category_of: Callable[[str], str], thresholds: Mapping[str, float]) -> Tallies:
+    """Hits and tags asked for: of all tags, of each category, number of tags and place in the prompt."""
+    category = np.array([category_of(tag) for tag in evaluation.tags])
+    asked_about = set(category[evaluation.asked.any(axis=0)].tolist())
+    counts, positions = evaluation.asked.sum(axis=1)[:, None], position_matrix(evaluation)
+    masks: dict[str, dict[Any, Bools]] = {  # of [I, T], or of what numpy makes so large
+        "all": {"": np.ones((1, 1), dtype=np.bool_)},
+        "category": {key: (category == key)[None, :] for key in dict.fromkeys(category.tolist()) if key in asked_about},
+        "count": {int(value): counts == value for value in np.unique(counts[counts > 0])},
+        "position": {int(value): positions == value for value in np.unique(positions[positions > 0])},
+    }
+    found = {role: evaluation.found(role, threshold) for role, threshold in thresholds.items()}
+    return {
+        what: {
+            role: {
+                key: scores.tally(values, evaluation.asked & mask, evaluation.prompt_of) for key, mask in keyed.items()
+            }
+            for role, values in found.items()
+        }
+        for what, keyed in masks.items()
+    }
+
+
 def _model(
     name: str,
     evaluation: Evaluation,
-    reference: Evaluation | None,
-    category_of: Callable[[str], str],
     thresholds: Mapping[str, float],
-    mine: Seen,
-    first: Seen,
+    mine: Tallies,
+    first: Tallies | None,
+    metrics: Mapping[str, Estimate],
+    metric_difference: Mapping[str, Estimate],
 ) -> ModelScores:
-    main = next(iter(thresholds))
     found = {role: evaluation.found(role, threshold) for role, threshold in thresholds.items()}
-    counts = evaluation.asked.sum(axis=1)
-    positions = position_matrix(evaluation)
-    difference = {}
-    if reference is not None:
-        for role, threshold in thresholds.items():
-            difference[role] = scores.paired_difference(
-                evaluation.tally(role, threshold), reference.tally(role, threshold)
-            )
+    asked, prompt_of = evaluation.asked, evaluation.prompt_of
 
-    def where(mask: Bools, role: str) -> Estimate:
-        return scores.estimate(scores.tally(found[role], evaluation.asked & mask, evaluation.prompt_of))
+    def each(what: str) -> dict[str, dict[Any, Estimate]]:
+        return {role: {key: scores.estimate(t) for key, t in keyed.items()} for role, keyed in mine[what].items()}
 
-    def each(values: Integers, masks: Callable[[int], Bools]) -> dict[str, dict[int, Estimate]]:
-        present = [int(v) for v in np.unique(values[values > 0])]
-        return {role: {value: where(masks(value), role) for value in present} for role in thresholds}
+    def differences(what: str) -> dict[str, dict[Any, Estimate]]:
+        if first is None:
+            return {}
+        return {
+            role: {key: scores.paired_difference(t, first[what][role][key]) for key, t in keyed.items()}
+            for role, keyed in mine[what].items()
+        }
 
+    difference = {role: keyed[""] for role, keyed in differences("all").items()}
     return ModelScores(
         name=name,
         images=len(evaluation.prompts),
         broken=evaluation.broken,
         duplicates=duplicates(evaluation),
-        accuracy={role: evaluation.accuracy(role, threshold) for role, threshold in thresholds.items()},
+        accuracy={role: keyed[""] for role, keyed in each("all").items()},
         probability={role: evaluation.mean_probability(role) for role in thresholds},
         difference=difference,
         note=_note(difference),
-        categories={
-            role: evaluation.per_category(role, category_of, threshold) for role, threshold in thresholds.items()
-        },
-        by_count=each(counts, lambda count: np.broadcast_to((counts == count)[:, None], evaluation.asked.shape)),
-        by_position=each(positions, lambda position: positions == position),
-        tags=scores.per_tag(found[main], evaluation.asked, evaluation.tags),
-        added=scores.per_tag(found[main], ~evaluation.asked, evaluation.tags),
-        added_per_image=_added_per_image(evaluation, found[main]),
-        metrics=secondary(mine, evaluation.prompt_of),
-        metric_difference={} if reference is None else secondary(mine, evaluation.prompt_of, first),
+        categories=each("category"),
+        by_count=each("count"),
+        by_position=each("position"),
+        category_difference=differences("category"),
+        count_difference=differences("count"),
+        position_difference=differences("position"),
+        tags={role: scores.per_tag(found[role], asked, prompt_of, evaluation.tags) for role in thresholds},
+        added={role: scores.per_tag(found[role], ~asked, prompt_of, evaluation.tags) for role in thresholds},
+        added_per_image={role: _added_per_image(evaluation, found[role]) for role in thresholds},
+        metrics=metrics,
+        metric_difference=metric_difference,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from benchmark.comparison import compare
 from benchmark.runner import Evaluation
@@ -22,23 +23,21 @@ def lora_table(
 
     `pairs`: name of a model -> name of the model with the LoRA, both among `evaluations`.
     """
-    role = next(iter(thresholds))
     rows, styled = [], False
     for name, with_lora in pairs.items():
-        alone, added = compare(
-            {name: evaluations[name], with_lora: evaluations[with_lora]}, category_of, {role: thresholds[role]}
-        )
-        row = [
-            Cell(name),
-            Cell(score=alone.accuracy[role]),
-            Cell(score=added.accuracy[role]),
-            Cell(score=added.difference[role], signed=True),
-        ]
+        alone, added = compare({name: evaluations[name], with_lora: evaluations[with_lora]}, category_of, thresholds)
+        row = [Cell(name)]
+        for role in thresholds:
+            row += [Cell(score=alone.accuracy[role]), Cell(score=added.accuracy[role])]
+            row.append(Cell(score=added.difference[role], signed=True))
+        row[-1] = replace(row[-1], text=added.note)
         styled = STYLE_LOSS in alone.metrics
         if styled:
             row += [Cell(score=alone.metrics[STYLE_LOSS]), Cell(score=added.metrics[STYLE_LOSS])]
             row.append(Cell(score=added.metric_difference[STYLE_LOSS], signed=True))
         rows.append(tuple(row))
-    head = ["model", f"accuracy by {role}", "with the LoRA", "difference"]
+    head = ["model"]
+    for role in thresholds:
+        head += [f"accuracy by {role}", "with the LoRA", "difference"]
     head += ["style loss", "style loss with the LoRA", "difference of style loss"] if styled else []
     return Table(tuple(head), tuple(rows), "With the LoRA", f"{FITS} {STYLE_CAUTION}" if styled else "")

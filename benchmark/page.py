@@ -12,7 +12,7 @@ from benchmark.comparison import ModelScores
 from benchmark.prompts import spoken
 from benchmark.scatter import BOTTOM, HEIGHT, LEFT, MARGIN, WIDTH, scatter
 from benchmark.scores import Estimate
-from benchmark.tables import Table, interval_parts, make_tables
+from benchmark.tables import Table, interval, interval_parts, make_tables
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,11 @@ def as_html(
     )
 
 
-def _hover(score: Estimate) -> str:
-    """What a figure shows when it is pointed at."""
+def _hover(score: Estimate, against: Estimate | None, first: str) -> str:
+    """What a figure shows when it is pointed at; `against` its difference to the model `first`."""
     _, bounds = interval_parts(score)
-    return f"95 % interval {bounds}, standard error {score.stderr:.4f}" if bounds else "no interval"
+    text = f"95 % interval {bounds}, standard error {score.stderr:.4f}" if bounds else "no interval"
+    return text if against is None else f"{text}; against {first} {interval(against, signed=True)}"
 
 
 def _data_uri(path: Path) -> str:
@@ -85,8 +86,8 @@ tags asked for that the tagger finds again; in brackets are 95 % intervals over 
 <tr>{% for text in table.head %}<th>{{ text }}</th>{% endfor %}</tr>
 {% for row in table.rows %}
 <tr>{% for cell in row %}
-<td{% if cell.best %} class="best"{% endif %}{% if cell.score is not none %} title="{{ cell.score | hover }}"
-{%- endif %}>
+<td{% if cell.best %} class="best"{% endif %}
+{%- if cell.score is not none %} title="{{ cell.score | hover(cell.against, names[0]) }}"{% endif %}>
 {%- if cell.score is none %}{{ cell.text }}{% else %}
 {%- set shown = cell.score | parts(signed=cell.signed) %}{{ shown[0] }} <small>{{ shown[1] }}</small>
 {%- if cell.text %} ({{ cell.text }}){% endif %}{% endif %}</td>

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,13 @@ class Estimate:
     stderr: float
     low: float
     high: float
+
+
+class Rate(NamedTuple):
+    """How often, of how many images."""
+
+    score: Estimate
+    images: int
 
 
 @dataclass(frozen=True)
@@ -114,11 +121,19 @@ def per_category(
     return scores
 
 
-def per_tag(values: Floats, asked: Bools, tags: Sequence[str]) -> dict[str, tuple[float, int]]:
-    """(mean value where asked, times asked) for each tag that was asked about."""
-    times = asked.sum(axis=0)
-    sums = np.where(asked, values, 0.0).sum(axis=0, dtype=np.float64)
-    return {tag: (float(sums[t] / times[t]), int(times[t])) for t, tag in enumerate(tags) if times[t]}
+def per_tag(values: Floats, asked: Bools, prompt_of: Integers, tags: Sequence[str]) -> dict[str, Rate]:
+    """The mean of 0..1 values [I, T] where asked, and in how many images, for each tag that was asked about."""
+    order = np.argsort(prompt_of, kind="stable")
+    starts = np.unique(np.asarray(prompt_of)[order], return_index=True)[1]
+    hits = np.add.reduceat(np.where(asked, values, 0.0)[order], starts, axis=0, dtype=np.float64)  # [C, T]
+    counts = np.add.reduceat(asked[order], starts, axis=0, dtype=np.float64)
+    everywhere = np.flatnonzero((counts > 0).mean(axis=0) > 0.5)  # one product for all of them, of all prompts
+    found = dict(zip(everywhere.tolist(), _ratios(hits[:, everywhere], counts[:, everywhere]), strict=True))
+    return {
+        tag: Rate(found[t] if t in found else _ratio(hits[:, t], counts[:, t], bounded=True), int(counts[:, t].sum()))
+        for t, tag in enumerate(tags)
+        if counts[:, t].any()
+    }
 
 
 def per_prompt(counts: Tally) -> Floats:
@@ -155,6 +170,28 @@ def _ratio(hits: Floats, asked: Floats, *, bounded: bool) -> Estimate:
     resampled = (times @ hits) / (times @ asked)
     low, high = np.quantile(resampled, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
     return Estimate(value, stderr, float(low), float(high))
+
+
+def _ratios(hits: Floats, asked: Floats) -> list[Estimate]:
+    """`_ratio` of each column of [C, T], bounded, where nearly every prompt was asked: all prompts are resampled."""
+    clusters, columns = hits.shape
+    if clusters < 2 or not columns:
+        return [_ratio(hits[:, t], asked[:, t], bounded=True) for t in range(columns)]
+    times = _resamples(clusters)
+    with np.errstate(invalid="ignore", divide="ignore"):  # few prompts may be resampled to none that was asked
+        resampled = (times @ hits) / (times @ asked)
+    quantile = np.nanquantile if np.isnan(resampled).any() else np.quantile  # the second is quicker
+    bounds = quantile(resampled, ((1 - LEVEL) / 2, (1 + LEVEL) / 2), axis=0)
+    values = hits.sum(axis=0) / asked.sum(axis=0)
+    residuals = hits - values * asked
+    used = (asked > 0).sum(axis=0)
+    errors = np.sqrt(used / np.maximum(used - 1, 1) * (residuals**2).sum(axis=0)) / asked.sum(axis=0)
+    return [
+        _ratio(hits[:, t], asked[:, t], bounded=True)  # none or all found: no resample differs
+        if values[t] in (0, 1)
+        else Estimate(float(values[t]), float(errors[t]), float(bounds[0, t]), float(bounds[1, t]))
+        for t in range(columns)
+    ]
 
 
 @lru_cache(maxsize=64)

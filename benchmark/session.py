@@ -97,8 +97,11 @@ class Session:
             more = (lora_table(evaluations, self.studio.pairs, self.vocabulary.category, self.thresholds),)
         return models, self._samples(evaluations, folders), more
 
-    def calibrate(self, efforts: Sequence[Effort]) -> tuple[Setting, ...]:
-        """Draw every model with each effort, and compare with the most exact. Raises InputError as `compare`."""
+    def calibrate(self, efforts: Sequence[Effort]) -> dict[str, tuple[Setting, ...]]:
+        """Draw every model with each effort, and compare with the most exact, by each tagger.
+
+        Raises InputError as `compare`.
+        """
         make_output(self.output)
         evaluations: dict[Effort, dict[str, Evaluation]] = {}
         for effort in efforts:
@@ -108,8 +111,7 @@ class Session:
                 name: session._evaluate(name, f"{name}, {effort.steps} steps, {effort.size}")[0]
                 for name in studio.models
             }
-        main, threshold = next(iter(self.thresholds.items()))
-        return calibrate(evaluations, main, threshold)
+        return {role: calibrate(evaluations, role, threshold) for role, threshold in self.thresholds.items()}
 
     def _samples(self, evaluations: Mapping[str, Evaluation], folders: Mapping[str, Path]) -> tuple[Sample, ...]:
         """The first images of every model that kept its pictures, with the tags found and missed."""

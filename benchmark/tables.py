@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 from benchmark.comparison import ModelScores
 from benchmark.prompts import spoken
-from benchmark.scores import Estimate
+from benchmark.scores import Estimate, Rate
 from benchmark.secondary import FRECHET, STYLE_CAUTION, STYLE_LOSS
 
 _LISTED = 5  # tags named as most and least reliable, and as drawn without being asked for
@@ -18,12 +17,13 @@ _LISTED = 5  # tags named as most and least reliable, and as drawn without being
 
 @dataclass(frozen=True)
 class Cell:
-    """Text or a score; `signed` shows its sign, `best` sets it off."""
+    """Text or a score; `signed` shows its sign, `best` sets it off; `against`: the difference to the first model."""
 
     text: str = ""
     score: Estimate | None = None
     signed: bool = False
     best: bool = False
+    against: Estimate | None = None
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,16 @@ def make_tables(models: Sequence[ModelScores], more: Sequence[Table] = ()) -> tu
 
     `more` tables stand after those of all tags and before those tag by tag.
     """
-    tables = [_overall(models), *_by_key(models, "category", lambda model: model.categories, "By category")]
+    tables = [_overall(models), *_by_key(models, "category", "categories", "category_difference", "By category")]
     if any(len(next(iter(model.by_count.values()))) > 1 for model in models):
-        tables += _by_key(models, "tags in the prompt", lambda model: model.by_count, "By number of tags")
+        tables += _by_key(models, "tags in the prompt", "by_count", "count_difference", "By number of tags")
     if any(len(next(iter(model.by_position.values()))) > 1 for model in models):
-        tables += _by_key(models, "place in the prompt", lambda model: model.by_position, "By place in the prompt")
+        tables += _by_key(models, "place in the prompt", "by_position", "position_difference", "By place in the prompt")
     if models[0].metrics:
         tables.append(_secondary(models))
-    return (*tables, *more, _reliability(models), _added(models))
+    roles = list(models[0].accuracy)
+    by_tag = [_reliability(models, role) for role in roles] + [_added(models, role) for role in roles]
+    return (*tables, *more, *_titled_once(by_tag))
 
 
 def as_markdown(models: Sequence[ModelScores], more: Sequence[Table] = ()) -> str:
@@ -74,40 +76,50 @@ def interval_parts(score: Estimate, *, signed: bool = False) -> tuple[str, str]:
 def _overall(models: Sequence[ModelScores]) -> Table:
     roles = list(models[0].accuracy)
     compared = len(models) > 1
-    head = ["model", *(f"accuracy by {role}" for role in roles), f"mean probability by {roles[0]}"]
+    head = ["model", *(f"accuracy by {role}" for role in roles), *(f"mean probability by {role}" for role in roles)]
     if compared:
         head += [f"against {models[0].name} by {role}" for role in roles]
-    head += ["added tags an image", "broken"]
+    head += [*(f"added tags an image by {role}" for role in roles), "broken"]
     accuracies = [_compared([model.accuracy[role] for model in models]) for role in roles]
     rows = []
     for number, model in enumerate(models):
-        row = [Cell(model.name), *(cells[number] for cells in accuracies), Cell(score=model.probability[roles[0]])]
+        row = [Cell(model.name), *(cells[number] for cells in accuracies)]
+        row += [Cell(score=model.probability[role]) for role in roles]
         if compared:
             row += [Cell(score=model.difference.get(role), signed=True) for role in roles]
             row[-1] = Cell(model.note, row[-1].score, signed=True)
         broken = f"{model.broken} of {model.images}"
-        row += [
-            Cell(score=model.added_per_image),
-            Cell(f"{broken}, {model.duplicates} alike" if model.duplicates else broken),
-        ]
+        row += [Cell(score=model.added_per_image[role]) for role in roles]
+        row.append(Cell(f"{broken}, {model.duplicates} alike" if model.duplicates else broken))
         rows.append(tuple(row))
     return Table(tuple(head), tuple(rows))
 
 
-def _by_key(
-    models: Sequence[ModelScores],
-    what: str,
-    of: Callable[[ModelScores], Mapping[str, Mapping[Any, Estimate]]],
-    title: str,
-) -> list[Table]:
-    """One table a tagger: rows are categories (or counts, or places), columns models."""
+def _by_key(models: Sequence[ModelScores], what: str, scored: str, differing: str, title: str) -> list[Table]:
+    """One table a tagger: rows are categories (or counts, or places), columns models.
+
+    `scored`, `differing`: the fields of `ModelScores` that hold the figures and the differences to the first model.
+    """
     tables = []
     for role in models[0].accuracy:
-        rows = [(Cell(str(key)), *_compared([of(model)[role][key] for model in models])) for key in of(models[0])[role]]
-        rows.append((Cell("overall"), *_compared([model.accuracy[role] for model in models])))
+        rows = []
+        for key in getattr(models[0], scored)[role]:
+            against = [getattr(model, differing).get(role, {}).get(key) for model in models]
+            rows.append((Cell(str(key)), *_compared([getattr(model, scored)[role][key] for model in models], against)))
+        against = [model.difference.get(role) for model in models]
+        rows.append((Cell("overall"), *_compared([model.accuracy[role] for model in models], against)))
         tables.append(Table((f"{what}, by {role}", *(model.name for model in models)), tuple(rows), title))
-        title = ""  # one for the tables of all taggers
-    return tables
+    return _titled_once(tables)
+
+
+def _titled_once(tables: Sequence[Table]) -> list[Table]:
+    """The same, with title and note above the first only of those that share one: the tables of all taggers."""
+    seen: set[str] = set()
+    made = []
+    for table in tables:
+        made.append(replace(table, title="", note="") if table.title in seen else table)
+        seen.add(table.title)
+    return made
 
 
 def _secondary(models: Sequence[ModelScores]) -> Table:
@@ -123,37 +135,45 @@ def _secondary(models: Sequence[ModelScores]) -> Table:
     return Table(("model", *names), tuple(rows), "What else was seen", note)
 
 
-def _reliability(models: Sequence[ModelScores]) -> Table:
+def _reliability(models: Sequence[ModelScores], role: str) -> Table:
     rows = []
     for model in models:
-        best = _rated(model.tags, lambda rate: -rate)[:_LISTED]
-        worst = _rated(model.tags, lambda rate: rate)[:_LISTED]
+        best = _rated(model.tags[role], lambda rate: -rate)
+        worst = _rated(model.tags[role], lambda rate: rate)
         rows.append((Cell(model.name), Cell(", ".join(best)), Cell(", ".join(worst))))
     note = "The share of the times asked that a tag was found, and how often it was asked for."
-    return Table(("model", "most reliable tags", "least reliable tags"), tuple(rows), "Tag by tag", note)
+    head = ("model", f"most reliable tags, by {role}", f"least reliable tags, by {role}")
+    return Table(head, tuple(rows), "Tag by tag", note)
 
 
-def _added(models: Sequence[ModelScores]) -> Table:
+def _added(models: Sequence[ModelScores], role: str) -> Table:
     rows = []
     for model in models:
-        drawn = {tag: rate for tag, rate in model.added.items() if rate[0] > 0}
-        rows.append((Cell(model.name), Cell(", ".join(_rated(drawn, lambda rate: -rate)[:_LISTED]) or "–")))
+        drawn = {tag: rate for tag, rate in model.added[role].items() if rate.score.value > 0}
+        rows.append((Cell(model.name), Cell(", ".join(_rated(drawn, lambda rate: -rate)) or "–")))
     note = "The share of the images that did not ask for a tag in which it was found."
-    return Table(("model", "drawn without being asked (share of images)"), tuple(rows), "Drawn unasked", note)
+    head = ("model", f"drawn without being asked, by {role} (share of images)")
+    return Table(head, tuple(rows), "Drawn unasked", note)
 
 
-def _rated(rates: Mapping[str, tuple[float, int]], key: Callable[[float], float]) -> list[str]:
-    """`blue hair 0.93 of 12` for each tag, ordered by the key of its rate, then by name."""
+def _rated(rates: Mapping[str, Rate], key: Callable[[float], float]) -> list[str]:
+    """`blue hair 0.93 (0.81 to 1.00) of 12` for the first few tags, ordered by the key of their rate, then by name."""
+    first = sorted(rates, key=lambda tag: (key(rates[tag].score.value), tag))[:_LISTED]
+    scored = [(tag, *rates[tag]) for tag in first]
     return [
-        f"{spoken(tag)} {rates[tag][0]:.2f} of {rates[tag][1]}"
-        for tag in sorted(rates, key=lambda t: (key(rates[t][0]), t))
+        f"{spoken(tag)} {score.value:.2f} ({score.low:.2f} to {score.high:.2f}) of {images}"
+        for tag, score, images in scored
     ]
 
 
-def _compared(scores: Sequence[Estimate]) -> list[Cell]:
-    """A row's scores, the best three set off."""
+def _compared(scores: Sequence[Estimate], against: Sequence[Estimate | None] | None = None) -> list[Cell]:
+    """A row's scores, the best three set off; `against`: each one's difference to the first."""
     best = best_three([score.value for score in scores])
-    return [Cell(score=score, best=number in best) for number, score in enumerate(scores)]
+    differences = against or [None] * len(scores)
+    return [
+        Cell(score=score, best=number in best, against=difference)
+        for number, (score, difference) in enumerate(zip(scores, differences, strict=True))
+    ]
 
 
 def best_three(values: Sequence[float]) -> set[int]:

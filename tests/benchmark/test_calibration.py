@@ -53,7 +53,7 @@ def test_the_cheapest_setting_that_ranks_alike() -> None:
     chosen = cheapest(settings)
     assert chosen is not None
     assert chosen.effort.steps == 8
-    text = table_as_markdown(calibration_table(settings))
+    text = table_as_markdown(calibration_table(settings, "t"))
     assert "| 8 " in text
     assert "a, against 20 at 64x64" in text
     assert "-0.400 [" in text
@@ -64,7 +64,7 @@ def test_one_model_has_no_rank() -> None:
         {Effort(4, 64, 64): {"a": evaluation(3, 1)}, Effort(8, 64, 64): {"a": evaluation(5, 2)}}, "t", 0.5
     )
     assert cheapest(settings) is None
-    assert "–" in table_as_markdown(calibration_table(settings))
+    assert "–" in table_as_markdown(calibration_table(settings, "t"))
 
 
 def test_sizes_are_compared_too_and_the_cheapest_is_the_least_steps_times_pixels() -> None:
@@ -81,4 +81,4 @@ def test_sizes_are_compared_too_and_the_cheapest_is_the_least_steps_times_pixels
     chosen = cheapest(settings)
     assert chosen is not None
     assert chosen.effort == (20, 32, 32)
-    assert "| 20    | 32x32 |" in table_as_markdown(calibration_table(settings))
+    assert "| 20    | 32x32 |" in table_as_markdown(calibration_table(settings, "t"))

@@ -103,10 +103,13 @@ def test_an_interrupted_command_goes_on(
 def test_calibrating_compares_steps(arguments: dict[str, Any], capfd: pytest.CaptureFixture[str]) -> None:
     assert call(arguments, "--calibrate", "1,2") == 0
     told = capfd.readouterr()
-    assert told.out.startswith("| steps | size  | seconds an image | rank correlation")
+    assert told.out.startswith("| steps | size  | seconds an image | rank correlation by tagger")
+    assert "| rank correlation by judge |" in told.out
     assert "base, 2 steps, 32x32: 6/6 images" in told.err
     assert call(arguments, "--calibrate", "2,1", "--json") == 0
-    settings = json.loads(capfd.readouterr().out)["settings"]
+    by_role = json.loads(capfd.readouterr().out)
+    assert list(by_role) == ["tagger", "judge"]
+    settings = by_role["judge"]["settings"]
     assert [setting["effort"] for setting in settings] == [
         {"steps": 1, "width": 32, "height": 32},
         {"steps": 2, "width": 32, "height": 32},

@@ -253,7 +253,9 @@ def test_any_image_encoder_is_pooled_as_it_pools_itself(
                 16,
             ),
         }
-        masked = transformers.ViTMAEModel(transformers.ViTMAEConfig(**wide))
+        masked = transformers.ViTMAEModel(
+            transformers.ViTMAEConfig(**{**wide, "patch_size": 2})
+        )  # 64, of which it sees 16
     for kind, (folder, width) in folders.items():
         encoder = open_encoder(folder)
         assert isinstance(encoder, PooledEncoder)

@@ -40,8 +40,30 @@ def test_categories_tags_and_prompts_by_hand() -> None:
     category = {"a": "x", "b": "x", "c": "y"}.__getitem__
     by_category = scores.per_category(found, ASKED, PROMPT_OF, ("a", "b", "c"), category)
     assert {name: score.value for name, score in by_category.items()} == pytest.approx({"x": 4 / 5, "y": 0})
-    assert scores.per_tag(found, ASKED, ("a", "b", "c")) == {"a": (1.0, 3), "b": (0.5, 2), "c": (0.0, 2)}
+    rates = scores.per_tag(found, ASKED, PROMPT_OF, ("a", "b", "c"))
+    assert {tag: (rate.score.value, rate.images) for tag, rate in rates.items()} == {
+        "a": (1.0, 3),
+        "b": (0.5, 2),
+        "c": (0.0, 2),
+    }
     assert scores.per_prompt(scores.tally(found, ASKED, PROMPT_OF)) == pytest.approx([3 / 4, 0, 1 / 2])
+
+
+def test_the_interval_of_a_tag_is_that_of_its_own_score() -> None:
+    draw = np.random.default_rng(5)
+    prompt_of = draw.permutation(np.repeat(np.arange(30), 2))
+    asked, values = draw.random((60, 8)) < np.linspace(0.02, 1, 8), (draw.random((60, 8)) < 0.6).astype(float)
+    values[:, 6] = 1.0
+    rates = scores.per_tag(values, asked, prompt_of, list("abcdefgh"))
+    for column, tag in enumerate("abcdefgh"):
+        if tag not in rates:
+            assert not asked[:, column].any()
+            continue
+        alone = scores.estimate(scores.tally(values[:, [column]], asked[:, [column]], prompt_of))
+        got = rates[tag].score
+        assert (got.value, got.stderr) == pytest.approx((alone.value, alone.stderr), nan_ok=True)
+        # prompts that were not asked are resampled with the others, which moves the bounds a little
+        assert (got.low, got.high) == pytest.approx((alone.low, alone.high), abs=0.03)
 
 
 def test_the_interval_is_the_percentile_bootstrap_of_whole_prompts() -> None:

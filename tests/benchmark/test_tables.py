@@ -50,9 +50,16 @@ def test_figures_by_hand() -> None:
     assert {m: e.value for m, e in base.by_count["tagger"].items()} == pytest.approx({1: 1 / 2, 2: 5 / 8})
     # First places: smile (2 images: 1, 0), red hair (1, 0), hat (0, 1); second: blue hair (1, 1), smile (1, 0).
     assert {p: e.value for p, e in base.by_position["tagger"].items()} == pytest.approx({1: 3 / 6, 2: 3 / 4})
-    assert base.tags["smile"] == (0.5, 4)
-    assert base.added["red_hair"] == (0.25, 4)  # the last image only, of the four that did not ask for it
-    assert base.added_per_image.value == pytest.approx(1 / 6)
+    assert (base.tags["tagger"]["smile"].score.value, base.tags["tagger"]["smile"].images) == (0.5, 4)
+    added = base.added["tagger"]["red_hair"]
+    assert (added.score.value, added.images) == (0.25, 4)  # the last image only, of the four that did not ask for it
+    assert base.added_per_image["tagger"].value == pytest.approx(1 / 6)
+    assert base.category_difference == base.count_difference == base.position_difference == {}
+    assert {c: e.value for c, e in other.category_difference["tagger"].items()} == pytest.approx(
+        {"hair": 1 / 4, "face": 2 / 4, "clothes": 1 / 2}
+    )
+    assert {m: e.value for m, e in other.count_difference["tagger"].items()} == pytest.approx({1: 1 / 2, 2: 3 / 8})
+    assert {p: e.value for p, e in other.position_difference["tagger"].items()} == pytest.approx({1: 1 / 2, 2: 1 / 4})
     assert base.difference == {}
     assert other.difference["tagger"].value == pytest.approx(0.4)
     # Prompt by prompt the gains are 1 of 4, 1 of 2 and 2 of 4; all are gains, so the interval is above nothing.
@@ -73,6 +80,16 @@ def test_a_gain_that_only_one_tagger_sees_is_marked() -> None:
     assert compared()[1].note == ""
 
 
+def test_the_judge_stands_in_every_table() -> None:
+    made = tables.make_tables(compared(judge=True))
+    for table in made:
+        words = " ".join(table.head)
+        twins = [other for other in made if " ".join(other.head) == words.replace("by tagger", "by judge")]
+        assert ("by tagger" in words and "by judge" in words) or len(twins) == 1, table.head
+    titles = [table.title for table in made if table.title]
+    assert len(titles) == len(set(titles))
+
+
 def test_markdown_shows_every_table() -> None:
     text = tables.as_markdown(compared())
     rows = {
@@ -82,7 +99,7 @@ def test_markdown_shows_every_table() -> None:
     assert rows["overall"][1].startswith("**1.000")
     assert "| tags in the prompt, by tagger |" in text
     assert "| place in the prompt, by tagger |" in text
-    assert "blue hair 1.00" in text
+    assert "red hair 0.25 (0.00 to 0.50) of 4" in text
     assert "+0.400 [" in text
     assert "0 of 6, 1 alike" in text
     widths = {len(line) for line in text.split("\n\n")[0].splitlines()}
@@ -111,6 +128,7 @@ def test_the_page_shows_it_with_every_text_escaped(tmp_path: Path) -> None:
     assert "data:image/webp;base64,UklGRg==" in html
     assert html.count("<tr>") == sum(1 + len(t.rows) for t in tables.make_tables(compared())) + 2
     assert 'title="95 % interval [' in html
+    assert "; against &lt;b&gt;a&lt;/b&gt; +0.250 [" in html  # a category's difference
     assert "<svg" not in html  # no encoder, no diversity
 
 

@@ -6,6 +6,7 @@ Six prompts of two images. Probabilities are 0.1 where nothing else is said, so 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +16,7 @@ from benchmark import metrics
 from benchmark.comparison import ModelScores, compare
 from benchmark.prompts import Prompt
 from benchmark.runner import Evaluation
+from benchmark.scores import Rate
 from benchmark.secondary import Beside
 
 TAGS = tuple("abcdefghi")
@@ -68,6 +70,10 @@ def values(scores: dict) -> dict:
     return {key: score.value for key, score in scores.items()}
 
 
+def rates(found: Mapping[str, Mapping[str, Rate]]) -> dict[str, tuple[float, int]]:
+    return {tag: (rate.score.value, rate.images) for tag, rate in found["tagger"].items()}
+
+
 def test_accuracy_its_error_and_the_probabilities(models: tuple[ModelScores, ...]) -> None:
     accuracy = models[0].accuracy["tagger"]
     assert accuracy.value == pytest.approx(15 / 24)  # by prompt: 3 of 4, 1 of 2, 4 of 6, 3 of 4, 1 of 2, 3 of 6
@@ -89,11 +95,11 @@ def test_categories_counts_and_places(models: tuple[ModelScores, ...]) -> None:
 def test_tags_found_and_added(models: tuple[ModelScores, ...]) -> None:
     hits = {"a": (3, 4), "b": (2, 4), "c": (1, 2), "d": (1, 2), "e": (1, 2), "f": (1, 2), "g": (3, 4), "h": (2, 2)}
     hits["i"] = (1, 2)
-    assert models[0].tags == {tag: (pytest.approx(n / of), of) for tag, (n, of) in hits.items()}
+    assert rates(models[0].tags) == {tag: (pytest.approx(n / of), of) for tag, (n, of) in hits.items()}
     added = {"a": (0, 8), "b": (2, 8), "c": (0, 10), "d": (0, 10), "e": (0, 10), "f": (1, 10), "g": (0, 8)}
     added |= {"h": (0, 10), "i": (2, 10)}
-    assert models[0].added == {tag: (pytest.approx(n / of), of) for tag, (n, of) in added.items()}
-    assert models[0].added_per_image.value == pytest.approx(5 / 12)
+    assert rates(models[0].added) == {tag: (pytest.approx(n / of), of) for tag, (n, of) in added.items()}
+    assert models[0].added_per_image["tagger"].value == pytest.approx(5 / 12)
 
 
 def test_broken_and_repeated_images(models: tuple[ModelScores, ...]) -> None:
