@@ -173,8 +173,11 @@ def _encoders(pipeline: Any) -> list[tuple[Any, Any]]:
 
 def _emphasised(states: Tensor, scales: Tensor) -> Tensor:
     """states [K, N, E] scaled by scales [K, N], each chunk's root mean square as it was."""
+    import torch
+
     if bool((scales == 1).all()):
         return states
     scaled = states * scales[:, :, None]
-    before, after = (values.float().square().mean(dim=(1, 2), keepdim=True) for values in (states, scaled))
+    wide = torch.promote_types(states.dtype, torch.float32)
+    before, after = (values.to(wide).square().mean(dim=(1, 2), keepdim=True) for values in (states, scaled))
     return scaled * (before / after).sqrt().to(states.dtype)

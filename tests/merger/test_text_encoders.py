@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import logging
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tqdm import tqdm
 
 from benchmark.generation import DiffusersGenerator, GenerationSettings
 from benchmark.pipelines import load_pipeline
@@ -409,3 +413,37 @@ def test_inspect_says_which_text_encoders_are_inside(family: Family) -> None:
     assert list(counted) == ["TE", "TE2"][: len(family.components)]
     assert sum(counted.values()) == sum(torch.Size(info.shape).numel() for info in text_tensors(base).values())
     assert "text encoders (parameters): TE " in format_inspection(found)
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl"], indirect=True)
+def test_sd_mecha_blends_text_encoders_alike(family: Family, tmp_path: Path) -> None:
+    pytest.importorskip("sd_mecha")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a slower matcher of words
+        import sd_mecha
+    base, *donors = opened(family)
+    weights = {"TE": {"warm": 0.7, "cool": -0.2}, "M00": {"cool": 1.0}}
+    if family.name == "sdxl":
+        weights["TE2"] = {"cool": 0.4}
+    recipe = Recipe.of(base, donors, "block", weights, components=COMPONENTS)
+    ours = load_file(export_as(recipe, tmp_path / "x.safetensors", base=base, donors=donors))
+    (tmp_path / "x.mecha").write_text(mecha_text(recipe, base, donors))
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            theirs = sd_mecha.merge(
+                sd_mecha.deserialize_path(tmp_path / "x.mecha"),
+                output_dtype=torch.float16,
+                threads=0,
+                total_buffer_size=2**20,
+                tqdm=functools.partial(tqdm, disable=True),
+            )
+    finally:
+        logging.disable(logging.NOTSET)
+    mine = {info.key for info in base.text.values()}
+    assert mine <= theirs.keys()
+    for key in mine:
+        step = torch.nextafter(ours[key].abs(), torch.full_like(ours[key], torch.inf)) - ours[key].abs()
+        assert ((theirs[key] - ours[key]).abs() <= step).all(), key
+    assert sum(not torch.equal(theirs[key], base.read_key(key)) for key in mine) > 10
