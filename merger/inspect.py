@@ -103,7 +103,8 @@ def _lines(file: dict[str, Any]) -> list[str]:
     if "kind" in file:
         lines = [f"{file['path']}", f"  {file['words']}; {_size(file['bytes'])}, {file['tensors']} tensors ({dtypes})"]
         if "changes" in file:
-            left = f"; {file['text_tensors']} tensors for text encoders are left out" if file["text_tensors"] else ""
+            text = file["text_tensors"]
+            left = f"; {text} tensors for text encoders are left out unless those are blended" if text else ""
             lines.append(f"  changes {file['changes']} tensors of the base's denoiser{left}")
         return lines
     network = "U-Net" if file["family"].startswith(("sd1", "sd2", "sdxl", "unet")) else "transformer"

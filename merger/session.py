@@ -28,6 +28,7 @@ from benchmark.prompts import (
     vocabulary_from_tags,
 )
 from benchmark.taggers import Tagger, columns_of, files_fingerprint, open_tagger
+from benchmark.text import knows_clip
 from merger.ascent import AscentSettings
 from merger.baselines import most_trials
 from merger.checkpoints import Checkpoint, open_checkpoint, read_unet_config
@@ -279,7 +280,16 @@ def open_session(config: Config) -> Session:
 
 
 def text_encoders_of(pipeline: Any, components: Sequence[str], base: Checkpoint) -> dict[str, torch.nn.Module]:
-    """{component: module} of a pipeline's text encoders. Raises CheckpointError for one that it does not have."""
+    """{component: module} of a pipeline's text encoders that are blended.
+
+    Raises CheckpointError for one that it does not have, and ConfigError where text is encoded by others than CLIP's:
+    those pipelines encode it by themselves, and what is kept of it would not follow the blend.
+    """
+    if components and not knows_clip(pipeline):
+        raise ConfigError(
+            f"components: a search blends text encoders where all are CLIP's (SD 1, SD 2, SDXL), and {base.name} has "
+            "others: leave out 'text_encoder'"
+        )
     found = {name: getattr(pipeline, name, None) for name in components}
     for name, module in found.items():
         if module is None:

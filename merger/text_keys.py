@@ -56,6 +56,7 @@ _HOMES = (
     _Home("text_encoder_2", "text_encoders.clip_g.transformer.", projected=True),
     _Home("text_encoder_3", "text_encoders.t5xxl.transformer."),
 )
+_SECOND_CLIP = "text_encoders.clip_g."  # without it, as in Flux, T5 is the second encoder
 
 
 def text_names_in(shapes: Shapes, where: str) -> dict[str, TextTensor]:
@@ -78,7 +79,10 @@ def text_names_in(shapes: Shapes, where: str) -> dict[str, TextTensor]:
                 f"({type(error).__name__}). Is it whole?"
             ) from None
         here = {bare_name(name): _tensor(mark, keys, shapes, name, where) for name, mark in landed.items()}
-        found |= {f"{home.component}.{name}": here[name] for name in _used(here, home.projected)}
+        component = home.component
+        if component == "text_encoder_3" and not any(key.startswith(_SECOND_CLIP) for key in shapes):
+            component = "text_encoder_2"
+        found |= {f"{component}.{name}": here[name] for name in _used(here, home.projected)}
     return found
 
 

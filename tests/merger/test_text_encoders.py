@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
 import logging
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
@@ -22,7 +25,7 @@ from benchmark.prompts import Prompt
 from merger.blending import blend
 from merger.checkpoints import Checkpoint, open_checkpoint
 from merger.cli import main
-from merger.errors import CheckpointError, RecipeError
+from merger.errors import CheckpointError, ConfigError, RecipeError
 from merger.export import verify
 from merger.exporting import ExportOptions, export_as
 from merger.fitting import check_fit, remarks
@@ -37,7 +40,8 @@ from merger.recipe_files import open_recipe
 from merger.session import text_encoders_of
 from merger.text_encoders import text_tensors, with_text_encoders
 from merger.text_keys import text_names_in
-from tests.merger.text_models import FAMILIES, Family, make_family
+from merger.text_layers import group_text
+from tests.merger.text_models import FAMILIES, TEXT, Family, make_family
 
 SETTINGS = GenerationSettings(steps=2, sampler="ddim", guidance=3.0, width=32, height=32, batch_size=2)
 PROMPTS = tuple(Prompt(i, text, (text,), 70 + i) for i, text in enumerate(("blue hair, smile", "hat")))
@@ -100,6 +104,34 @@ def test_every_tensor_is_in_one_layer(family: Family, granularity: str) -> None:
         first = ["TE.embed", "TE.L00", "TE.L01", "TE.out"] if family.name != "sdxl" else ["TE.embed", "TE.L00"]
         second = ["TE2.embed", "TE2.L00", "TE2.L01", "TE2.out"]
         assert own == first + (second if family.name == "sdxl" else [])
+
+
+@pytest.mark.parametrize(
+    ("listed", "wanted"),
+    [
+        ("sd1-ldm", {"TE": 196}),
+        ("sdxl-sgm", {"TE": 196, "TE2": 517}),
+        ("sd3-comfyui", {"TE": 197, "TE2": 517, "TE3": 219}),
+        ("flux-flux", {"TE": 196, "TE2": 219}),
+    ],
+)
+def test_every_key_that_others_list_has_a_place(listed: str, wanted: dict[str, int]) -> None:
+    """Those of real checkpoints, as sd-mecha ships them."""
+    found = importlib.util.find_spec("sd_mecha")  # found, not imported: only its data is wanted
+    if found is None or found.origin is None:
+        pytest.skip("sd-mecha is not installed")
+    file = Path(found.origin).parent / "extensions" / "builtin" / "model_configs" / f"{listed}.yaml"
+    table = yaml.load(file.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))["components"]
+    encoders = {name: keys for name, keys in table.items() if name in ("clip_l", "clip_g", "t5xxl")}
+    shapes = {key: tuple(each["shape"]) for keys in encoders.values() for key, each in keys.items()}
+    names = text_names_in(shapes, "x")
+    rows = {name: sum(piece.stop - piece.start for piece in place.pieces) for name, place in names.items()}
+    taken = {piece.key for place in names.values() for piece in place.pieces}
+    assert {key.rpartition(".")[2] for key in shapes if key not in taken} <= {"position_ids", "logit_scale"}
+    assert sum(rows.values()) == sum(shapes[key][0] for key in taken)  # and no row in two places
+    assert {layer: len(own) for layer, own in group_text(names, "block").items()} == wanted
+    by_module = group_text(names, "module")
+    assert sorted(name for own in by_module.values() for name in own) == sorted(names)
 
 
 def test_the_block_that_stable_diffusion_2_does_not_use_stays_the_bases() -> None:
@@ -179,6 +211,20 @@ def test_the_live_blend_draws_what_the_exported_file_does(
     assert verify(third).differing == (f"text_encoder/{odd}",)
 
 
+@pytest.mark.parametrize("family", ["sdxl"], indirect=True)
+def test_sources_may_stay_in_their_files(family: Family) -> None:
+    base, *donors = opened(family)
+    layers = group(base.blended, "module")
+    checksums = []
+    for hold in ("memory", "file"):
+        pipeline = load_pipeline(family.files["base"], config=family.pipeline)
+        encoders = text_encoders_of(pipeline, family.components, base)
+        live = LiveDenoiser(pipeline.unet, base, donors, layers, encoders, hold=hold)
+        checksums.append((live.text_checksum, live.apply(uneven(layers)), live.text_checksum))
+    assert checksums[0] == checksums[1]
+    assert len(set(checksums[0])) == 3
+
+
 @every
 def test_fused_and_turned_tensors_are_blended_in_their_places(family: Family, tmp_path: Path) -> None:
     base, warm, _ = opened(family)
@@ -230,6 +276,69 @@ def test_embeddings_are_made_anew_only_where_the_text_encoder_changed(
 
     assert [draw({}), draw({"IN04": {"warm": 0.5}}), draw({"IN04": {"warm": 0.2}})] == [3, 0, 0]
     assert [draw({"TE": {"warm": 0.5}}), draw({"TE": {"warm": 0.5}, "M00": {"cool": 1.0}}), draw({})] == [3, 0, 3]
+
+
+@pytest.fixture(scope="module")
+def sd3_folders(
+    denoiser_config: Callable[[str], dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
+    """Two folders of SD 3's networks: a transformer, two of CLIP's encoders that project, a T5 with a tied table."""
+    import diffusers
+    import transformers
+
+    clip = TEXT | {"vocab_size": 30}
+    t5 = transformers.T5Config(vocab_size=30, d_model=12, d_kv=4, d_ff=8, num_layers=2, num_heads=2)
+    folders = tuple(tmp_path_factory.mktemp("sd3") / name for name in ("base", "warm"))
+    for seed, folder in enumerate(folders):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            parts = {
+                "transformer": diffusers.SD3Transformer2DModel.from_config(denoiser_config("sd3")),
+                "text_encoder": transformers.CLIPTextModelWithProjection(
+                    transformers.CLIPTextConfig(**clip, projection_dim=4)
+                ),
+                "text_encoder_2": transformers.CLIPTextModelWithProjection(
+                    transformers.CLIPTextConfig(**clip, projection_dim=6)
+                ),
+                "text_encoder_3": transformers.T5EncoderModel(t5),
+            }
+        for name, part in parts.items():
+            part.save_pretrained(folder / name)
+    return folders[0], folders[1]
+
+
+def test_a_third_text_encoder_is_blended_in_a_folder(sd3_folders: tuple[Path, Path], tmp_path: Path) -> None:
+    import transformers
+
+    base = with_text_encoders(open_checkpoint(sd3_folders[0]))
+    warm = open_donor(sd3_folders[1], base)
+    assert [layer for layer in group(base.blended, "block") if layer.startswith("TE")] == ["TE", "TE2", "TE3"]
+    own = [layer for layer in group(base.blended, "module") if layer.startswith("TE3")]
+    assert own == ["TE3.embed", "TE3.L00", "TE3.L01", "TE3.out"]
+    first = [layer for layer in group(base.blended, "module") if layer.startswith("TE.")]
+    assert first == ["TE.embed", "TE.L00", "TE.L01", "TE.out"]  # with a projection its end is in use
+    weights = {"TE": {"warm": 0.2}, "TE3": {"warm": 0.6}}
+    recipe = Recipe.of(base, [warm], "block", weights, components=COMPONENTS)
+    folder = export_as(recipe, tmp_path / "blend", base=base, donors=[warm])
+    assert verify(folder).ok
+    network = transformers.T5EncoderModel.from_pretrained(sd3_folders[0] / "text_encoder_3")
+    clips = [
+        transformers.CLIPTextModelWithProjection.from_pretrained(sd3_folders[0] / name)
+        for name in ("text_encoder", "text_encoder_2")
+    ]
+    encoders = dict(zip(("text_encoder", "text_encoder_2", "text_encoder_3"), (*clips, network), strict=True))
+    transformer = diffusers_transformer(sd3_folders[0])
+    LiveDenoiser(transformer, base, [warm], group(base.blended, "block"), encoders).apply(weights)
+    again = transformers.T5EncoderModel.from_pretrained(folder / "text_encoder_3").state_dict()
+    assert all(torch.equal(again[name], tensor) for name, tensor in network.state_dict().items())
+    with pytest.raises(ConfigError, match=r"where all are CLIP's \(SD 1, SD 2, SDXL\), and base has others"):
+        text_encoders_of(SimpleNamespace(transformer=transformer, **encoders), tuple(encoders), base)
+
+
+def diffusers_transformer(folder: Path) -> Any:
+    import diffusers
+
+    return diffusers.SD3Transformer2DModel.from_pretrained(folder / "transformer")
 
 
 def test_donors_without_a_text_encoder_differ_in_nothing_there(family: Family, tmp_path: Path) -> None:
@@ -312,7 +421,7 @@ def test_an_adapter_that_does_not_fit_the_text_encoder_is_named(family: Family, 
     base = opened(family)[0]
     file = tmp_path / "style.safetensors"
     save_file(lora({"lora_te_text_model_encoder_layers_9_mlp_fc1.{}.weight": (4, 4)}), file)
-    with pytest.raises(CheckpointError, match="no place for 'text_model_encoder_layers_9_mlp_fc1'"):
+    with pytest.raises(CheckpointError, match="no place for 'lora_te_text_model_encoder_layers_9_mlp_fc1'"):
         open_donor(file, base)
     save_file(lora({"text_encoder.text_model.x.{}.weight": (4, 4)}, **{"lora_te_what": torch.zeros(2, 2)}), file)
     with pytest.raises(CheckpointError, match="'lora_te_what' is no key of a LoRA's text encoder that is known"):
