@@ -12,7 +12,7 @@ import hashlib
 import inspect
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -67,12 +67,18 @@ class ImageGenerator(Protocol):
 class DiffusersGenerator:
     """Any diffusers text-to-image pipeline. See `ImageGenerator`.
 
-    Text embeddings are kept, once per text; they are those of the pipeline as it was when it was handed in, so a
-    changed text encoder needs a new generator. The denoiser may change between calls.
+    Text embeddings are kept, once per text, as long as `text_state` says the same; without it they are those of the
+    pipeline as it was when it was handed in. The denoiser may change between calls.
     """
 
-    def __init__(self, pipeline: Pipeline, settings: GenerationSettings):
+    _with_graph = False  # whether text is encoded so that gradients can go back to the encoder
+
+    def __init__(
+        self, pipeline: Pipeline, settings: GenerationSettings, text_state: Callable[[], object] | None = None
+    ):
         self.pipeline, self.settings = pipeline, settings
+        self._text_state = text_state
+        self._encoded_by: object = None
         self.batch_size = settings.batch_size or _first_batch_size(pipeline, settings)
         self._scheduler = make_scheduler(pipeline, settings.sampler)
         self._embeddings: dict[str, dict[str, Tensor]] = {}
@@ -127,6 +133,7 @@ class DiffusersGenerator:
             if "negative_prompt" in self._takes:
                 words["negative_prompt"] = [plain_text(self.settings.negative_prompt)] * len(texts)
             return words
+        self._let_go_of_old()
         for text in texts:
             if text not in self._embeddings:
                 self._embeddings[text] = self._encode(text)
@@ -134,19 +141,24 @@ class DiffusersGenerator:
         length = math.lcm(*(value.shape[1] for row in rows for value in row.values() if value.ndim == 3))
         return {name: _stack([row[name] for row in rows], length) for name in rows[0]}
 
+    def _let_go_of_old(self) -> None:
+        """Forget embeddings of text encoders that have changed since."""
+        if self._text_state is not None and (state := self._text_state()) != self._encoded_by:
+            self._embeddings, self._negative, self._encoded_by = {}, None, state
+
     def _encode(self, text: str) -> dict[str, Tensor]:
         """One text and the negative one: the pipeline's arguments by name, each [1, ...]."""
         import torch
 
         guided, settings = self.settings.guidance > 1, self.settings
         if knows_clip(self.pipeline):
-            encoded = encode_clip(self.pipeline, text, settings.clip_skip)
+            encoded = encode_clip(self.pipeline, text, settings.clip_skip, graph=self._with_graph)
             arguments = {"prompt_embeds": encoded[0], "pooled_prompt_embeds": encoded[1]}
             if guided:
                 against = self._encode_negative(encoded)
                 arguments |= {"negative_prompt_embeds": against[0], "negative_pooled_prompt_embeds": against[1]}
             return {name: value for name, value in arguments.items() if value is not None}
-        with torch.no_grad():
+        with torch.set_grad_enabled(self._with_graph):
             values = self.pipeline.encode_prompt(
                 prompt=[plain_text(text)],
                 device=self.pipeline._execution_device,
@@ -163,7 +175,8 @@ class DiffusersGenerator:
         if empty and self.pipeline.config.get("force_zeros_for_empty_prompt", False):
             return encoded[0].new_zeros(encoded[0].shape), None if encoded[1] is None else encoded[1] * 0
         if self._negative is None:
-            self._negative = encode_clip(self.pipeline, self.settings.negative_prompt, self.settings.clip_skip)
+            against, skip = self.settings.negative_prompt, self.settings.clip_skip
+            self._negative = encode_clip(self.pipeline, against, skip, graph=self._with_graph)
         return self._negative
 
 

@@ -27,6 +27,7 @@ _PARTS: tuple[tuple[str, str], ...] = (  # how a key ends -> the part's name in 
 )
 _COMPILED = tuple((re.compile(f"^(.+?){pattern}$"), part) for pattern, part in _PARTS)
 _PROCESSOR = re.compile(r"^(.+)\.processor\.(to_(?:q|k|v|out))_lora\.(down|up)\.weight$")  # diffusers before 0.20
+_OLD_TEXT = re.compile(r"^(.+\.self_attn)\.to_(q|k|v|out)_lora\.(down|up)\.weight$")  # the same of text encoders
 _TEXT = re.compile(r"^(lora_te\d?_|lora_text_model|text_encoder(_\d)?\.|lora_prior_te|lycoris_text_model|te\d?\.)")
 _ENCODER = re.compile(r"^(?:lora_te(\d?)_|text_encoder(?:_(\d))?\.|te(\d?)\.|(?:lora|lycoris)_(?=text_model))(.+)$")
 _PREFIXES = (
@@ -135,6 +136,8 @@ def _split(key: str) -> tuple[str, str] | None:
     if match := _PROCESSOR.match(key):
         module = f"{match[1]}.{match[2]}" + (".0" if match[2] == "to_out" else "")
         return module, match[3]
+    if match := _OLD_TEXT.match(key):
+        return f"{match[1]}.{match[2]}_proj", match[3]
     for pattern, part in _COMPILED:
         if match := pattern.match(key):
             return match[1], part.format(match[2] if match.lastindex and match.lastindex > 1 else "")

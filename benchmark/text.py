@@ -129,18 +129,20 @@ def knows_clip(pipeline: Any) -> bool:
     )
 
 
-def encode_clip(pipeline: Any, prompt: str, clip_skip: int = 0) -> tuple[Tensor, Tensor | None]:
+def encode_clip(pipeline: Any, prompt: str, clip_skip: int = 0, *, graph: bool = False) -> tuple[Tensor, Tensor | None]:
     """Embeddings [1, K * N, E] and, with SDXL, the pooled one [1, E] of the first chunk.
 
     `clip_skip` leaves out that many of the encoder's last layers (what web UIs call clip skip 1 is 0 here). For a
-    prompt of one chunk without emphasis it is what the pipeline's own `encode_prompt` gives.
+    prompt of one chunk without emphasis it is what the pipeline's own `encode_prompt` gives. `graph` keeps autograd's
+    way back to the encoder.
     """
     import torch
 
     parts: list[Tensor] = []
     pooled = None
     encoders = _encoders(pipeline)
-    with torch.no_grad():  # no inference tensors: a search that differentiates the denoiser uses these too
+    # not torch.inference_mode: a search that differentiates the denoiser uses these embeddings too
+    with torch.set_grad_enabled(graph):
         for tokenizer, encoder in encoders:
             chunks, scales = chunk_tokens(tokenizer, prompt)
             ids = torch.tensor(chunks, device=encoder.device)
@@ -171,8 +173,11 @@ def _encoders(pipeline: Any) -> list[tuple[Any, Any]]:
 
 def _emphasised(states: Tensor, scales: Tensor) -> Tensor:
     """states [K, N, E] scaled by scales [K, N], each chunk's root mean square as it was."""
+    import torch
+
     if bool((scales == 1).all()):
         return states
     scaled = states * scales[:, :, None]
-    before, after = (values.float().square().mean(dim=(1, 2), keepdim=True) for values in (states, scaled))
+    wide = torch.promote_types(states.dtype, torch.float32)
+    before, after = (values.to(wide).square().mean(dim=(1, 2), keepdim=True) for values in (states, scaled))
     return scaled * (before / after).sqrt().to(states.dtype)

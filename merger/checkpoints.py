@@ -43,7 +43,8 @@ _UNET_PARTS = (
 class TensorInfo:
     """What a header says of one tensor: key and file it is kept under, shape, dtype.
 
-    pieces: the rows of keys it consists of, where it is not simply the tensor under `key`.
+    pieces: the rows of keys it consists of, where it is not simply the tensor under `key`. turned: the file has it with
+    its two dimensions exchanged.
     """
 
     key: str
@@ -51,6 +52,7 @@ class TensorInfo:
     shape: tuple[int, ...]
     dtype: torch.dtype
     pieces: tuple[Piece, ...] = ()
+    turned: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +63,8 @@ class Checkpoint:
     family: as `merger.families.unet_family` or `merger.transformer_keys` say it. layout: `original`, `diffusers` or
     `folder`. files: the files that hold the denoiser (the whole model where it is a single file). tensors: every tensor
     of those files by its key, in their order. prediction, zero_snr: as `merger.families.prediction_of` says it.
+    text: the same as `denoiser` of the text encoders, where they are blended too, with names of `merger.text_keys`.
+    lent: those text encoders that it does not hold itself, and has the base's in their place.
     """
 
     name: str
@@ -75,6 +79,13 @@ class Checkpoint:
     prediction: str = "unknown"
     zero_snr: bool = False
     _open: dict[Path, WeightFile] = field(default_factory=dict, repr=False)
+    text: Mapping[str, TensorInfo] = field(default_factory=dict, repr=False)
+    lent: tuple[str, ...] = ()
+
+    @functools.cached_property
+    def blended(self) -> Mapping[str, TensorInfo]:
+        """All that a blend changes: the denoiser and, where they were asked for, the text encoders."""
+        return {**self.denoiser, **self.text} if self.text else self.denoiser
 
     @property
     def sha256(self) -> str:
@@ -93,13 +104,15 @@ class Checkpoint:
         return sum(torch.Size(info.shape).numel() for info in self.denoiser.values())
 
     def read(self, name: str) -> Tensor:
-        """One denoiser tensor, by diffusers name, in the file's dtype and the network's shape. Do not write to it."""
-        info = self.denoiser.get(name)
+        """One blended tensor, by name, in the file's dtype and the network's shape. Do not write to it."""
+        info = self.blended.get(name)
         if info is None:
             raise CheckpointError(f"{self.path.name}: the denoiser has no '{name}'.{did_you_mean(name, self.denoiser)}")
         if not info.pieces:
-            return self.read_key(info.key, info.file)
-        rows = [self.read_key(piece.key)[piece.start : piece.stop] for piece in info.pieces]
+            whole = self.read_key(info.key, info.file)
+            return whole.T if info.turned else whole
+        file = info.file if name in self.text else None  # the base's, where the encoder is lent
+        rows = [self.read_key(piece.key, file)[piece.start : piece.stop] for piece in info.pieces]
         return (rows[0] if len(rows) == 1 else torch.cat(rows)).reshape(info.shape)
 
     def read_key(self, key: str, file: Path | None = None) -> Tensor:

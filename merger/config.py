@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 from benchmark.errors import did_you_mean
 from merger.errors import ConfigError
 from merger.layer_rules import check_rules, read_rules
+from merger.recipe import DENOISER, TEXT, components_problem
 from merger.settings import (
     Bounds,
     DonorSettings,
@@ -54,6 +55,7 @@ class Config(Settings):
     text_encoders_from: Located | None = None
     allow_pickle: bool = False
 
+    components: tuple[str, ...] = (DENOISER,)
     granularity: Granularity = "block"
     bounds: Bounds = (-0.5, 1.5)
     frozen: Mapping[str, Finite] = {}
@@ -117,6 +119,13 @@ class Config(Settings):
             return value
         return [{"path": item} if isinstance(item, (str, Path)) else item for item in value]
 
+    @field_validator("components")
+    @classmethod
+    def _known_components(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if problem := components_problem(value):
+            raise ValueError(problem)
+        return tuple(sorted(value))  # however they are written, it is the same search
+
     @field_validator("frozen", mode="before")
     @classmethod
     def _frozen_at_the_base(cls, value: Any) -> Any:
@@ -171,6 +180,20 @@ class Config(Settings):
                     f"two checkpoints are called '{name}': give one a `name:` (or the base a `base_name:`)"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _one_text_encoder(self) -> Self:
+        if self.blends_text and self.text_encoders_from is not None:
+            raise ValueError(
+                "text_encoders_from: another checkpoint's text encoders cannot be blended: leave it out, or "
+                "'text_encoder' out of the components"
+            )
+        return self
+
+    @property
+    def blends_text(self) -> bool:
+        """Whether the text encoders are blended too."""
+        return TEXT in self.components
 
     @property
     def named_base(self) -> str:

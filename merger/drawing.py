@@ -59,8 +59,10 @@ class Differentiation:
 class DifferentiableGenerator(DiffusersGenerator):
     """`DiffusersGenerator` whose images can also be had as tensors with a graph. See `draw`."""
 
-    def __init__(self, pipeline: Pipeline, settings: GenerationSettings) -> None:
-        super().__init__(pipeline, settings)
+    def __init__(
+        self, pipeline: Pipeline, settings: GenerationSettings, text_state: Callable[[], object] | None = None
+    ) -> None:
+        super().__init__(pipeline, settings, text_state)
         self._call = getattr(type(pipeline).__call__, "__wrapped__", None)  # what torch.no_grad() was put around
         if self._call is None:
             raise ConfigError(f"slopes: a {type(pipeline).__name__} cannot be drawn with gradients")
@@ -68,10 +70,12 @@ class DifferentiableGenerator(DiffusersGenerator):
     def draw(self, prompts: Sequence[Prompt], denoiser: nn.Module, how: Differentiation) -> Tensor:
         """The images of `prompts` as one batch, [B, 3, H, W] in 0..1, not yet rounded to bytes.
 
-        `denoiser` is the pipeline's own; gradients go to those of its parameters that ask for them. They are the images
-        that `generate` draws. Raises torch.OutOfMemoryError where the batch is too large.
+        `denoiser` is the pipeline's own; gradients go to those of its parameters that ask for them, and of the text
+        encoders'. They are the images that `generate` draws. Raises torch.OutOfMemoryError where the batch is too
+        large, and ConfigError where gradients of the text were to be handed out step by step.
         """
-        arguments = self._arguments(prompts)  # outside: text is encoded without gradients
+        with self._text_with_graph(how):
+            arguments = self._arguments(prompts)
         with (
             torch.enable_grad(),
             warnings.catch_warnings(),
@@ -84,6 +88,30 @@ class DifferentiableGenerator(DiffusersGenerator):
                 self.pipeline, **arguments
             )[0]
         return images
+
+    @contextmanager
+    def _text_with_graph(self, how: Differentiation) -> Iterator[None]:
+        """For one drawing, text is encoded anew with a graph, where an encoder's parameters ask for gradients.
+
+        A backward pass uses a graph up, so that nothing of it may be kept.
+        """
+        encoders = [
+            part
+            for name, part in self.pipeline.components.items()
+            if name.startswith("text_encoder") and isinstance(part, nn.Module)
+        ]
+        if not any(parameter.requires_grad for part in encoders for parameter in part.parameters()):
+            yield
+            return
+        if how.streamed:
+            raise ConfigError("streamed: gradients go back through the text in one piece only")
+        self._let_go_of_old()  # or they would be put back as if they were new
+        kept = self._embeddings, self._negative
+        self._embeddings, self._negative, self._with_graph = {}, None, True
+        try:
+            yield
+        finally:
+            (self._embeddings, self._negative), self._with_graph = kept, False
 
 
 @contextmanager

@@ -22,7 +22,8 @@ from merger.headers import pack_header, read_header
 from merger.lora import open_donor
 from merger.model_spec import HASH_KEY, UNKNOWN_HASH, metadata_of
 from merger.plan import FORM_KEY, Form, Plan, changed_source
-from merger.recipe import Recipe, Source
+from merger.recipe import TEXT, Recipe, Source
+from merger.text_encoders import TEXT_FILE, components_of, with_text_encoders
 from merger.weight_files import reader
 from merger.writing import whole_or_nothing
 
@@ -126,20 +127,33 @@ def check_output(output: Path, base: Checkpoint, donors: Sequence[Checkpoint], f
 def verify(file: Path, search: Sequence[Path] = (), *, allow_pickle: bool = False) -> Verification:
     """Rebuild the blend from the recipe in the file's metadata and compare every tensor, bit for bit.
 
-    file: what `export` wrote, or a diffusers folder written by `merger.folders`, whose denoiser is compared. The
-    recipe's sources are looked for where they lay, then under the same file name in `search` (folders or files); their
-    SHA-256 must be the recipe's. Raises CheckpointError for a damaged file, RecipeError for a file without a recipe and
-    for sources that are missing or have changed.
+    file: what `export` wrote, or a diffusers folder written by `merger.folders`, of which what is blended is compared.
+    The recipe's sources are looked for where they lay, then under the same file name in `search` (folders or files);
+    their SHA-256 must be the recipe's. Raises CheckpointError for a damaged file, RecipeError for a file without a
+    recipe and for sources that are missing or have changed.
     """
     file = Path(file)
-    if file.is_dir():
-        (file,) = open_checkpoint(file).files[:1]
+    folder = file if file.is_dir() else None
+    if folder is not None:
+        (file,) = open_checkpoint(folder).files[:1]
     header = read_header(file)
     recipe = Recipe.from_metadata(header.metadata)
     base = _find(recipe.base, file, search, None, allow_pickle)
+    if TEXT in recipe.components:
+        base = with_text_encoders(base)
     donors = [_find(donor, file, search, base, allow_pickle) for donor in recipe.used]
-    plan = Plan(recipe, base, donors, cast(Form, header.metadata.get(FORM_KEY, "base")))
-    layout = plan.layout()
+    compared, differing = _compare(file, Plan(recipe, base, donors, cast(Form, header.metadata.get(FORM_KEY, "base"))))
+    encoders = {} if folder is None else {part: folder / part / TEXT_FILE for part in components_of(base.text)}
+    for component, weights in encoders.items():
+        more, odd = _compare(weights, Plan(recipe, base, donors, cast(Form, component)))
+        compared += more
+        differing += [f"{component}/{key}" for key in odd]
+    return Verification(not differing, compared, tuple(differing), recipe)
+
+
+def _compare(file: Path, plan: Plan) -> tuple[int, list[str]]:
+    """(how many tensors the plan has, the keys whose bytes, dtype or shape in the file are not the plan's)."""
+    header, layout = read_header(file), plan.layout()
     differing = [key for key in header.tensors if key not in layout]
     compared = 0
     actual = reader(file)
@@ -149,7 +163,7 @@ def verify(file: Path, search: Sequence[Path] = (), *, allow_pickle: bool = Fals
         if not (same and torch.equal(_raw(tensor), _raw(actual.get_tensor(key)))):
             differing.append(key)
         compared += 1
-    return Verification(not differing, compared, tuple(differing), recipe)
+    return compared, differing
 
 
 def _find(

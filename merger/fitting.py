@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from merger.checkpoints import Checkpoint
 from merger.errors import CheckpointError
+from merger.text_layers import TEXT_ENCODERS
 
 _INPUT = "conv_in.weight"
 
@@ -13,8 +14,9 @@ _INPUT = "conv_in.weight"
 def check_fit(base: Checkpoint, donors: Sequence[Checkpoint]) -> dict[str, tuple[str, ...]]:
     """Make sure that the donors can be blended into the base, tensor for tensor.
 
-    Returns {donor name: its denoiser tensors that the base has no place for}, which a blend leaves out; donors that
-    have none are not in it. Raises CheckpointError naming file, tensor and both shapes, or the name used twice.
+    Returns {donor name: those of its tensors that the base has no place for}, which a blend leaves out; donors that
+    have none are not in it. Text encoders count where the base blends its own. Raises CheckpointError naming file,
+    tensor and both shapes, or the name used twice.
     """
     left_out: dict[str, tuple[str, ...]] = {}
     seen = {base.name: base.path}
@@ -24,8 +26,8 @@ def check_fit(base: Checkpoint, donors: Sequence[Checkpoint]) -> dict[str, tuple
                 f"{donor.path} and {seen[donor.name]} are both called '{donor.name}': give one of them another name."
             )
         seen[donor.name] = donor.path
-        for name, info in base.denoiser.items():
-            theirs = donor.denoiser.get(name)
+        for name, info in base.blended.items():
+            theirs = donor.blended.get(name)
             if theirs is None:
                 raise CheckpointError(
                     f"{donor.path.name}: has no '{name}', which the base {base.path.name} has"
@@ -37,7 +39,7 @@ def check_fit(base: Checkpoint, donors: Sequence[Checkpoint]) -> dict[str, tuple
                     f"{_other_shape(name, info.shape, theirs.shape) or _other_family(base, donor)}. "
                     "Leave it out or use a base of its kind."
                 )
-        if extra := tuple(name for name in donor.denoiser if name not in base.denoiser):
+        if extra := tuple(name for name in donor.blended if name not in base.blended):
             left_out[donor.name] = extra
     return left_out
 
@@ -53,6 +55,10 @@ def remarks(donors: Sequence[Checkpoint], left_out: Mapping[str, Sequence[str]])
                 f"{donor.name}: the blend leaves out what it has for text encoders ({len(donor.other_keys)} tensors), "
                 "which stay the base's"
             )
+        if donor.lent:
+            layers = ", ".join(TEXT_ENCODERS[component] for component in donor.lent)
+            has = "changes" if donor.layout == "lora" else "holds"
+            lines.append(f"{donor.name}: {has} no text encoder for {layers}, where its weights change nothing")
     return lines
 
 

@@ -1,4 +1,4 @@
-"""Export as a diffusers folder: the denoiser streamed under diffusers names, all else the base's.
+"""Export as a diffusers folder: what is blended streamed under diffusers names, all else the base's.
 
 From a folder every other file is copied as it is. From a single file the other components are taken out by diffusers,
 which has them in memory for that long. The folder appears whole or not at all.
@@ -9,14 +9,16 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 
 from merger.checkpoints import Checkpoint
 from merger.errors import CheckpointError
 from merger.export import write_file
-from merger.plan import DTYPES
+from merger.plan import DTYPES, Form
 from merger.recipe import Recipe
+from merger.text_encoders import TEXT_FILE, components_of
 from merger.writing import whole_or_nothing
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -46,37 +48,42 @@ def export_folder(
         raise CheckpointError(f"{output}: is there already. Choose another name for the folder.")
     if any(output.resolve() == source.path.resolve() for source in (base, *donors)):
         raise CheckpointError(f"{output}: is one of the blend's own sources. Choose another name.")
+    text = components_of(base.text)
     with whole_or_nothing(output) as partial:
         if base.layout == "folder":
-            _copy(base.path, partial)
+            _copy(base.path, partial, text)
         else:
-            _take_apart(base, partial, pipeline, dtype)
+            _take_apart(base, partial, pipeline, dtype, text)
         inside = next((partial / part for part in ("unet", "transformer") if (partial / part).is_dir()), partial)
-        write_file(
-            recipe,
-            inside / WEIGHTS,
-            base=base,
-            donors=donors,
-            dtype=dtype,
-            form="diffusers",
-            extra_metadata=extra_metadata,
-            title=output.name,
-        )
+        files: dict[Form, Path] = {"diffusers": inside / WEIGHTS}
+        files |= {cast(Form, component): partial / component / TEXT_FILE for component in text}
+        for form, file in files.items():
+            write_file(
+                recipe,
+                file,
+                base=base,
+                donors=donors,
+                dtype=dtype,
+                form=form,
+                extra_metadata=extra_metadata,
+                title=output.name,
+            )
     return output
 
 
-def _copy(source: Path, target: Path) -> None:
-    """A diffusers folder without the weights of its denoiser."""
+def _copy(source: Path, target: Path, text: Sequence[str]) -> None:
+    """A diffusers folder without the weights of its denoiser and of these text encoders."""
     own = next((source / part for part in ("unet", "transformer") if (source / part).is_dir()), source)
+    written = {own, *(source / component for component in text)}
 
     def left_out(folder: str, names: list[str]) -> list[str]:
-        return [name for name in names if Path(folder) == own and name.endswith(_HEAVY)]
+        return [name for name in names if Path(folder) in written and name.endswith(_HEAVY)]
 
     shutil.copytree(source, target, ignore=left_out)
 
 
-def _take_apart(base: Checkpoint, target: Path, pipeline: Path | None, dtype: str | None) -> None:
-    """The configuration folder with the weights of every component of a single file but the denoiser."""
+def _take_apart(base: Checkpoint, target: Path, pipeline: Path | None, dtype: str | None, text: Sequence[str]) -> None:
+    """The configuration folder with the weights of every component of a single file but the denoiser and `text`."""
     from safetensors import SafetensorError
 
     from benchmark.pipelines import load_pipeline
@@ -91,7 +98,7 @@ def _take_apart(base: Checkpoint, target: Path, pipeline: Path | None, dtype: st
     kind = DTYPES.get(dtype or "", next(iter(stored)) if len(stored) == 1 else torch.float32)
     loaded = load_pipeline(base.path, config=pipeline, dtype=torch.float32 if kind.itemsize == 1 else kind)
     for name, component in loaded.components.items():
-        if isinstance(component, torch.nn.Module) and name not in ("unet", "transformer"):
+        if isinstance(component, torch.nn.Module) and name not in ("unet", "transformer", *text):
             try:
                 component.save_pretrained(target / name)  # type: ignore[operator]
             except SafetensorError as error:  # all that its writer says of a disk that refuses

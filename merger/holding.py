@@ -104,7 +104,7 @@ def _free_in_group(folder: Path = Path("/sys/fs/cgroup")) -> int:
 
 
 def _nbytes(source: Checkpoint, name: str) -> int:
-    info = source.denoiser[name]
+    info = source.blended[name]
     return torch.Size(info.shape).numel() * min(info.dtype.itemsize, 4)
 
 
@@ -121,7 +121,7 @@ def _joined(spans: Sequence[Span]) -> list[Span]:
 
 def _flat(source: Checkpoint, places: Mapping[str, Span], total: int, device: torch.device) -> Tensor:
     """One checkpoint's tensors of a layer, in a dtype that holds all of them exactly (float32 at most)."""
-    widest = holding(source.denoiser[name].dtype for name in places)
+    widest = holding(source.blended[name].dtype for name in places)
     flat = torch.zeros(total, dtype=widest, device=device)
     for name, place in places.items():
         flat[place.start : place.end].copy_(source.read(name).reshape(-1))

@@ -15,6 +15,8 @@ from merger.fitting import check_fit
 from merger.layers import group, sizes
 from merger.lora import open_lora
 from merger.recipe import METADATA_KEY, Recipe
+from merger.text_encoders import text_tensors
+from merger.text_layers import group_text
 from merger.weight_files import open_weights
 
 
@@ -22,8 +24,9 @@ def inspect_files(paths: Sequence[Path], pipeline: Path | None = None, *, allow_
     """Describe checkpoints; the first is taken as the base the others are to fit.
 
     Returns {"files": [...], "fit": {"ok", "problem", "left_out"}}. Each file is one of three: a checkpoint {name, path,
-    family, layout, prediction, zero_snr, bytes, tensors, parameters, dtypes, other_tensors, sha256, layers, recipe},
-    where `layers` is {block: parameters}; weights of another kind {name, path, kind, words, bytes, tensors, dtypes}; or
+    family, layout, prediction, zero_snr, bytes, tensors, parameters, dtypes, other_tensors, sha256, layers,
+    text_encoders, recipe}, where `layers` is {block: parameters} and `text_encoders` {text encoder: parameters};
+    weights of another kind {name, path, kind, words, bytes, tensors, dtypes}; or
     one that cannot be opened {name, path, problem}. Raises CheckpointError where the only file cannot be opened; files
     that do not fit together are no error, but said in "fit".
     """
@@ -100,7 +103,8 @@ def _lines(file: dict[str, Any]) -> list[str]:
     if "kind" in file:
         lines = [f"{file['path']}", f"  {file['words']}; {_size(file['bytes'])}, {file['tensors']} tensors ({dtypes})"]
         if "changes" in file:
-            left = f"; {file['text_tensors']} tensors for text encoders are left out" if file["text_tensors"] else ""
+            text = file["text_tensors"]
+            left = f"; {text} tensors for text encoders are left out unless those are blended" if text else ""
             lines.append(f"  changes {file['changes']} tensors of the base's denoiser{left}")
         return lines
     network = "U-Net" if file["family"].startswith(("sd1", "sd2", "sdxl", "unet")) else "transformer"
@@ -111,6 +115,9 @@ def _lines(file: dict[str, Any]) -> list[str]:
         f"{file['other_tensors']} other tensors",
         f"  SHA-256 {file['sha256']}",
     ]
+    if file["text_encoders"]:
+        encoders = ", ".join(f"{layer} {count:,}" for layer, count in file["text_encoders"].items())
+        lines.insert(-1, f"  text encoders (parameters): {encoders}")
     if file["recipe"]:
         lines.append(f"  a blend made by layermerge {file['recipe']['version']} from {', '.join(file['recipe']['of'])}")
     return lines
@@ -141,6 +148,7 @@ def _describe(checkpoint: Checkpoint, pipeline: Path | None) -> dict[str, Any]:
     if prediction == "unknown":
         prediction, zero_snr = prediction_of(checkpoint.family, checkpoint.tensors, checkpoint.metadata, scheduler)
     elements = {name: math.prod(info.shape) for name, info in checkpoint.denoiser.items()}
+    text = {name: math.prod(info.shape) for name, info in text_tensors(checkpoint).items()}
     return {
         "name": checkpoint.name,
         "path": str(checkpoint.path),
@@ -155,6 +163,7 @@ def _describe(checkpoint: Checkpoint, pipeline: Path | None) -> dict[str, Any]:
         "other_tensors": len(checkpoint.other_keys),
         "sha256": checkpoint.sha256,
         "layers": sizes(group(checkpoint.denoiser, "block"), elements),
+        "text_encoders": sizes(group_text(text, "block"), text),
         "recipe": _recipe_of(checkpoint),
     }
 

@@ -23,6 +23,7 @@ from itertools import accumulate
 
 from merger.errors import ConfigError, did_you_mean
 from merger.layer_rules import Rules, group_by_rules
+from merger.text_layers import group_text
 from merger.transformer_layers import group_transformer, is_transformer
 
 GRANULARITIES = ("stage", "block", "module", "tensor")
@@ -96,7 +97,8 @@ def layer_of(name: str, granularity: str, structure: Structure = Structure()) ->
 
 
 def group(names: Iterable[str], granularity: str | Rules) -> dict[str, tuple[str, ...]]:
-    """Sort a denoiser's tensors into layers: {layer: its tensors}, in the order a picture passes, BASE last.
+    """Sort tensors into layers: {layer: its tensors}: the denoiser's in the order a picture passes, BASE last; then
+    those of text encoders (`merger.text_layers`), where they are among the names.
 
     granularity: one of `GRANULARITIES`, or a table {pattern: layer} (`merger.layer_rules`). Every name is in exactly
     one layer, in the order given; no layer is empty. Raises ConfigError for an unknown granularity, for a table that
@@ -109,6 +111,9 @@ def group(names: Iterable[str], granularity: str | Rules) -> dict[str, tuple[str
         raise ConfigError(f"granularity '{granularity}' is unknown.{did_you_mean(granularity, GRANULARITIES)}")
     if granularity == "tensor":
         return {name: (name,) for name in known}
+    if text := group_text(known, granularity):
+        taken = {name for names in text.values() for name in names}
+        return group([name for name in known if name not in taken], granularity) | text
     if not any(_LEVELLED.match(name) for name in known) and is_transformer(known):
         return group_transformer(known, granularity)
     structure = structure_of(known)

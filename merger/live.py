@@ -24,6 +24,8 @@ from merger.blending import blend_into
 from merger.checkpoints import Checkpoint
 from merger.errors import BlendNotApplied, CheckpointError, ConfigError, did_you_mean
 from merger.holding import Copies, Hold, Mapped, Span, choose_hold
+from merger.text_encoders import component_of
+from merger.text_keys import bare_name
 
 Weights = Mapping[str, Mapping[str, float]]
 Read = Callable[[], tuple[Tensor, tuple[Tensor, ...]]]
@@ -47,9 +49,10 @@ class LiveDenoiser:
 
     module: the denoiser, already of its dtype and on its device; it must stay there. base, donors: opened checkpoints
     that fit (`merger.fitting.check_fit`). layers: {layer: tensor names}, together all of the
-    module's parameters and kept buffers. hold: where base and donors are held; None chooses by the memory that is free,
-    and `remark` is then what a person should know of it.
-    It holds D + 2 copies of the denoiser, or one. Begins as the base. Raises CheckpointError where module, base and
+    module's parameters and kept buffers. text_encoders: {component: its module}, where they are blended too; what the
+    base's file does not hold of them stays as it is. hold: where base and donors are held; None chooses by the memory
+    that is free, and `remark` is then what a person should know of it.
+    It holds D + 2 copies of what is blended, or one. Begins as the base. Raises CheckpointError where module, base and
     layers do not agree on the tensors.
     """
 
@@ -59,12 +62,14 @@ class LiveDenoiser:
         base: Checkpoint,
         donors: Sequence[Checkpoint],
         layers: Mapping[str, Sequence[str]],
+        text_encoders: Mapping[str, nn.Module] | None = None,
         *,
         hold: Hold | None = None,
     ) -> None:
-        self.module = module
+        self.module, self.text_encoders = module, dict(text_encoders or {})
         self.donors = tuple(donor.name for donor in donors)
-        parameters = _state(module)
+        self._text_names = base.text.keys() if self.text_encoders else frozenset()
+        parameters = self._state()
         _check(parameters, base, layers)
         sources = (base, *donors)
         device = next(iter(parameters.values())).device
@@ -73,6 +78,7 @@ class LiveDenoiser:
             layer: _lay_out({name: parameters[name] for name in names}, sources, self.hold)
             for layer, names in layers.items()
         }
+        self._text_layers = {layer for layer, names in layers.items() if any(component_of(name) for name in names)}
         self.weights: dict[str, tuple[float, ...]] = {}
         self._digests: dict[str, bytes] = {}
         self.checksum = self.restore()
@@ -86,6 +92,11 @@ class LiveDenoiser:
     def nbytes(self) -> int:
         """Memory held: live buffers, and base and donors where they are not in their files."""
         return sum(layer.live.nbytes + layer.held.nbytes for layer in self._layers.values())
+
+    @property
+    def text_checksum(self) -> str:
+        """The checksum of the layers that text encoders have a part in: as long as it stays, so do their embeddings."""
+        return _join({layer: digest for layer, digest in self._digests.items() if layer in self._text_layers})
 
     def sources(self, layer: str) -> Iterator[tuple[Tensor, Read]]:
         """Each parameter of `layer`, and a call for the values it is blended from: the base's [P], the donors' D x [P].
@@ -141,7 +152,7 @@ class LiveDenoiser:
 
     def _check_views(self) -> None:
         """The module's parameters must still be the ones that view into our buffers, where they were put."""
-        current = _state(self.module)
+        current = self._state()
         for layer in self._layers.values():
             for name, parameter in layer.parameters.items():
                 address = layer.live.data_ptr() + layer.places[name].start * layer.live.element_size()
@@ -151,6 +162,14 @@ class LiveDenoiser:
                         "parameters after it became live. Make it live again."
                     )
 
+    def _state(self) -> dict[str, Tensor]:
+        """The parameters by name, and the buffers kept with them (SD 3's table of positions), not copies."""
+        state = self.module.state_dict(keep_vars=True)
+        for component, encoder in self.text_encoders.items():
+            named = {f"{component}.{bare_name(name)}": t for name, t in encoder.state_dict(keep_vars=True).items()}
+            state |= {name: tensor for name, tensor in named.items() if name in self._text_names}
+        return state
+
     def _check_blend(self, layer: str, row: tuple[float, ...]) -> None:
         held = self._layers[layer]
         afresh = replace(held, live=torch.zeros_like(held.live), parameters={})
@@ -159,11 +178,6 @@ class LiveDenoiser:
             raise BlendNotApplied(
                 f"the weights of {layer} were changed to {list(row)}, but its tensors did not change."
             )
-
-
-def _state(module: nn.Module) -> dict[str, Tensor]:
-    """The module's own parameters and the buffers that are kept with it (SD 3's table of positions), not copies."""
-    return module.state_dict(keep_vars=True)
 
 
 def checksum_of(buffers: Mapping[str, Tensor]) -> str:
@@ -180,14 +194,14 @@ def _check(parameters: Mapping[str, Tensor], base: Checkpoint, layers: Mapping[s
         where = "no layer" if odd[0] in parameters else "the layers, but not in the module"
         raise CheckpointError(f"'{odd[0]}' is in {where} ({len(odd)} such): is it the denoiser of this pipeline?")
     for name, parameter in parameters.items():
-        info = base.denoiser.get(name)
+        info = base.blended.get(name)
         if info is None or info.shape != tuple(parameter.shape):
             found = "nothing" if info is None else list(info.shape)
             raise CheckpointError(
                 f"{base.path.name}: '{name}' is {found} in the file, in the pipeline it is {list(parameter.shape)}."
             )
     if len({(parameter.dtype, parameter.device) for parameter in parameters.values()}) != 1:
-        raise CheckpointError("the denoiser's parameters must all have one dtype and be on one device")
+        raise CheckpointError("the parameters that are blended must all have one dtype and be on one device")
 
 
 def _lay_out(parameters: Mapping[str, Tensor], sources: Sequence[Checkpoint], hold: Hold) -> _Layer:
@@ -196,7 +210,7 @@ def _lay_out(parameters: Mapping[str, Tensor], sources: Sequence[Checkpoint], ho
     places: dict[str, Span] = {}
     at = 0
     for name, parameter in parameters.items():
-        places[name] = Span(name, at, at + parameter.numel(), sources[0].denoiser[name].dtype)
+        places[name] = Span(name, at, at + parameter.numel(), sources[0].blended[name].dtype)
         at += -(-parameter.numel() // _ALIGN) * _ALIGN
     total = -(-at // _ROW) * _ROW  # elements, so bytes as well
     held = Copies(sources, places, total, first.device) if hold == "memory" else Mapped(sources, places)

@@ -6,20 +6,22 @@ does is float32, so that little of a small difference is lost on its way through
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from benchmark.lora_deltas import delta
-from benchmark.lora_keys import Sorted, alphas_in, flat_module, leaves, sort_keys
+from benchmark.lora_keys import Sorted, alphas_in, flat_module, leaves, sort_keys, sort_text_keys, text_module
 from benchmark.original_names import DENOISER_PREFIX, original_keys
 from merger.checkpoints import Checkpoint, TensorInfo, open_checkpoint
 from merger.errors import CheckpointError, NoDenoiser, did_you_mean
+from merger.text_encoders import components_of, with_text_of
 from merger.weight_files import WeightFile, open_weights
 
+Places = dict[str, list[tuple[str, str | None]]]
 _FOLDER_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 
 
@@ -37,7 +39,7 @@ class _Change:
 
 @dataclass(frozen=True, eq=False)
 class LoraDonor(Checkpoint):
-    """An adapter on a base. text_keys: its tensors for text encoders, which a blend leaves out."""
+    """An adapter on a base. text_keys: its tensors for text encoders, left out where only the denoiser is blended."""
 
     base: Checkpoint | None = None
     changes: Mapping[str, _Change] = field(default_factory=dict, repr=False)
@@ -73,7 +75,7 @@ class LoraDonor(Checkpoint):
 
 
 def open_donor(path: Path, base: Checkpoint, *, name: str | None = None, allow_pickle: bool = False) -> Checkpoint:
-    """Open a checkpoint or an adapter as a donor of `base`.
+    """Open a checkpoint or an adapter as a donor of `base`, with its text encoders where the base blends its own.
 
     Raises CheckpointError, in one line: what `open_checkpoint` raises, weights of another kind (a VAE, a ControlNet,
     ...) with the reason, and an adapter whose keys are not all those of the base's network.
@@ -82,7 +84,7 @@ def open_donor(path: Path, base: Checkpoint, *, name: str | None = None, allow_p
     if path.is_dir():
         path = next((path / file for file in _FOLDER_FILES if (path / file).exists()), path)
     try:
-        return open_checkpoint(path, name=name, allow_pickle=allow_pickle)
+        return with_text_of(open_checkpoint(path, name=name, allow_pickle=allow_pickle), base)
     except NoDenoiser as error:
         if error.kind != "lora":
             raise CheckpointError(f"{error} It cannot be a donor.") from None
@@ -97,13 +99,17 @@ def open_lora(path: Path, base: Checkpoint, *, name: str | None = None, allow_pi
         raise CheckpointError(
             f"{path}: '{found.unknown[0]}' is no key of a LoRA that is known here ({len(found.unknown)} such)."
         )
-    if not found.modules:
+    if not found.modules and not (base.text and found.text):
         raise CheckpointError(f"{path}: changes text encoders only, which are not blended. There is nothing to weigh.")
     changes = _changes(path, base, found, file)
+    if base.text:
+        changes |= _text_changes(path, base, found, file)
     denoiser = {
         key: TensorInfo(info.key, info.file, info.shape, torch.float32 if key in changes else info.dtype)
         for key, info in base.denoiser.items()
     }
+    text = {k: replace(info, dtype=torch.float32) if k in changes else info for k, info in base.text.items()}
+    held = components_of(changes)
     return LoraDonor(
         name or path.stem,
         path,
@@ -111,9 +117,11 @@ def open_lora(path: Path, base: Checkpoint, *, name: str | None = None, allow_pi
         "lora",
         (path,),
         denoiser,
-        found.text,
+        () if base.text else found.text,
         file.header.metadata,
         _open={path: file},
+        text=text,
+        lent=tuple(component for component in components_of(base.text) if component not in held),
         base=base,
         changes=changes,
         text_keys=found.text,
@@ -122,32 +130,64 @@ def open_lora(path: Path, base: Checkpoint, *, name: str | None = None, allow_pi
 
 def _changes(path: Path, base: Checkpoint, found: Sorted, file: WeightFile) -> dict[str, _Change]:
     """{diffusers name: its change}, for every module of the adapter. Raises CheckpointError for one without a place."""
-    places = _places(base)
     alphas = alphas_in(file.header.metadata, ("", "unet.", "transformer."))
+    modules = [(flat_module(module), module, parts) for module, parts in found.modules.items()]
+    return _settled(path, base, modules, _places(base), file, alphas)
+
+
+def _text_changes(path: Path, base: Checkpoint, found: Sorted, file: WeightFile) -> dict[str, _Change]:
+    """The same of the text encoders that the base blends."""
+    text = sort_text_keys(found.text)
+    if text.unknown:
+        raise CheckpointError(
+            f"{path}: '{text.unknown[0]}' is no key of a LoRA's text encoder that is known here "
+            f"({len(text.unknown)} such)."
+        )
+    by_encoder: dict[str, list[tuple[str, str, Mapping[str, str]]]] = {}
+    for module, parts in text.modules.items():
+        component, flat = text_module(module)
+        by_encoder.setdefault(component, []).append((flat, module, parts))
+    changes: dict[str, _Change] = {}
+    for component, modules in by_encoder.items():
+        start = f"{component}."
+        own = [name for name in base.text if name.startswith(start)]
+        places: Places = {name.removeprefix(start).replace(".", "_"): [(name, None)] for name in own}
+        changes |= _settled(path, base, modules, places, file, alphas_in(file.header.metadata, (start,)))
+    return changes
+
+
+def _settled(
+    path: Path,
+    base: Checkpoint,
+    modules: Sequence[tuple[str, str, Mapping[str, str]]],
+    places: Places,
+    file: WeightFile,
+    alphas: Callable[[str, int], float | None],
+) -> dict[str, _Change]:
+    """Every module's change in its place. modules: (path with underscores, what the file calls it, {part: key})."""
     changes: dict[str, _Change] = {}
     homeless = []
-    for module, parts in found.modules.items():
-        flat = flat_module(module)
+    for flat, module, parts in modules:
         for leaf, used in leaves(parts):
             targets = places.get(f"{flat}_{leaf}")
             if targets is None:
-                homeless.append(module)
+                homeless.append((flat, module))
                 continue
             rank = file.header.tensors[used["down"]].shape[0] if "down" in used else 0
             for name, target in targets:
                 changes[name] = _Change(used, alphas(module, rank), target)
     if homeless:
-        near = did_you_mean(flat_module(homeless[0]) + "_weight", places)
+        near = did_you_mean(homeless[0][0] + "_weight", places)
         raise CheckpointError(
-            f"{path}: the base {base.path.name} ({base.family}) has no place for '{homeless[0]}' "
-            f"({len(homeless)} of {len(found.modules)} modules). Is it for another family?{near}"
+            f"{path}: the base {base.path.name} ({base.family}) has no place for '{homeless[0][1]}' "
+            f"({len(homeless)} of {len(modules)} modules). Is it for another family?{near}"
         )
     return changes
 
 
-def _places(base: Checkpoint) -> dict[str, list[tuple[str, str | None]]]:
+def _places(base: Checkpoint) -> Places:
     """{a tensor's path with underscores: [(diffusers name, the base's key where the path is that one's)]}."""
-    places: dict[str, list[tuple[str, str | None]]] = {}
+    places: Places = {}
     originals: dict[str, list[str]] = {}
     for name, info in base.denoiser.items():
         if base.layout == "original":

@@ -51,6 +51,9 @@ def mecha_text(recipe: Recipe, base: Checkpoint, donors: Sequence[Checkpoint]) -
     for source in (base, *plan.donors):
         if source.layout != "original" or len(source.files) != 1 or not source.path.is_file():
             raise RecipeError(f"--mecha: {source.path} is no single file with original keys, as sd-mecha wants it.")
+    for donor in plan.donors:
+        if donor.lent:
+            raise RecipeError(f"--mecha: {donor.name} holds no {donor.lent[0]}, and sd-mecha wants one to blend.")
     lines = [_VERSION, _model(base, config)]
     current = 0
     for column, donor in enumerate(plan.donors):

@@ -15,6 +15,9 @@ from merger.errors import RecipeError, did_you_mean
 METADATA_KEY = "layermerge.recipe"
 DTYPES = ("base", "fp16", "bf16", "fp32")
 METHODS = ("linear",)
+DENOISER, TEXT = "denoiser", "text_encoder"
+COMPONENTS = (DENOISER, TEXT)
+"""What may be blended: the denoiser always; `text_encoder` is all text encoders that the base holds."""
 
 
 class SourceLike(Protocol):
@@ -49,7 +52,8 @@ class Recipe:
     granularity: one of `merger.layers.GRANULARITIES`, or the table {pattern: layer} itself, in its order.
     weights: {layer: {donor name: weight}}; what is not named is 0. dtype: `base` (every tensor as the base file has it)
     or `fp16`, `bf16`, `fp32` for all floating tensors. method: `linear`, as in `merger.blending`. version: of this
-    program. Raises RecipeError for a dtype, method, donor or weight that means nothing.
+    program. components: what is blended, some of `COMPONENTS`. Raises RecipeError for a dtype, method, component, donor
+    or weight that means nothing.
     """
 
     base: Source
@@ -59,8 +63,11 @@ class Recipe:
     dtype: str = "base"
     method: str = "linear"
     version: str = __version__
+    components: tuple[str, ...] = (DENOISER,)
 
     def __post_init__(self) -> None:
+        if problem := components_problem(self.components):
+            raise RecipeError(f"recipe: components: {problem}")
         for what, value, known in (("dtype", self.dtype, DTYPES), ("method", self.method, METHODS)):
             if value not in known:
                 raise RecipeError(f"recipe: {what} '{value}' is unknown.{did_you_mean(value, known)}")
@@ -82,10 +89,12 @@ class Recipe:
         granularity: str | Mapping[str, str],
         weights: Mapping[str, Mapping[str, float]],
         dtype: str = "base",
+        components: Sequence[str] = (DENOISER,),
     ) -> Recipe:
         """The recipe of a blend of opened checkpoints; hashes their files, which takes a second or so a gigabyte."""
         noted = [Source(each.name, str(each.path.absolute()), each.sha256) for each in (base, *donors)]
-        return cls(noted[0], tuple(noted[1:]), granularity, {k: dict(row) for k, row in weights.items()}, dtype)
+        rows = {layer: dict(row) for layer, row in weights.items()}
+        return cls(noted[0], tuple(noted[1:]), granularity, rows, dtype, components=tuple(components))
 
     def row(self, layer: str) -> list[float]:
         """Weights of one layer, in the order of the donors."""
@@ -99,18 +108,18 @@ class Recipe:
 
     def to_json(self) -> str:
         """One line of JSON; numbers are written so that they come back exactly."""
-        return json.dumps(
-            {
-                "base": vars(self.base),
-                "donors": [vars(donor) for donor in self.donors],
-                "granularity": self.granularity if isinstance(self.granularity, str) else dict(self.granularity),
-                "weights": {layer: dict(row) for layer, row in self.weights.items()},
-                "dtype": self.dtype,
-                "method": self.method,
-                "version": self.version,
-            },
-            ensure_ascii=False,
-        )
+        table: dict[str, Any] = {
+            "base": vars(self.base),
+            "donors": [vars(donor) for donor in self.donors],
+            "granularity": self.granularity if isinstance(self.granularity, str) else dict(self.granularity),
+            "weights": {layer: dict(row) for layer, row in self.weights.items()},
+            "dtype": self.dtype,
+            "method": self.method,
+            "version": self.version,
+        }
+        if self.components != (DENOISER,):  # which earlier versions took for granted
+            table["components"] = list(self.components)
+        return json.dumps(table, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> Recipe:
@@ -119,6 +128,8 @@ class Recipe:
             table = json.loads(text)
         except ValueError as error:
             raise RecipeError(f"recipe: not JSON ({error})") from None
+        if isinstance(table, dict):
+            table = {"components": [DENOISER]} | table
         table = _exactly(table, {field.name for field in fields(cls)}, "recipe")
         if not isinstance(table["donors"], list) or not isinstance(table["weights"], dict):
             raise RecipeError("recipe: 'donors' must be a list and 'weights' a table")
@@ -131,7 +142,10 @@ class Recipe:
             _text(table["granularity"], "recipe: 'granularity'")
         weights = {layer: _row(layer, row) for layer, row in table["weights"].items()}
         donors = tuple(_source(donor, f"donor {i + 1}") for i, donor in enumerate(table["donors"]))
-        return cls(**table | {"base": _source(table["base"], "base"), "donors": donors, "weights": weights})
+        if not isinstance(table["components"], list):
+            raise RecipeError("recipe: 'components' must be a list")
+        read = {"base": _source(table["base"], "base"), "donors": donors, "weights": weights}
+        return cls(**table | read | {"components": tuple(table["components"])})
 
     def to_metadata(self) -> dict[str, str]:
         """For the header of a safetensors file."""
@@ -145,6 +159,16 @@ class Recipe:
                 f"no recipe in the file's metadata ('{METADATA_KEY}'): it was not written by merger export"
             )
         return cls.from_json(metadata[METADATA_KEY])
+
+
+def components_problem(components: Sequence[object]) -> str:
+    """What is wrong with a list of components, in words; nothing where it is right."""
+    for component in components:
+        if component not in COMPONENTS:
+            return f"there is no '{component}'.{did_you_mean(str(component), COMPONENTS)}"
+    if DENOISER not in components or len(set(components)) != len(components):
+        return f"give [{DENOISER}] or [{', '.join(COMPONENTS)}]; the denoiser is always blended"
+    return ""
 
 
 def _exactly(table: Any, known: set[str], where: str) -> dict[str, Any]:

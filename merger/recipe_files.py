@@ -4,7 +4,8 @@
      "donors": ["models/one.safetensors", {"path": "two.safetensors", "name": "two", "sha256": "..."}],
      "granularity": "block",
      "weights": {"*": {"one": 0.3}, "OUT*": {"one": 0.5, "two": 0.2}},
-     "dtype": "fp16"}
+     "dtype": "fp16",
+     "components": ["denoiser", "text_encoder"]}
 
 Paths start at the file's own folder. A layer may be a pattern (`*`, `?`, `[...]`); later lines go before earlier ones.
 A hash that is given must be the file's. What `Recipe.to_json` writes is such a file, too.
@@ -23,9 +24,10 @@ from merger.errors import RecipeError, did_you_mean
 from merger.layers import group
 from merger.lora import open_donor
 from merger.plan import changed_source
-from merger.recipe import METHODS, Recipe, Source
+from merger.recipe import DENOISER, METHODS, TEXT, Recipe, Source, components_problem
+from merger.text_encoders import with_text_encoders
 
-_KEYS = ("base", "donors", "granularity", "weights", "dtype", "method", "version")
+_KEYS = ("base", "donors", "granularity", "weights", "dtype", "method", "version", "components")
 _SOURCE_KEYS = ("path", "name", "sha256")
 
 
@@ -41,6 +43,11 @@ def open_recipe(path: Path, *, allow_pickle: bool = False) -> tuple[Recipe, Chec
     said = _source(table["base"], folder, f"{path}: base")
     base = open_checkpoint(said["path"], name=said.get("name"), allow_pickle=allow_pickle)
     _check(base, said)
+    components = table.get("components", [DENOISER])
+    if not isinstance(components, list) or (problem := components_problem(components)):
+        raise RecipeError(f"{path}: components: {problem if isinstance(components, list) else 'must be a list'}")
+    if TEXT in components:
+        base = with_text_encoders(base)
     donors = []
     if not isinstance(table["donors"], list):
         raise RecipeError(f"{path}: 'donors' must be a list of paths")
@@ -51,10 +58,11 @@ def open_recipe(path: Path, *, allow_pickle: bool = False) -> tuple[Recipe, Chec
     granularity = table.get("granularity", "block")
     if not isinstance(granularity, (str, dict)):
         raise RecipeError(f"{path}: 'granularity' must be a word or a table")
-    weights = _weights(table["weights"], tuple(group(base.denoiser, granularity)), str(path))
+    weights = _weights(table["weights"], tuple(group(base.blended, granularity)), str(path))
     if table.get("method", METHODS[0]) not in METHODS:
         raise RecipeError(f"{path}: method '{table['method']}' is unknown; there is only {', '.join(METHODS)}")
-    return Recipe.of(base, donors, granularity, weights, str(table.get("dtype", "base"))), base, donors
+    dtype = str(table.get("dtype", "base"))
+    return Recipe.of(base, donors, granularity, weights, dtype, components), base, donors
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -110,6 +110,7 @@ def write_report(
         "donors": ", ".join(session.space.donors),
         "granularity": f"{config.granularity if isinstance(config.granularity, str) else 'own table'}: "
         f"{len(session.space.layers)} layers",
+        **({"blended": "denoiser and text encoders"} if config.blends_text else {}),
         "method": f"{session.chosen.method}, {len(session.space.parameters)} free weights",
         "tagger": f"{session.taggers[TAGGER].name}, threshold {config.tagger_threshold:g}",
         "drawing": f"{config.steps} steps, guidance {config.guidance:g}, {config.size[0]} x {config.size[1]} pixels",

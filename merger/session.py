@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -28,6 +28,7 @@ from benchmark.prompts import (
     vocabulary_from_tags,
 )
 from benchmark.taggers import Tagger, columns_of, files_fingerprint, open_tagger
+from benchmark.text import knows_clip
 from merger.ascent import AscentSettings
 from merger.baselines import most_trials
 from merger.checkpoints import Checkpoint, open_checkpoint, read_unet_config
@@ -36,7 +37,7 @@ from merger.coarse import levels_of
 from merger.components import check_configuration, check_overrides, use_text_encoders, use_vae
 from merger.config import Config
 from merger.drawing import DifferentiableGenerator, Differentiation
-from merger.errors import ConfigError, did_you_mean
+from merger.errors import CheckpointError, ConfigError, did_you_mean
 from merger.fitting import check_fit, remarks
 from merger.layers import group
 from merger.live import LiveDenoiser
@@ -49,6 +50,7 @@ from merger.settings import TaggerSettings
 from merger.slopes import BlendSlopes, DifferentiableTagger
 from merger.space import Space, Weights, make_space
 from merger.study import SearchSettings
+from merger.text_encoders import components_of, with_text_encoders
 from merger.weight_files import refuse_pickled_base
 
 SETS = ("search", "validation", "test")
@@ -120,11 +122,13 @@ class Session:
         if self.config.threads is not None:
             torch.set_num_threads(self.config.threads)
         pipeline = self._pipeline(self.base.path)
-        live = LiveDenoiser(denoiser_of(pipeline), self.base, self.donors, self.layers)
+        encoders = text_encoders_of(pipeline, components_of(self.base.text), self.base)
+        live = LiveDenoiser(denoiser_of(pipeline), self.base, self.donors, self.layers, encoders)
         if live.remark:
             print(live.remark, file=sys.stderr)
         kind = DifferentiableGenerator if self.chosen.method == "slopes" else DiffusersGenerator
-        return Loaded(live, kind(pipeline, generation_settings(self.config)))
+        state = (lambda: live.text_checksum) if encoders else None  # without: texts are encoded once for all
+        return Loaded(live, kind(pipeline, generation_settings(self.config), state))
 
     def load_file(self, file: Path) -> ImageGenerator:
         """A generator of another checkpoint file under the same settings, just as it lies on disk."""
@@ -159,7 +163,8 @@ class Session:
 
     def recipe(self, weights: Weights) -> Recipe:
         """How to rebuild a blend of this session's checkpoints."""
-        return Recipe.of(self.base, self.donors, self.config.granularity, weights)
+        config = self.config
+        return Recipe.of(self.base, self.donors, config.granularity, weights, components=config.components)
 
     def identity(self) -> dict[str, str]:
         """All that must be the same for a search to be continued, by name. Hashes every source once."""
@@ -173,6 +178,8 @@ class Session:
         for key in ("vae", "text_encoders_from"):
             if (source := getattr(config, key)) is not None:
                 named[key] = files_fingerprint(sorted(source.rglob("*.safetensors")) if source.is_dir() else [source])
+        if config.blends_text:
+            named["components"] = config.components
         if self.chosen.method == "slopes":
             named["polish"] = config.polish
             named["slopes"] = config.slopes.model_dump()
@@ -230,6 +237,8 @@ def open_session(config: Config) -> Session:
     base = open_checkpoint(
         config.base, name=config.named_base, unet_config=unet_config, allow_pickle=config.allow_pickle
     )
+    if config.blends_text:
+        base = with_text_encoders(base)
     check_configuration(base, config.pipeline)
     check_overrides(vae=config.vae, text_encoders_from=config.text_encoders_from)
     donors = tuple(
@@ -238,7 +247,11 @@ def open_session(config: Config) -> Session:
     )
     for remark in remarks(donors, check_fit(base, donors)):
         print(remark, file=sys.stderr)
-    layers = group(base.denoiser, config.granularity)
+    if base.text and all(len(donor.lent) == len(components_of(base.text)) for donor in donors):
+        raise ConfigError(
+            "components: no donor has a text encoder, so there is none to blend: leave out 'text_encoder'"
+        )
+    layers = group(base.blended, config.granularity)
     own_bounds = zip(config.donor_names, config.donors, strict=True)
     space = make_space(
         tuple(layers),
@@ -264,6 +277,24 @@ def open_session(config: Config) -> Session:
     if config.coarse_to_fine and session.chosen.method != "cmaes":
         raise ConfigError(f"coarse_to_fine: is for method 'cmaes', and this search's is '{session.chosen.method}'")
     return session
+
+
+def text_encoders_of(pipeline: Any, components: Sequence[str], base: Checkpoint) -> dict[str, torch.nn.Module]:
+    """{component: module} of a pipeline's text encoders that are blended.
+
+    Raises CheckpointError for one that it does not have, and ConfigError where text is encoded by others than CLIP's:
+    those pipelines encode it by themselves, and what is kept of it would not follow the blend.
+    """
+    if components and not knows_clip(pipeline):
+        raise ConfigError(
+            f"components: a search blends text encoders where all are CLIP's (SD 1, SD 2, SDXL), and {base.name} has "
+            "others: leave out 'text_encoder'"
+        )
+    found = {name: getattr(pipeline, name, None) for name in components}
+    for name, module in found.items():
+        if module is None:
+            raise CheckpointError(f"{base.path}: holds a {name}, which its {type(pipeline).__name__} does not use.")
+    return {name: module for name, module in found.items() if module is not None}
 
 
 def generation_settings(config: Config) -> GenerationSettings:

@@ -60,7 +60,7 @@ def transformer_names_in(shapes: Mapping[str, tuple[int, ...]], where: str) -> t
     if convert is None:
         return "", {}
     try:
-        landed = convert({key: _marker(i, sizes[key]) for i, key in enumerate(bare)})
+        landed = convert({key: marker(i, sizes[key]) for i, key in enumerate(bare)})
     except (KeyError, IndexError, RuntimeError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:120]
         raise CheckpointError(
@@ -68,7 +68,7 @@ def transformer_names_in(shapes: Mapping[str, tuple[int, ...]], where: str) -> t
             f"({type(error).__name__}: {reason}). Is it whole?"
         ) from None
     keys = list(bare.values())
-    return stem, {name: _pieces(marked, keys, name, where) for name, marked in landed.items() if _marked(marked)}
+    return stem, {name: pieces_of(marked, keys, name, where) for name, marked in landed.items() if _marked(marked)}
 
 
 def family_of(names: Iterable[str]) -> str:
@@ -139,7 +139,7 @@ def _converter(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, Callable[...
     return best
 
 
-def _marker(number: int, shape: tuple[int, ...]) -> Tensor:
+def marker(number: int, shape: tuple[int, ...]) -> Tensor:
     """[rows, 1, ...] int64: each row holds the key's number and its own."""
     rows = torch.arange(_rows(shape)) + (number << _ROW_BITS)
     return rows.reshape(rows.numel(), *[1] * (len(shape) - 1)) if shape else rows.reshape(())
@@ -154,7 +154,7 @@ def _marked(tensor: object) -> bool:
     return isinstance(tensor, Tensor) and tensor.dtype == torch.int64
 
 
-def _pieces(marked: Tensor, keys: list[str], name: str, where: str) -> tuple[Piece, ...]:
+def pieces_of(marked: Tensor, keys: list[str], name: str, where: str) -> tuple[Piece, ...]:
     """Runs of rows that follow one another, from a marker that came out of the converter."""
     if marked.numel() != _rows(tuple(marked.shape)):
         raise CheckpointError(f"{where}: diffusers turns '{name}' round, which is not translated here.")
