@@ -11,16 +11,23 @@ from __future__ import annotations
 import hashlib
 import inspect
 import math
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from benchmark.errors import InputError
-from benchmark.pipelines import OWN_SAMPLER, Pipeline, make_scheduler
+from benchmark.kept_text import KeptText
+from benchmark.pipelines import (
+    OWN_SAMPLER,
+    Pipeline,
+    check_draws_from_text,
+    first_line,
+    make_scheduler,
+    quiet_diffusers,
+)
 from benchmark.prompts import Prompt, normal_tag
 from benchmark.taggers import Images, grid_side
 from benchmark.text import encode_clip, knows_clip, plain_text
@@ -67,8 +74,10 @@ class ImageGenerator(Protocol):
 class DiffusersGenerator:
     """Any diffusers text-to-image pipeline. See `ImageGenerator`.
 
-    Text embeddings are kept, once per text, as long as `text_state` says the same; without it they are those of the
-    pipeline as it was when it was handed in. The denoiser may change between calls.
+    One that inpaints draws all of an image: everything is masked, and nothing is seen of what was there. Text
+    embeddings are kept, once per text, as long as `text_state` says the same; without it they are those of the pipeline
+    as it was when it was handed in. The denoiser may change between calls. Raises InputError for a pipeline that draws
+    from an image.
     """
 
     _with_graph = False  # whether text is encoded so that gradients can go back to the encoder
@@ -76,6 +85,7 @@ class DiffusersGenerator:
     def __init__(
         self, pipeline: Pipeline, settings: GenerationSettings, text_state: Callable[[], object] | None = None
     ):
+        check_draws_from_text(pipeline)
         self.pipeline, self.settings = pipeline, settings
         self._text_state = text_state
         self._encoded_by: object = None
@@ -84,6 +94,11 @@ class DiffusersGenerator:
         self._embeddings: dict[str, dict[str, Tensor]] = {}
         self._negative: tuple[Tensor, Tensor | None] | None = None
         self._takes = inspect.signature(pipeline.__call__).parameters
+        # CLIP is encoded by ourselves; other pipelines are given words, and what they make of them is kept
+        self._encodes = "negative_prompt_embeds" in self._takes and knows_clip(pipeline)
+        if settings.clip_skip and not self._encodes:
+            raise InputError(f"clip_skip: a {type(pipeline).__name__} has other text encoders than CLIP's alone.")
+        self._kept = KeptText(pipeline) if not self._encodes and hasattr(pipeline, "encode_prompt") else None
 
     def generate(self, prompts: Sequence[Prompt]) -> Iterator[Images]:
         """Yield uint8 [B, H, W, 3]. On a GPU without room the batch is halved, and stays so."""
@@ -105,10 +120,17 @@ class DiffusersGenerator:
 
     def _draw(self, batch: Sequence[Prompt]) -> Images:
         """One batch: [B, H, W, 3] uint8."""
-        with lent(self.pipeline, "scheduler", self._scheduler), warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # diffusers' schedulers speak numpy 1
-            drawn = self.pipeline(**self._arguments(batch))[0]
+        with lent(self.pipeline, "scheduler", self._scheduler), self.text_kept(), quiet_diffusers():
+            try:
+                drawn = self.pipeline(**self._arguments(batch))[0]
+            except ValueError as error:  # so pipelines refuse settings that do not suit them, a size for instance
+                name = type(self.pipeline).__name__
+                raise InputError(f"{name} cannot draw with these settings: {first_line(error)}") from error
         return to_bytes(drawn)
+
+    def text_kept(self) -> AbstractContextManager[None]:
+        """While it lasts, a pipeline that encodes its own text does not encode the same batch twice."""
+        return nullcontext() if self._kept is None else lent(self.pipeline, "encode_prompt", self._kept)
 
     def _arguments(self, batch: Sequence[Prompt]) -> dict[str, Any]:
         """All that the pipeline is called with for one batch: its text, its noise, the settings."""
@@ -117,20 +139,44 @@ class DiffusersGenerator:
         settings = self.settings
         return {
             **self._text_arguments([prompt.text for prompt in batch]),
+            **self._guidance(),
+            **self._blank(len(batch)),
             "generator": [torch.Generator("cpu").manual_seed(prompt.seed) for prompt in batch],
             "num_inference_steps": settings.steps,
-            "guidance_scale": settings.guidance,
             "width": settings.width,
             "height": settings.height,
             "output_type": "pt",
             "return_dict": False,
         }
 
+    def _guidance(self) -> dict[str, Any]:
+        """Guidance under the name that the pipeline has for it, and no other size than the one asked for."""
+        taken = self._takes.get("guidance_scale")
+        # where guidance_scale is for distilled models only, it has no default, and guidance itself is another argument
+        distilled = taken is not None and taken.default is None and "true_cfg_scale" in self._takes
+        arguments: dict[str, Any] = {"true_cfg_scale" if distilled else "guidance_scale": self.settings.guidance}
+        if "use_resolution_binning" in self._takes:  # it would draw at the nearest size of a list, and scale
+            arguments["use_resolution_binning"] = False
+        return arguments
+
+    def _blank(self, count: int) -> dict[str, Any]:
+        """What a pipeline that inpaints takes besides: B images, all of each masked, so that none of it is seen."""
+        import torch
+
+        if "mask_image" not in self._takes:
+            return {}
+        size = (self.settings.height, self.settings.width)
+        # one for each prompt: their encoding is drawn from a distribution, with the prompt's own noise
+        arguments: dict[str, Any] = {"image": torch.zeros(count, 3, *size), "mask_image": torch.ones(count, 1, *size)}
+        if "strength" in self._takes:
+            arguments["strength"] = 1.0
+        return arguments
+
     def _text_arguments(self, texts: Sequence[str]) -> dict[str, Any]:
-        """The pipeline's arguments that hold the text: embeddings where it takes the usual ones, else the words."""
-        if "negative_prompt_embeds" not in self._takes or not hasattr(self.pipeline, "encode_prompt"):
+        """The pipeline's arguments that hold the text: embeddings where CLIP alone makes them, else the words."""
+        if not self._encodes:
             words: dict[str, Any] = {"prompt": [plain_text(text) for text in texts]}
-            if "negative_prompt" in self._takes:
+            if "negative_prompt" in self._takes and self.settings.guidance > 1:
                 words["negative_prompt"] = [plain_text(self.settings.negative_prompt)] * len(texts)
             return words
         self._let_go_of_old()
@@ -148,26 +194,12 @@ class DiffusersGenerator:
 
     def _encode(self, text: str) -> dict[str, Tensor]:
         """One text and the negative one: the pipeline's arguments by name, each [1, ...]."""
-        import torch
-
-        guided, settings = self.settings.guidance > 1, self.settings
-        if knows_clip(self.pipeline):
-            encoded = encode_clip(self.pipeline, text, settings.clip_skip, graph=self._with_graph)
-            arguments = {"prompt_embeds": encoded[0], "pooled_prompt_embeds": encoded[1]}
-            if guided:
-                against = self._encode_negative(encoded)
-                arguments |= {"negative_prompt_embeds": against[0], "negative_pooled_prompt_embeds": against[1]}
-            return {name: value for name, value in arguments.items() if value is not None}
-        with torch.set_grad_enabled(self._with_graph):
-            values = self.pipeline.encode_prompt(
-                prompt=[plain_text(text)],
-                device=self.pipeline._execution_device,
-                num_images_per_prompt=1,
-                do_classifier_free_guidance=guided,
-                negative_prompt=[plain_text(settings.negative_prompt)] if guided and settings.negative_prompt else None,
-            )
-        names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
-        return {name: value for name, value in zip(names, values, strict=False) if value is not None}
+        encoded = encode_clip(self.pipeline, text, self.settings.clip_skip, graph=self._with_graph)
+        arguments = {"prompt_embeds": encoded[0], "pooled_prompt_embeds": encoded[1]}
+        if self.settings.guidance > 1:
+            against = self._encode_negative(encoded)
+            arguments |= {"negative_prompt_embeds": against[0], "negative_pooled_prompt_embeds": against[1]}
+        return {name: value for name, value in arguments.items() if value is not None}
 
     def _encode_negative(self, encoded: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:
         """The negative prompt's embeddings, encoded once; zeros for an empty one where the model was trained so."""

@@ -5,14 +5,16 @@ diffusers only here and in `generation.py`. Nothing is fetched for a local file,
 
 from __future__ import annotations
 
-import json
+import inspect
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmark import hub
 from benchmark.errors import InputError, did_you_mean
+from benchmark.single_files import as_marked, components_beside, configuration_of, pipeline_class
 
 if TYPE_CHECKING:
     import torch
@@ -52,18 +54,21 @@ def load_pipeline(
     config: Path | str | None = None,
     dtype: torch.dtype | None = None,
     device: str = "cpu",
+    to_fill: Collection[str] = (),
 ) -> Pipeline:
     """Load a text-to-image pipeline, without a safety checker and without progress bars, ready to draw on `device`.
 
     `source`: a `.safetensors` single file (with `config`, the folder or hub id of its pipeline's configuration), a
-    diffusers folder, or a hub id (`owner/name`). `dtype` None is float16 on a GPU and float32 on a CPU. Raises
-    InputError with one line for anything that is missing, cut short or not a model.
+    diffusers folder, or a hub id (`owner/name`). What a single file does not hold (VAE, text encoders) is read from
+    `config` where that has weights; components named in `to_fill` may be nowhere: they come untrained, for the caller
+    to fill. `dtype` None is float16 on a GPU and float32 on a CPU. Raises InputError with one line for anything that
+    is missing, cut short or not a model.
     """
     import torch
 
     dtype = dtype or (torch.float32 if str(device).startswith("cpu") else torch.float16)
     with quiet_diffusers():
-        pipeline = _load(str(source), None if config is None else str(config), dtype)
+        pipeline = _load(str(source), None if config is None else str(config), dtype, to_fill)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.to(device)
     for part in pipeline.components.values():
@@ -88,34 +93,54 @@ def quicken(pipeline: Pipeline, *, channels_last: bool, compiled: bool) -> None:
         denoiser.compile()
 
 
-def _load(source: str, config: str | None, dtype: torch.dtype) -> Pipeline:
+def _load(source: str, config: str | None, dtype: torch.dtype, to_fill: Collection[str]) -> Pipeline:
     import diffusers
     from diffusers.loaders.single_file_utils import SingleFileComponentError
     from safetensors import SafetensorError
 
     options: dict[str, Any] = {"torch_dtype": dtype, "safety_checker": None}
-    advice = ""
+    path = local_source(source)
     try:
-        path = local_source(source)
         if path.is_dir():
             return diffusers.DiffusionPipeline.from_pretrained(
                 path, use_safetensors=True, local_files_only=True, **options
             )
         check_single_file(path)
-        if config is None:
-            advice = " Name the folder of its pipeline's configuration with --pipeline."
-        else:
-            options |= {"config": config, "local_files_only": Path(config).exists()}
-        return _single_file_class(path, config).from_single_file(source, **options)
+        folder = configuration_of(path, config)
+        kind = pipeline_class(folder)
+        options |= components_beside(path, folder, dtype, to_fill)
+        pipeline = kind.from_single_file(str(path), config=str(folder), local_files_only=True, **options)
     except NotImplementedError as error:  # a parameter without a value stayed on torch's "meta" device
         expects = config or "its family"
         raise InputError(f"{source}: lacks tensors that {expects} expects. Is it whole, and of this family?") from error
     except (*_LOADING_ERRORS, SafetensorError, SingleFileComponentError) as error:
-        raise InputError(f"{source}: diffusers cannot load it ({first_line(error)}).{advice}") from error
+        raise InputError(f"{source}: diffusers cannot load it ({first_line(error)}).") from error
+    pipeline.scheduler = as_marked(path, pipeline.scheduler)
+    return pipeline
+
+
+def check_draws_from_text(pipeline: Pipeline) -> None:
+    """Raise InputError for a pipeline that draws from an image; one that takes a mask draws with all of it masked."""
+    unet, vae = getattr(pipeline, "unet", None), getattr(pipeline, "vae", None)
+    name, takes = type(pipeline).__name__, inspect.signature(pipeline.__call__).parameters
+    if "mask_image" in takes:
+        return
+    if any(word in name for word in ("Img2Img", "Depth2Img", "Pix2Pix", "Upscale", "ImageVariation")):
+        raise InputError(f"A {name} draws from an image and not from text alone: it can be blended, but not scored.")
+    taken, latents = (
+        getattr(getattr(part, "config", None), key, None)
+        for part, key in ((unet, "in_channels"), (vae, "latent_channels"))
+    )
+    if taken is not None and latents is not None and taken != latents:
+        mend = " Its model_index.json should say StableDiffusionInpaintPipeline." if taken == 2 * latents + 1 else ""
+        raise InputError(
+            f"A {name} cannot draw with a U-Net of {taken} input channels, {latents} of them latents: the others are "
+            f"of an image.{mend}"
+        )
 
 
 def local_source(source: Path | str) -> Path:
-    """The file or folder that a source is on this disk; a hub id (`owner/name`) is fetched first, where it is not.
+    """The file or folder that a source is on this disk; of a hub id (`owner/name`), `hub.fetch` finds or makes one.
 
     Raises InputError for what is neither.
     """
@@ -126,16 +151,9 @@ def local_source(source: Path | str) -> Path:
         if not (path / "model_index.json").is_file():
             raise InputError(f"{path}: is no diffusers folder; it has no model_index.json.")
         return path
-    if path.suffix == ".safetensors" or path.is_absolute() or text.startswith(".") or text.count("/") != 1:
+    if not hub.is_hub_id(text):
         raise InputError(f"{text}: there is no such file or folder.")
-    import diffusers
-
-    try:
-        return Path(diffusers.DiffusionPipeline.download(text, use_safetensors=True))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{text}: is no file here, and cannot be fetched from the hub ({first_line(error)})."
-        ) from error
+    return hub.fetch(text)
 
 
 def check_single_file(path: Path) -> None:
@@ -149,28 +167,6 @@ def check_single_file(path: Path) -> None:
             pass
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: is no safetensors file, or was cut short ({error}).") from None
-
-
-def _single_file_class(path: Path, config: str | None) -> Any:
-    """The pipeline class: as the configuration folder says, else by the file's own text encoders."""
-    import diffusers
-    from safetensors import safe_open
-
-    index = Path(config or "") / "model_index.json"
-    if config is not None and Path(config).exists():
-        try:
-            name = str(json.loads(index.read_text(encoding="utf-8"))["_class_name"])
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(
-                f"{config}: is no pipeline configuration; its model_index.json cannot be read ({error})."
-            ) from None
-        found = getattr(diffusers, name, None)
-        if found is None or not hasattr(found, "from_single_file"):
-            raise InputError(f"{index}: '{name}' is no diffusers pipeline that reads single files.")
-        return found
-    with safe_open(path, framework="numpy") as file:
-        two_encoders = any(key.startswith("conditioner.embedders.1.") for key in file.keys())  # noqa: SIM118 - no iterator
-    return diffusers.StableDiffusionXLPipeline if two_encoders else diffusers.StableDiffusionPipeline
 
 
 def make_scheduler(pipeline: Pipeline, sampler: str) -> Any:

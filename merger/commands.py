@@ -96,6 +96,7 @@ def list_(args: argparse.Namespace) -> int:
 def export(args: argparse.Namespace) -> int:
     """`merger export`: writes the winner, the best so far, or a given trial."""
     from merger.exporting import ExportOptions, is_folder
+    from merger.hub import on_this_disk
     from merger.searching import export_trial
     from merger.session import open_session
     from merger.study import incumbent, open_study
@@ -117,7 +118,7 @@ def export(args: argparse.Namespace) -> int:
         args.dtype,
         args.denoiser_only,
         args.format,
-        args.pipeline or config.pipeline,
+        on_this_disk(args.pipeline, "configuration") if args.pipeline else session.config.pipeline,
         args.mecha,
         replace_folder=args.output is None,  # a name of ours, in the run's own folder
     )
@@ -137,12 +138,14 @@ def merge(args: argparse.Namespace) -> int:
     """`merger merge`: a file from a recipe alone."""
     from merger.exporting import ExportOptions, export_as
     from merger.fitting import check_fit, remarks
+    from merger.hub import on_this_disk
     from merger.recipe_files import open_recipe
 
     recipe, base, donors = open_recipe(args.recipe, allow_pickle=args.allow_pickle)
     for remark in remarks(donors, check_fit(base, donors)):
         print(remark, file=sys.stderr)
-    how = ExportOptions(args.dtype, args.denoiser_only, args.format, args.pipeline, args.mecha)
+    pipeline = None if args.pipeline is None else on_this_disk(args.pipeline, "configuration")
+    how = ExportOptions(args.dtype, args.denoiser_only, args.format, pipeline, args.mecha)
     written = export_as(recipe, args.output, how, base=base, donors=donors)
     print(json.dumps({"file": str(written)}) if args.json else _shown(written))
     return 0
@@ -200,9 +203,11 @@ def _score_again(file: Path, target: str | None) -> dict[str, Any]:
 
 def inspect(args: argparse.Namespace) -> int:
     """`merger inspect`: what files are; 1 where they do not fit together."""
+    from merger.hub import on_this_disk
     from merger.inspect import format_inspection, inspect_files
 
-    found = inspect_files(args.files, args.pipeline, allow_pickle=args.allow_pickle)
+    pipeline = None if args.pipeline is None else on_this_disk(args.pipeline, "configuration")
+    found = inspect_files(args.files, pipeline, allow_pickle=args.allow_pickle)
     print(json.dumps(found, ensure_ascii=False) if args.json else format_inspection(found))
     return 0 if found["fit"]["ok"] else 1
 

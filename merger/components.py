@@ -8,9 +8,12 @@ from typing import Any
 
 import torch
 
+from benchmark import hub
 from benchmark.pipelines import load_pipeline
+from benchmark.single_files import default_repository as repository_of
 from merger.checkpoints import Checkpoint
 from merger.errors import CheckpointError
+from merger.families import why_not_drawn
 from merger.keys import VAE_PREFIX, vae_names
 from merger.weight_files import open_weights
 
@@ -71,8 +74,10 @@ def check_overrides(**sources: Path | None) -> None:
 def check_configuration(base: Checkpoint, pipeline: Path | None) -> None:
     """Make sure that a single file can be read: its pipeline's configuration is named, or in the hub's cache.
 
-    Raises CheckpointError with the command that fetches it. Asks no network.
+    Raises CheckpointError with the command that fetches it, and for a base that draws from an image. Asks no network.
     """
+    if (why := why_not_drawn(base.family)) is not None:
+        raise CheckpointError(f"{base.path}: {why}. It can be blended with `merger merge`, without a search.")
     if pipeline is not None and not (pipeline / "model_index.json").is_file():
         missing = "there is no such folder" if not pipeline.exists() else "it has no model_index.json"
         raise CheckpointError(f"pipeline: {pipeline}: {missing}. {_advice(base, pipeline.name)}")
@@ -87,15 +92,7 @@ def check_configuration(base: Checkpoint, pipeline: Path | None) -> None:
 
 def default_repository(base: Checkpoint) -> str | None:
     """The hub id whose configuration diffusers would read this single file with; None where it knows none."""
-    from diffusers.loaders.single_file_utils import DIFFUSERS_DEFAULT_PIPELINE_PATHS, infer_diffusers_model_type
-
-    shells = {key: torch.empty(info.shape, device="meta") for key, info in base.tensors.items()}
-    try:
-        kind = infer_diffusers_model_type(shells)
-    except (KeyError, IndexError, ValueError, UnboundLocalError):
-        return None
-    found = DIFFUSERS_DEFAULT_PIPELINE_PATHS.get(kind)
-    return None if found is None else str(found["pretrained_model_name_or_path"])
+    return repository_of({key: info.shape for key, info in base.tensors.items()})
 
 
 def _advice(base: Checkpoint, folder: str) -> str:
@@ -107,9 +104,8 @@ def _advice(base: Checkpoint, folder: str) -> str:
 
 
 def _cached(repository: str) -> bool:
-    from huggingface_hub import try_to_load_from_cache
-
-    return isinstance(try_to_load_from_cache(repository, "model_index.json"), str)
+    folder = hub.cached(repository)
+    return folder is not None and not hub.lacking(folder, "configuration")
 
 
 def _vae_file(source: Path) -> Path:

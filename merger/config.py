@@ -2,7 +2,8 @@
 
 A configuration is a YAML file; `--set key=value` on the command line wins over the file. Paths in it are relative to
 the file, so that a search can be started from anywhere. `load_config` is the only way in: everything it returns has
-been checked as far as it can be without opening the files named, and all paths are absolute.
+been checked as far as it can be without opening the files named. All paths are absolute, but for hub ids, which stay as
+they are (`merger.hub`).
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from merger.settings import (
     Bounds,
     DonorSettings,
     Finite,
-    Located,
     Name,
     Settings,
     SlopeSettings,
+    Sourced,
     TaggerSettings,
     Threshold,
     VocabularySettings,
@@ -42,17 +43,18 @@ ObjectiveKind = Literal["accuracy", "probability", "log_probability"]
 
 class Config(Settings):
     """A search, whole. Numbers of prompts count images; sizes are in pixels; `time_limit` is in seconds of trials.
+    `clip_skip` counts CLIP's layers from the last, which is 1, as web UIs do.
 
     `storage` is the URL of the study's database; without one it is a SQLite file in the run folder.
     """
 
     name: Name | None = None
-    base: Located
+    base: Sourced
     base_name: Name | None = None
     donors: Annotated[tuple[DonorSettings, ...], Field(min_length=1)]
-    pipeline: Located | None = None
-    vae: Located | None = None
-    text_encoders_from: Located | None = None
+    pipeline: Sourced | None = None
+    vae: Sourced | None = None
+    text_encoders_from: Sourced | None = None
     allow_pickle: bool = False
 
     components: tuple[str, ...] = (DENOISER,)
@@ -75,6 +77,7 @@ class Config(Settings):
     steps: Annotated[int, Field(ge=1)] = 20
     sampler: str = "default"
     guidance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5.0
+    clip_skip: Annotated[int, Field(ge=1, le=11)] = 1
     size: tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]] = (512, 512)
     seed: Annotated[int, Field(ge=0)] = 0
 
@@ -217,8 +220,9 @@ class Config(Settings):
 
 
 def _name_of(path: Path) -> str:
-    """A checkpoint's name from its path: what a parameter, a file or a table may be called after it."""
-    stem = path.stem if path.suffix == ".safetensors" else path.name
+    """A checkpoint's name from its path or hub id: what a parameter, a file or a table may be called after it."""
+    named = path.name.partition("@")[0] if not path.is_absolute() else path.name
+    stem = path.stem if path.suffix == ".safetensors" else named
     return re.sub(r"[^A-Za-z0-9._+-]+", "-", stem).lstrip("._+-") or "checkpoint"
 
 

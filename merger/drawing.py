@@ -80,6 +80,7 @@ class DifferentiableGenerator(DiffusersGenerator):
             torch.enable_grad(),
             warnings.catch_warnings(),
             lent(self.pipeline, "scheduler", self._scheduler),
+            self.text_kept(),
             _lent_steps(self._scheduler, denoiser, how),
             _lent_decoder(self.pipeline, self.settings.width * self.settings.height),
         ):

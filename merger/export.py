@@ -16,6 +16,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from benchmark import hub
 from merger.checkpoints import Checkpoint, open_checkpoint
 from merger.errors import CheckpointError, RecipeError
 from merger.headers import pack_header, read_header
@@ -128,9 +129,9 @@ def verify(file: Path, search: Sequence[Path] = (), *, allow_pickle: bool = Fals
     """Rebuild the blend from the recipe in the file's metadata and compare every tensor, bit for bit.
 
     file: what `export` wrote, or a diffusers folder written by `merger.folders`, of which what is blended is compared.
-    The recipe's sources are looked for where they lay, then under the same file name in `search` (folders or files);
-    their SHA-256 must be the recipe's. Raises CheckpointError for a damaged file, RecipeError for a file without a
-    recipe and for sources that are missing or have changed.
+    The recipe's sources are looked for where they lay, then under the same file name in `search` (folders or files),
+    then in the hub's cache; their SHA-256 must be the recipe's. Raises CheckpointError for a damaged file, RecipeError
+    for a file without a recipe and for sources that are missing or have changed.
     """
     file = Path(file)
     folder = file if file.is_dir() else None
@@ -173,6 +174,8 @@ def _find(
     name = Path(source.path).name
     places = [Path(source.path), file.parent / name]
     places += [place if place.is_file() else place / name for place in map(Path, search)]
+    if source.hub and (folder := hub.cached(source.hub)) is not None:
+        places.append(folder)
     changed = None
     for place in places:
         if not place.exists():
@@ -186,7 +189,8 @@ def _find(
         changed = changed or found
     if changed is not None:
         raise RecipeError(changed_source(changed, source))
-    raise RecipeError(f"'{source.name}' of the recipe is not at {source.path}: say where it is now.")
+    fetch = f" Fetch it with: {hub.command(source.hub)}." if source.hub else ""
+    raise RecipeError(f"'{source.name}' of the recipe is not at {source.path}: say where it is now.{fetch}")
 
 
 def _raw(tensor: Tensor) -> Tensor:

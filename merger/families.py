@@ -46,6 +46,14 @@ _COMPILED = tuple((kind, re.compile(pattern), words) for kind, pattern, words in
 _INPUT = "conv_in.weight"
 # input channels beyond those of the latents -> what they carry
 _EXTRA_INPUTS = {1: "depth", 3: "upscaler", 4: "instruct-pix2pix", 5: "inpainting"}
+# those whose images come from another image, so that prompts alone cannot score them; an inpainting model's do not
+# where all is masked
+_FROM_IMAGES = {
+    "depth": "a depth model draws from an image",
+    "upscaler": "an upscaler draws from an image",
+    "instruct-pix2pix": "an image-editing model (InstructPix2Pix) draws from an image",
+    "unclip": "an unCLIP model draws from the embedding of an image",
+}
 
 
 def kind_of(keys: Iterable[str]) -> tuple[str, str]:
@@ -88,6 +96,11 @@ def unet_family(shapes: Mapping[str, Shape], others: Sequence[str]) -> str:
     if "class_embedding.linear_1.weight" in shapes:
         extra = "unclip"
     return f"{family}-{extra}" if extra else family
+
+
+def why_not_drawn(family: str) -> str | None:
+    """Why a U-Net of this family cannot be scored by prompts, in words; None where it can."""
+    return next((why for extra, why in _FROM_IMAGES.items() if family.endswith(f"-{extra}")), None)
 
 
 def prediction_of(

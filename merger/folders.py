@@ -103,3 +103,4 @@ def _take_apart(base: Checkpoint, target: Path, pipeline: Path | None, dtype: st
                 component.save_pretrained(target / name)  # type: ignore[operator]
             except SafetensorError as error:  # all that its writer says of a disk that refuses
                 raise OSError(f"{name}: {error}") from error
+    loaded.scheduler.save_pretrained(target / "scheduler")  # what markers of the file say, a folder says here

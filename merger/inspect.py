@@ -12,6 +12,7 @@ from merger.checkpoints import Checkpoint, open_checkpoint, read_scheduler_confi
 from merger.errors import CheckpointError, NoDenoiser, RecipeError
 from merger.families import prediction_of
 from merger.fitting import check_fit
+from merger.hub import on_this_disk
 from merger.layers import group, sizes
 from merger.lora import open_lora
 from merger.recipe import METADATA_KEY, Recipe
@@ -36,6 +37,7 @@ def inspect_files(paths: Sequence[Path], pipeline: Path | None = None, *, allow_
     refused: list[str] = []
     for path, name in zip(paths, unique_names(paths), strict=True):
         try:
+            path = on_this_disk(Path(path), "denoiser")
             checkpoint = open_checkpoint(path, name=name, unet_config=config, allow_pickle=allow_pickle)
             files.append(_describe(checkpoint, pipeline))
             opened.append(checkpoint)

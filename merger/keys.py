@@ -10,6 +10,8 @@ Words: a *name* is diffusers' (`down_blocks.0.resnets.0.conv1.weight`), a *key* 
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -131,9 +133,14 @@ def save_single_file(
 
 def _names_of(network: type, config: Mapping[str, object]) -> list[str]:
     """Names of the tensors of a network, built on the meta device: no memory, no random numbers."""
+    return list(_built_names(network, json.dumps(dict(config), sort_keys=True)))
+
+
+@functools.lru_cache(16)  # files that are looked at together share one configuration
+def _built_names(network: type, config: str) -> tuple[str, ...]:
     with torch.device("meta"):
-        built: torch.nn.Module = network.from_config(dict(config))  # type: ignore[attr-defined]
-    return list(built.state_dict())
+        built: torch.nn.Module = network.from_config(json.loads(config))  # type: ignore[attr-defined]
+    return tuple(built.state_dict())
 
 
 def _complete(names: list[str], found: Mapping[str, str], prefix: str, part: str) -> dict[str, str]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
+from benchmark.hub import id_of
 from merger import __version__
 from merger.errors import RecipeError, did_you_mean
 
@@ -38,11 +39,15 @@ class SourceLike(Protocol):
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint that went into a blend: what the weights call it, where it lay, SHA-256 of its bytes (hex)."""
+    """A checkpoint that went into a blend: what the weights call it, where it lay, SHA-256 of its bytes (hex).
+
+    hub: `owner/name@revision` of one that came from the hub, else empty.
+    """
 
     name: str
     path: str
     sha256: str
+    hub: str = ""
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,10 @@ class Recipe:
         components: Sequence[str] = (DENOISER,),
     ) -> Recipe:
         """The recipe of a blend of opened checkpoints; hashes their files, which takes a second or so a gigabyte."""
-        noted = [Source(each.name, str(each.path.absolute()), each.sha256) for each in (base, *donors)]
+        noted = [
+            Source(each.name, str(each.path.absolute()), each.sha256, id_of(each.path.absolute()) or "")
+            for each in (base, *donors)
+        ]
         rows = {layer: dict(row) for layer, row in weights.items()}
         return cls(noted[0], tuple(noted[1:]), granularity, rows, dtype, components=tuple(components))
 
@@ -109,8 +117,8 @@ class Recipe:
     def to_json(self) -> str:
         """One line of JSON; numbers are written so that they come back exactly."""
         table: dict[str, Any] = {
-            "base": vars(self.base),
-            "donors": [vars(donor) for donor in self.donors],
+            "base": _noted(self.base),
+            "donors": [_noted(donor) for donor in self.donors],
             "granularity": self.granularity if isinstance(self.granularity, str) else dict(self.granularity),
             "weights": {layer: dict(row) for layer, row in self.weights.items()},
             "dtype": self.dtype,
@@ -171,6 +179,10 @@ def components_problem(components: Sequence[object]) -> str:
     return ""
 
 
+def _noted(source: Source) -> dict[str, str]:
+    return {key: text for key, text in vars(source).items() if text or key != "hub"}
+
+
 def _exactly(table: Any, known: set[str], where: str) -> dict[str, Any]:
     if not isinstance(table, dict):
         raise RecipeError(f"{where}: expected a table, found {type(table).__name__}")
@@ -183,7 +195,8 @@ def _exactly(table: Any, known: set[str], where: str) -> dict[str, Any]:
 
 
 def _source(value: Any, where: str) -> Source:
-    table = _exactly(value, {"name", "path", "sha256"}, f"recipe: {where}")
+    named = {"hub": ""} | value if isinstance(value, dict) else value
+    table = _exactly(named, {"name", "path", "sha256", "hub"}, f"recipe: {where}")
     return Source(**{key: _text(text, f"recipe: {where}: '{key}'") for key, text in table.items()})
 
 

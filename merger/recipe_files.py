@@ -19,8 +19,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from benchmark.hub import is_hub_id
 from merger.checkpoints import Checkpoint, open_checkpoint
 from merger.errors import RecipeError, did_you_mean
+from merger.hub import fetched
 from merger.layers import group
 from merger.lora import open_donor
 from merger.plan import changed_source
@@ -28,7 +30,7 @@ from merger.recipe import DENOISER, METHODS, TEXT, Recipe, Source, components_pr
 from merger.text_encoders import with_text_encoders
 
 _KEYS = ("base", "donors", "granularity", "weights", "dtype", "method", "version", "components")
-_SOURCE_KEYS = ("path", "name", "sha256")
+_SOURCE_KEYS = ("path", "name", "sha256", "hub")
 
 
 def open_recipe(path: Path, *, allow_pickle: bool = False) -> tuple[Recipe, Checkpoint, list[Checkpoint]]:
@@ -83,14 +85,18 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _source(value: Any, folder: Path, where: str) -> dict[str, Any]:
-    """{"path", and "name", "sha256" where given}; the path absolute."""
+    """{"path", and "name", "sha256" where given}; the path absolute, that of a hub id in the hub's cache."""
     table = {"path": value} if isinstance(value, str) else value
     if not isinstance(table, dict) or not all(isinstance(text, str) for text in table.values()) or "path" not in table:
         raise RecipeError(f"{where}: must be a path, or a table with 'path', 'name' and 'sha256'")
     for key in table:
         if key not in _SOURCE_KEYS:
             raise RecipeError(f"{where}: unknown key '{key}'.{did_you_mean(key, _SOURCE_KEYS)}")
-    return table | {"path": folder / Path(table["path"]).expanduser()}
+    here = folder / Path(table["path"]).expanduser()
+    named = table.get("hub") or (table["path"] if is_hub_id(table["path"]) else "")
+    if here.exists() or not named:
+        return table | {"path": here}
+    return {"name": named.partition("@")[0].rpartition("/")[2], **table, "path": fetched(named)}
 
 
 def _check(opened: Checkpoint, said: Mapping[str, Any]) -> None:

@@ -39,6 +39,7 @@ from merger.config import Config
 from merger.drawing import DifferentiableGenerator, Differentiation
 from merger.errors import CheckpointError, ConfigError, did_you_mean
 from merger.fitting import check_fit, remarks
+from merger.hub import local
 from merger.layers import group
 from merger.live import LiveDenoiser
 from merger.lora import open_donor
@@ -198,6 +199,8 @@ class Session:
             "seed",
         ):
             named[key] = getattr(config, key)
+        if config.clip_skip != 1:  # studies from before there was one have no such key
+            named["clip_skip"] = config.clip_skip
         named["negative prompt"] = config.negative_prompt
         named |= {f"threshold of the {role}": self.thresholds[role] for role in self.taggers}
         named["weights searched"] = [asdict(parameter) for parameter in self.space.parameters]
@@ -210,7 +213,9 @@ class Session:
     def _pipeline(self, path: Path) -> Any:
         config = self.config
         whole = config.pipeline if path.is_file() else None
-        pipeline = load_pipeline(path, config=whole, dtype=dtypes()[config.dtype], device=self.device)
+        to_fill = ["vae"] if config.vae else []
+        to_fill += ["text_encoder", "text_encoder_2", "text_encoder_3"] if config.text_encoders_from else []
+        pipeline = load_pipeline(path, config=whole, dtype=dtypes()[config.dtype], device=self.device, to_fill=to_fill)
         if config.vae is not None:
             use_vae(pipeline, config.vae, allow_pickle=config.allow_pickle)
         if config.text_encoders_from is not None:
@@ -231,6 +236,7 @@ def open_session(config: Config) -> Session:
     if config.sampler not in (OWN_SAMPLER, *SAMPLERS):
         known = [OWN_SAMPLER, *SAMPLERS]
         raise ConfigError(f"sampler: there is no '{config.sampler}'.{did_you_mean(config.sampler, known)}")
+    config = local(config)
     device = _device(config.device)
     unet_config = read_unet_config(config.pipeline) if config.pipeline is not None else None
     refuse_pickled_base(config.base)
@@ -308,6 +314,7 @@ def generation_settings(config: Config) -> GenerationSettings:
         height=height,
         negative_prompt=config.negative_prompt,
         batch_size=config.batch_size,
+        clip_skip=config.clip_skip - 1,
     )
 
 

@@ -8,13 +8,25 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
+from benchmark.hub import is_hub_id
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
 def locate(path: Path, info: ValidationInfo) -> Path:
-    """`path`, absolute; a relative one starts at the folder given as the validation's context."""
+    """`path`, absolute; a relative one starts at the folder given as the validation's context.
+
+    A link at its end stays one: the hub's cache has names without endings behind its own.
+    """
     folder = (info.context or {}).get("folder", Path())
-    return (folder / path.expanduser()).resolve()
+    whole = folder / path.expanduser()
+    return whole.parent.resolve() / whole.name if whole.name not in ("", "..") else whole.resolve()
+
+
+def locate_source(path: Path, info: ValidationInfo) -> Path:
+    """`path` as `locate` has it where something is there; else, if it reads as one, the hub id it is, as it stands."""
+    here = locate(path, info)
+    return path if is_hub_id(str(path)) and not here.exists() else here
 
 
 def _ordered(bounds: tuple[float, float]) -> tuple[float, float]:
@@ -31,6 +43,7 @@ def _plain_name(name: str) -> str:
 
 
 Located = Annotated[Path, AfterValidator(locate)]
+Sourced = Annotated[Path, AfterValidator(locate_source)]  # relative where it is a hub id, which `merger.hub` finds
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Bounds = Annotated[tuple[Finite, Finite], AfterValidator(_ordered)]
 Name = Annotated[str, AfterValidator(_plain_name)]
@@ -46,7 +59,7 @@ class Settings(BaseModel):
 class DonorSettings(Settings):
     """One donor. `bounds` are its weights' own; the name in messages and recipes is the file's unless given."""
 
-    path: Located
+    path: Sourced
     name: Name | None = None
     bounds: Bounds | None = None
 

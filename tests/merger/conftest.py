@@ -147,37 +147,41 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             metafunc.parametrize(name, families)
 
 
+def read_published(name: str) -> dict[str, tuple[int, ...]]:
+    """{key: shape} of a real checkpoint's denoiser, from the lists that sd-mecha ships."""
+    found = importlib.util.find_spec("sd_mecha")  # found, not imported: only its data is wanted
+    if found is None or found.origin is None:
+        pytest.skip("sd-mecha is not installed")
+    file = Path(found.origin).parent / "extensions" / "builtin" / "model_configs" / f"{name}.yaml"
+    table = yaml.load(file.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    listed = table["components"]["diffuser"].items()
+    # markers (`v_pred`, `model.model_sampling.sigmas`) are listed among the denoiser's tensors as well
+    return {key: tuple(each["shape"]) for key, each in listed if key.startswith("model.diffusion_model.")}
+
+
 @pytest.fixture(scope="session")
 def published_keys() -> Callable[[str], dict[str, tuple[int, ...]]]:
-    """{key: shape} of a real checkpoint's denoiser, from the lists that sd-mecha ships."""
+    return read_published
 
-    def read(name: str) -> dict[str, tuple[int, ...]]:
-        found = importlib.util.find_spec("sd_mecha")  # found, not imported: only its data is wanted
-        if found is None or found.origin is None:
-            pytest.skip("sd-mecha is not installed")
-        file = Path(found.origin).parent / "extensions" / "builtin" / "model_configs" / f"{name}.yaml"
-        table = yaml.load(file.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        listed = table["components"]["diffuser"].items()
-        # markers (`v_pred`, `model.model_sampling.sigmas`) are listed among the denoiser's tensors as well
-        return {key: tuple(each["shape"]) for key, each in listed if key.startswith("model.diffusion_model.")}
 
-    return read
+def small_sd3_keys() -> dict[str, tuple[int, ...]]:
+    """SD 3's original keys with tiny shapes, of two blocks: the first, and the last, which is of another kind."""
+    sizes = {1536: 16, 4608: 48, 9216: 96, 6144: 64, 3072: 32, 4096: 12, 2048: 10, 36864: 16}
+    blocks = ("joint_blocks.0.", "joint_blocks.23.")
+    return {
+        key.replace("joint_blocks.23.", "joint_blocks.1."): tuple(sizes.get(size, size) for size in shape)
+        for key, shape in read_published("sd3-comfyui").items()
+        if "joint_blocks." not in key or any(block in key for block in blocks)
+    }
 
 
 @pytest.fixture(scope="session")
-def sd3_family(
-    published_keys: Callable[[str], dict[str, tuple[int, ...]]], tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Path]:
+def sd3_family(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """`base`, `one` and `two`: SD 3's original keys (with fused `qkv`), two blocks, tiny, fp16."""
     import torch
     from safetensors.torch import save_file
 
-    sizes = {1536: 16, 4608: 48, 9216: 96, 6144: 64, 3072: 32, 4096: 12, 2048: 10, 36864: 16}
-    shapes = {
-        key: tuple(sizes.get(size, size) for size in shape)
-        for key, shape in published_keys("sd3-comfyui").items()
-        if "joint_blocks." not in key or key.split(".")[3] in ("0", "1")
-    }
+    shapes = small_sd3_keys()
     folder = tmp_path_factory.mktemp("sd3")
     family = {}
     for number, name in enumerate(("base", "one", "two")):

@@ -80,6 +80,7 @@ def test_overrides_go_over_the_file(tmp_path: Path) -> None:
         ({"tags_per_prompt": [8, 4]}, "tags_per_prompt: [8, 4] is the wrong way round"),
         ({"size": 100}, "multiples of 8"),
         ({"steps": 0}, "steps"),
+        ({"clip_skip": 0}, "clip_skip"),
         ({"threshold": 1.5}, "threshold"),
         ({"granularity": "blocks"}, "granularity"),
         ({"template": "a girl"}, "{tags}"),
