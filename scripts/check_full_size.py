@@ -45,6 +45,7 @@ from merger.live import LiveDenoiser
 from merger.recipe import Recipe
 from scripts.full_size_models import FAMILIES, TINY, Family, layout_of, write_model, write_pipeline
 
+ROOT = Path(__file__).resolve().parent.parent
 DONORS = ("one", "two", "three")
 EXPORT_LIMIT = 1.5e9
 LIMIT = 24e9  # bytes
@@ -228,8 +229,17 @@ def run(case: Case, name: str, *, apart: bool = True) -> list[dict[str, Any]]:
             work(case, Meter(keep))
             continue
         tiny = ["--tiny"] if case.family in TINY.values() else []
-        command = [sys.executable, "-m", "scripts.check_full_size", "--family", name, "--folder", str(case.folder)]
-        with subprocess.Popen([*command, "--step", step, *tiny], stdout=subprocess.PIPE, text=True) as process:
+        command = [
+            sys.executable,
+            "-m",
+            "scripts.check_full_size",
+            "--family",
+            name,
+            "--folder",
+            str(case.folder.resolve()),
+        ]
+        command += ["--step", step, *tiny]
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             for line in process.stdout:
                 keep(json.loads(line))

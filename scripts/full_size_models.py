@@ -24,6 +24,7 @@ from merger.keys import DENOISER_PREFIX, TEXT_ENCODER_PREFIX, denoiser_names, te
 from merger.writing import whole_or_nothing
 
 Shape = tuple[int, ...]
+_BLOCK = 1 << 22
 _SECOND = "conditioner.embedders.1.model."
 
 
@@ -227,15 +228,22 @@ def _open_clip(config: Mapping[str, Any]) -> dict[str, Shape]:
 
 
 def _values(layout: Mapping[str, tuple[torch.dtype, Shape]], name: str) -> Iterator[Tensor]:
-    """Random weights, one tensor at a time, of sizes that keep activations finite: normal, by the number of inputs."""
+    """Random weights, one tensor at a time, of sizes that keep activations finite: normal, by the number of inputs.
+
+    They are cut from one block of noise, each tensor's from a place of its own: to draw billions would take long.
+    """
+    block = torch.randn(_BLOCK, generator=torch.Generator().manual_seed(0))
     for key, (dtype, shape) in layout.items():
+        count = math.prod(shape)
         if not dtype.is_floating_point:
-            yield torch.arange(math.prod(shape), dtype=dtype).reshape(shape)
+            yield torch.arange(count, dtype=dtype).reshape(shape)
             continue
         owner = name if key.startswith(DENOISER_PREFIX) else ""
-        draw = torch.Generator().manual_seed(zlib.crc32(f"{owner} {key}".encode()))
+        start = zlib.crc32(f"{owner} {key}".encode()) % _BLOCK
+        rows = [block[start : start + count]]
+        rows += [block[: count - at] for at in range(_BLOCK - start, count, _BLOCK)]
         spread = 0.02 if len(shape) < 2 or "embedding" in key else math.prod(shape[1:]) ** -0.5
-        values = torch.empty(shape).normal_(0, spread, generator=draw)
+        values = torch.cat(rows).reshape(shape).mul_(spread)
         if len(shape) == 1 and key.endswith("weight"):  # a normalisation's
             values += 1
         yield values.to(dtype)
