@@ -12,7 +12,7 @@ from merger.cli import main
 from merger.errors import BlendNotApplied
 from merger.runs import Run, find_run
 
-COMMANDS = ("search", "resume", "status", "list", "export", "verify", "inspect", "benchmark")
+COMMANDS = ("search", "resume", "status", "list", "export", "merge", "convert", "verify", "inspect", "benchmark")
 HEAVY = ("torch", "optuna", "diffusers", "transformers", "onnxruntime", "numpy", "pydantic", "sqlalchemy", "PIL")
 
 

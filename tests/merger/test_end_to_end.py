@@ -208,6 +208,7 @@ def test_a_changed_setting_or_source_is_refused_by_name(
         ({"donors": ["text.safetensors"]}, "text.safetensors"),
         ({"donors": ["other.safetensors"]}, "'conv_in.weight' is [8, 9, 3, 3]"),
         ({"donors": ["pickle.ckpt"]}, "pickle"),
+        ({"base": "pickle.ckpt", "allow_pickle": True}, "To convert: merger convert "),
         ({"bounds": [1, 0]}, "wrong way round"),
         ({"promts": 4}, "Did you mean 'prompts'?"),
         ({"vocabulary": "words.csv"}, "'blond_hair'"),
@@ -244,6 +245,29 @@ def test_bad_input_is_one_line_status_2_and_no_run(
     assert "\n" not in error
     assert said in error
     assert not (tmp_path / "runs").exists() or not any((tmp_path / "runs").iterdir())
+
+
+def test_the_winner_of_a_folder_is_a_folder(
+    settings: dict[str, object], tiny_diffusers_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Written at the end, written again where the search goes on or `merger export` is asked, and scored from disk."""
+    monkeypatch.chdir(tmp_path)
+    changes = {"donors": settings["donors"][:1], "trials": 3, "validation_prompts": 2, "test_prompts": 2}  # type: ignore[index]
+    file = written(tmp_path, {key: value for key, value in settings.items() if key != "pipeline"}, **changes)
+    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {"base": str(tiny_diffusers_folder)}))
+    run_json(["search", str(file), "--name", "folder", "--json"])
+    best = tmp_path / "runs" / "folder" / "best"
+    assert {"model_index.json", "unet", "vae", "tokenizer"} <= {path.name for path in best.iterdir()}
+    assert run_json(["verify", str(best), "--score", "--json"])["ok"]
+    (best / "stale").touch()
+    assert main(["resume", "folder", "--trials", "4"]) == 0
+    assert not (best / "stale").exists()
+    (best / "stale").touch()
+    assert run_json(["export", "folder", "--json"])["file"] == str(best)
+    assert not (best / "stale").exists()
+    assert main(["export", "folder", "--output", str(best)]) == 2, "a folder that a user names is left alone"
+    assert run_json(["verify", str(best), "--json"])["ok"]
+    assert not [path.name for path in best.parent.iterdir() if path.name.startswith(".best")]
 
 
 def test_ctrl_c_keeps_what_is_done_and_a_second_run_goes_on(

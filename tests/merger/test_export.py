@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import merger.export
-from merger.blending import blend
+import merger.weight_files
+from merger.blending import CPU_CHUNK, blend
 from merger.checkpoints import Checkpoint, open_checkpoint
 from merger.errors import CheckpointError, RecipeError
 from merger.export import export, verify
+from merger.exporting import ExportOptions, export_as
 from merger.headers import pack_header, read_header
 from merger.keys import DENOISER_PREFIX
 from merger.layers import group
@@ -250,6 +257,106 @@ def test_a_failure_leaves_nothing_behind_and_what_was_there_untouched(
         export(recipe, output, base=sources[0], donors=sources[1:])
     assert output.read_bytes() == b"what was there"
     assert list(tmp_path.iterdir()) == [output]
+
+
+class Ledger(TorchDispatchMode):
+    """Counts the bytes of all tensors that are made while it watches, as long as they live; views count as what they
+    look at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held: dict[int, list[int]] = {}  # storage: [its bytes, tensors that look at it]
+        self.peak = 0
+        self.off = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {
+            each.untyped_storage()._cdata for each in tree_leaves((args, kwargs)) if isinstance(each, torch.Tensor)
+        }
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and not self.off:
+                self._note(tensor, given)
+        return result
+
+    def _note(self, tensor: torch.Tensor, given: set[int]) -> None:
+        storage = tensor.untyped_storage()._cdata
+        if storage in given and storage not in self.held:
+            return  # a view of what was there before
+        self.held.setdefault(storage, [tensor.untyped_storage().nbytes(), 0])[1] += 1
+        self.peak = max(self.peak, sum(size for size, _ in self.held.values()))
+        weakref.finalize(tensor, self._release, storage)
+
+    def _release(self, storage: int) -> None:
+        self.held[storage][1] -= 1
+        if not self.held[storage][1]:
+            del self.held[storage]
+
+
+def test_no_more_is_in_memory_than_a_tensor_of_each_source(
+    tiny_family: dict[str, Path], recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, *donors = (open_checkpoint(tiny_family[name]) for name in ("base", "warm", "cool"))
+    ledger = Ledger()
+    real = merger.weight_files.WeightFile.get
+
+    def unwatched(file: merger.weight_files.WeightFile, key: str) -> torch.Tensor:
+        ledger.off = True  # what is mapped from a file takes no memory
+        try:
+            return real(file, key)
+        finally:
+            ledger.off = False
+
+    monkeypatch.setattr(merger.weight_files.WeightFile, "get", unwatched)
+    with ledger:
+        export(recipe, tmp_path / "x.safetensors", base=base, donors=donors)
+    elements = max(torch.Size(info.shape).numel() for info in base.denoiser.values())
+    allowed = 2 * elements * (len(donors) + 1) + 3 * 4 * min(elements, CPU_CHUNK)  # and float32 to work in
+    assert allowed / 8 < ledger.peak <= allowed < tiny_family["base"].stat().st_size / 3
+
+
+class _Disk:
+    """A file whose writes go through another function."""
+
+    def __init__(self, file: Any, write: Callable[[Any], int]) -> None:
+        self.file, self.write = file, write
+
+    def __enter__(self) -> _Disk:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.file.close()
+
+
+@pytest.mark.parametrize("room", [0, 10_000, 300_000])
+def test_a_full_disk_leaves_nothing_behind_and_says_so(
+    room: int, sources: list[Checkpoint], recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Path.open
+
+    def small(path: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        opened = real(path, mode, *args, **kwargs)
+        if mode != "wb":
+            return opened
+        left, write = room, opened.write
+
+        def refuse(content: Any) -> int:
+            nonlocal left
+            left -= memoryview(content).nbytes
+            if left < 0:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return write(content)
+
+        return _Disk(opened, refuse)
+
+    monkeypatch.setattr(Path, "open", small)
+    output = tmp_path / "new" / "deeper" / "x.safetensors"
+    how = ExportOptions(mecha=tmp_path / "recipes" / "x.mecha")
+    with pytest.raises(CheckpointError) as caught:
+        export_as(recipe, output, how, base=sources[0], donors=sources[1:])
+    said = f"{output}: cannot be written (No space left on device). Nothing was left behind. Make room and try again."
+    assert str(caught.value) == said
+    assert not list(tmp_path.iterdir())
 
 
 def test_bad_input_is_refused_before_anything_is_written(

@@ -21,6 +21,7 @@ from benchmark.taggers import open_tagger
 from merger.checkpoints import Checkpoint, TensorInfo, open_checkpoint, read_unet_config
 from merger.drawing import DifferentiableGenerator, Differentiation
 from merger.errors import ConfigError
+from merger.holding import Hold
 from merger.layers import group
 from merger.live import LiveDenoiser
 from merger.objective import TAGGER, Yardstick
@@ -101,6 +102,7 @@ def make_world(
     tagger: Any,
     make: Callable[[Any, GenerationSettings], DifferentiableGenerator] = DifferentiableGenerator,
     settings: GenerationSettings = SETTINGS,
+    hold: Hold | None = None,
 ) -> World:
     base, *donors = checkpoints
     differences = {
@@ -108,7 +110,8 @@ def make_world(
         for names in layers.values()
         for name in names
     }
-    return World(LiveDenoiser(module, base, donors, layers), make(pipeline, settings), tagger, layers, differences)
+    live = LiveDenoiser(module, base, donors, layers, hold=hold)
+    return World(live, make(pipeline, settings), tagger, layers, differences)
 
 
 @pytest.fixture(scope="module")
@@ -291,6 +294,18 @@ def test_slopes_are_deterministic(unet32: World) -> None:
     first, again = (unet32.slopes(Differentiation())(unet32.weights, PROMPTS) for _ in range(2))
     assert first[1] == again[1]
     assert first[0].value == again[0].value
+
+
+def test_sources_left_in_their_files_give_the_same_slopes(
+    unet32: World, tiny_family: dict[str, Path], tiny_pipeline_folder: Path
+) -> None:
+    pipeline = load_pipeline(tiny_family["base"], config=tiny_pipeline_folder)
+    checkpoints, layers = opened(tiny_family, tiny_pipeline_folder, "block")
+    mapped = make_world(pipeline, pipeline.unet, checkpoints, layers, unet32.tagger, hold="file")
+    assert mapped.live.nbytes < unet32.live.nbytes
+    one, other = (world.slopes(Differentiation())(unet32.weights, PROMPTS) for world in (unet32, mapped))
+    assert one[1] == other[1]
+    assert one[0].value == other[0].value
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from merger.checkpoints import open_checkpoint
 from merger.cli import main
 from merger.errors import CheckpointError
 from merger.export import export, verify
+from merger.headers import read_header
 from merger.inspect import inspect_files
 from merger.recipe import Recipe
 
@@ -107,3 +108,47 @@ def test_a_pickle_that_would_run_something_runs_nothing(tmp_path: Path) -> None:
     for name, said in (("text.ckpt", "cannot be read"), ("list.ckpt", "holds no tensors by name")):
         with pytest.raises(CheckpointError, match=said):
             open_checkpoint(tmp_path / name, allow_pickle=True)
+
+
+def test_a_pickle_is_converted(
+    tiny_family: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All that it holds, also what stands where another type must begin; and the refusal names the very command."""
+    odd = {"model_ema.decay": torch.tensor(0.5), "half": torch.ones(3, dtype=torch.float16), "steps": torch.arange(3)}
+    tensors = odd | load_file(tiny_family["base"])
+    strange = tensors["half"].reshape(3, 1).expand(3, 2)  # not in a row in memory
+    torch.save({"state_dict": tensors | {"strange": strange}}, tmp_path / "old.ckpt")
+    assert main(["inspect", str(tmp_path / "old.ckpt")]) == 2
+    command = capsys.readouterr().err.strip().split("To convert: merger ")[1].split()
+    assert main(command) == 0
+    made = tmp_path / "old.safetensors"
+    assert str(made).endswith(capsys.readouterr().out.strip().rsplit("/", 1)[-1])
+    found = load_file(made)
+    assert found.keys() == tensors.keys() | {"strange"}
+    assert all(torch.equal(found[key], tensor) for key, tensor in tensors.items())
+    assert torch.equal(found["strange"], strange)
+    assert inspect_files([made, tiny_family["warm"]])["fit"]["ok"]
+    for arguments, said in (
+        ([str(tmp_path / "old.ckpt"), "--output", str(tmp_path / "x.ckpt")], "must end in .safetensors"),
+        ([str(made), "--output", str(made)], "nothing to convert"),
+        ([str(tmp_path / "lost.ckpt"), "--output", str(tmp_path / "x.safetensors")], "no such file"),
+    ):
+        assert main(["convert", *arguments]) == 2
+        assert said in capsys.readouterr().err
+    torch.save({"wave": torch.zeros(2, dtype=torch.complex64)}, tmp_path / "wave.ckpt")
+    assert main(["convert", str(tmp_path / "wave.ckpt"), "--output", str(tmp_path / "x.safetensors")]) == 2
+    assert "'wave' is torch.complex64" in capsys.readouterr().err
+    assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_a_pickle_as_base_gives_a_file_that_can_be_read(tiny_family: dict[str, Path], tmp_path: Path) -> None:
+    """Its tensors lie in any order; in the file each begins where its type may."""
+    odd = {"flag": torch.tensor([True]), "steps": torch.arange(3), "decay": torch.tensor(0.5)}
+    torch.save(odd | load_file(tiny_family["base"]), tmp_path / "old.ckpt")
+    base = open_checkpoint(tmp_path / "old.ckpt", allow_pickle=True)
+    warm = open_checkpoint(tiny_family["warm"])
+    recipe = Recipe.of(base, [warm], "block", {"M00": {"warm": 0.5}})
+    file = export(recipe, tmp_path / "x.safetensors", base=base, donors=[warm])
+    assert all(entry.start % entry.dtype.itemsize == 0 for entry in read_header(file).tensors.values())
+    assert torch.equal(load_file(file)["steps"], odd["steps"])
+    assert verify(file, allow_pickle=True).ok
