@@ -221,7 +221,7 @@ def test_a_real_family_lives(tiny_family: dict[str, Path], tiny_diffusers_folder
 def test_sources_left_in_their_files_give_the_same_bits(
     tiny_family: dict[str, Path], tiny_diffusers_folder: Path
 ) -> None:
-    """Held or mapped: the same checksums, and the same values behind every parameter."""
+    """Held or mapped: same checksums, same values behind every parameter; an adapter is computed when it is read."""
     from diffusers import UNet2DConditionModel
 
     base, *donors = (open_checkpoint(tiny_family[name]) for name in ("base", "warm", "cool"))
