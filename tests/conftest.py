@@ -79,19 +79,20 @@ def _save_tokenizer(folder: Path) -> int:
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token="<|endoftext|>"))
     splits = (pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(list(splits))
+    special = ["<|startoftext|>", "<|endoftext|>"]
     alphabet = list("abcdefghijklmnopqrstuvwxyz0123456789,.:;()[]|-'\\")
     trainer = trainers.BpeTrainer(
         vocab_size=300,
         show_progress=False,
-        special_tokens=["<|startoftext|>", "<|endoftext|>"],
+        special_tokens=special,
         initial_alphabet=alphabet,
         end_of_word_suffix="</w>",
     )
     tokenizer.train_from_iterator(words, trainer)
     learned = json.loads(tokenizer.to_str())["model"]
-    vocabulary: dict[str, int] = learned["vocab"]
-    for letter in alphabet:
-        vocabulary.setdefault(f"{letter}</w>", len(vocabulary))
+    # the trainer numbers what it learnt in another order every time
+    entries = sorted({*learned["vocab"], *(f"{letter}</w>" for letter in alphabet)} - {*special})
+    vocabulary = {entry: number for number, entry in enumerate([*special, *entries])}
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in learned["merges"]]
     folder.mkdir(parents=True)
     (folder / "vocab.json").write_text(json.dumps(vocabulary))
