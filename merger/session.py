@@ -7,10 +7,9 @@ vocabulary; `Session.load` makes the denoiser live. Only then is the run folder 
 from __future__ import annotations
 
 import importlib.util
-import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,12 +21,11 @@ from benchmark.prompts import (
     Prompt,
     Vocabulary,
     derive_seed,
-    fingerprint,
     make_prompts,
     read_vocabulary,
     vocabulary_from_tags,
 )
-from benchmark.taggers import Tagger, columns_of, files_fingerprint, open_tagger
+from benchmark.taggers import Tagger, columns_of, open_tagger
 from benchmark.text import knows_clip
 from merger.ascent import AscentSettings
 from merger.baselines import most_trials
@@ -40,6 +38,7 @@ from merger.drawing import DifferentiableGenerator, Differentiation
 from merger.errors import CheckpointError, ConfigError, did_you_mean
 from merger.fitting import check_fit, remarks
 from merger.hub import local
+from merger.identity import identity_of
 from merger.layers import group
 from merger.live import LiveDenoiser
 from merger.lora import open_donor
@@ -169,46 +168,7 @@ class Session:
 
     def identity(self) -> dict[str, str]:
         """All that must be the same for a search to be continued, by name. Hashes every source once."""
-        config = self.config
-        named: dict[str, Any] = {f"source {self.base.name}": self.base.sha256}
-        named |= {f"source {donor.name}": donor.sha256 for donor in self.donors}
-        named |= {role: f"{tagger.name} {tagger.fingerprint}" for role, tagger in self.taggers.items()}
-        if config.pipeline is not None:
-            files = sorted(file for file in config.pipeline.rglob("*") if file.is_file())
-            named["pipeline"] = files_fingerprint(files)
-        for key in ("vae", "text_encoders_from"):
-            if (source := getattr(config, key)) is not None:
-                named[key] = files_fingerprint(sorted(source.rglob("*.safetensors")) if source.is_dir() else [source])
-        if config.blends_text:
-            named["components"] = config.components
-        if self.chosen.method == "slopes":
-            named["polish"] = config.polish
-            named["slopes"] = config.slopes.model_dump()
-        if self.config.coarse_to_fine:
-            named["coarse_to_fine"] = dict(config.coarse_to_fine)
-        for key in (
-            "granularity",
-            "baselines",
-            "method",
-            "objective",
-            "steps",
-            "sampler",
-            "guidance",
-            "size",
-            "dtype",
-            "seed",
-        ):
-            named[key] = getattr(config, key)
-        if config.clip_skip != 1:  # studies from before there was one have no such key
-            named["clip_skip"] = config.clip_skip
-        named["negative prompt"] = config.negative_prompt
-        named |= {f"threshold of the {role}": self.thresholds[role] for role in self.taggers}
-        named["weights searched"] = [asdict(parameter) for parameter in self.space.parameters]
-        named["racing"] = config.racing
-        named["frozen"] = dict(self.space.fixed)
-        named |= {f"number of {which} prompts": len(self.prompts[which]) for which in SETS}
-        named |= {f"{which} prompts": fingerprint(self.prompts[which]) for which in SETS}
-        return {key: value if isinstance(value, str) else json.dumps(value) for key, value in named.items()}
+        return identity_of(self)
 
     def _pipeline(self, path: Path) -> Any:
         config = self.config
