@@ -33,6 +33,7 @@ class ModelScores:
     name: str
     images: int
     broken: int
+    broken_share: Estimate
     duplicates: int
     accuracy: Mapping[str, Estimate]
     probability: Mapping[str, Estimate]
@@ -131,6 +132,7 @@ def _model(
         name=name,
         images=len(evaluation.prompts),
         broken=evaluation.broken,
+        broken_share=_share(evaluation.broken_images, prompt_of),
         duplicates=duplicates(evaluation),
         accuracy={role: keyed[""] for role, keyed in each("all").items()},
         probability={role: evaluation.mean_probability(role) for role in thresholds},
@@ -168,6 +170,12 @@ def duplicates(evaluation: Evaluation) -> int:
         prompt = int(evaluation.prompt_of[row])
         repeated += first.setdefault(int(evaluation.digests[row]), prompt) != prompt
     return repeated
+
+
+def _share(which: Bools, prompt_of: Integers) -> Estimate:
+    """The share of the images [I] for which `which` holds."""
+    each = which[:, None]
+    return scores.estimate(scores.tally(each.astype(np.float64), np.ones_like(each), prompt_of))
 
 
 def _added_per_image(evaluation: Evaluation, found: Floats) -> Estimate:

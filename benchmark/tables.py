@@ -90,7 +90,8 @@ def _overall(models: Sequence[ModelScores]) -> Table:
             row[-1] = Cell(model.note, row[-1].score, signed=True)
         broken = f"{model.broken} of {model.images}"
         row += [Cell(score=model.added_per_image[role]) for role in roles]
-        row.append(Cell(f"{broken}, {model.duplicates} alike" if model.duplicates else broken))
+        share = model.broken_share if model.broken else None
+        row.append(Cell(f"{broken}, {model.duplicates} alike" if model.duplicates else broken, share))
         rows.append(tuple(row))
     return Table(tuple(head), tuple(rows))
 

@@ -147,6 +147,7 @@ def plot(rows: Sequence[Row], file: Path) -> None:
             panel.set_xlabel(_COSTS[cost])
             panel.grid(alpha=0.3)
         across[0].set_ylabel("tag accuracy on test prompts")
-    panels[0][1].legend(title="strategy (seeds)", fontsize=8, loc="lower right")
+    lines, names = panels[0][0].get_legend_handles_labels()
+    figure.legend(lines, names, title="strategy (seeds)", loc="outside lower center", ncols=4)
     figure.savefig(file, dpi=110)
     pyplot.close(figure)

@@ -104,6 +104,9 @@ def test_tags_found_and_added(models: tuple[ModelScores, ...]) -> None:
 
 def test_broken_and_repeated_images(models: tuple[ModelScores, ...]) -> None:
     assert [(model.images, model.broken, model.duplicates) for model in models] == [(12, 1, 1)] * 2
+    share = models[0].broken_share
+    assert share.value == pytest.approx(1 / 12)
+    assert 0 == share.low < share.value < share.high < 0.4  # one of six prompts has it
 
 
 def test_the_paired_difference(models: tuple[ModelScores, ...]) -> None:
