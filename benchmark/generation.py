@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+_MOST_TEXT = 1 << 30  # bytes of text embeddings that are kept on the device
+
 
 @dataclass(frozen=True)
 class GenerationSettings:
@@ -183,7 +185,9 @@ class DiffusersGenerator:
         for text in texts:
             if text not in self._embeddings:
                 self._embeddings[text] = self._encode(text)
+            self._embeddings[text] = self._embeddings.pop(text)  # the last used stand last
         rows = [self._embeddings[text] for text in texts]
+        self._let_go_of_many(len(texts))
         length = math.lcm(*(value.shape[1] for row in rows for value in row.values() if value.ndim == 3))
         return {name: _stack([row[name] for row in rows], length) for name in rows[0]}
 
@@ -191,6 +195,16 @@ class DiffusersGenerator:
         """Forget embeddings of text encoders that have changed since."""
         if self._text_state is not None and (state := self._text_state()) != self._encoded_by:
             self._embeddings, self._negative, self._encoded_by = {}, None, state
+
+    def _let_go_of_many(self, used: int) -> None:
+        """Forget what was used longest ago: a climb, whose every step has prompts of its own, must not fill the memory.
+
+        used: how many texts are needed now.
+        """
+        held = sum(value.nbytes for row in self._embeddings.values() for value in row.values())
+        while held > _MOST_TEXT and len(self._embeddings) > used:
+            oldest = self._embeddings.pop(next(iter(self._embeddings)))
+            held -= sum(value.nbytes for value in oldest.values())
 
     def _encode(self, text: str) -> dict[str, Tensor]:
         """One text and the negative one: the pipeline's arguments by name, each [1, ...]."""

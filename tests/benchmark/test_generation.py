@@ -102,6 +102,16 @@ def test_texts_are_encoded_once(pipeline: Any, prompts: tuple[Prompt, ...], monk
     assert np.array_equal(np.concatenate(list(generator.generate(prompts))), first)
 
 
+def test_texts_do_not_fill_the_memory(
+    pipeline: Any, prompts: tuple[Prompt, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = draw(pipeline, prompts)
+    monkeypatch.setattr("benchmark.generation._MOST_TEXT", 1)
+    generator = DiffusersGenerator(pipeline, GenerationSettings(**SMALL, batch_size=2))
+    assert np.array_equal(np.concatenate(list(generator.generate(prompts))), expected)
+    assert list(generator._embeddings) == [prompts[-1].text]  # of the last batch, which was of one
+
+
 def test_changed_weights_are_seen(pipeline: Any, prompts: tuple[Prompt, ...]) -> None:
     generator = DiffusersGenerator(pipeline, GenerationSettings(**SMALL))
     before = np.concatenate(list(generator.generate(prompts[:1])))
