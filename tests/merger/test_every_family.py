@@ -60,6 +60,8 @@ XL = "StableDiffusionXL"
 
 def unet(family: str, text: str, scheduler: Any, pipeline: str = "StableDiffusionPipeline", **more: Any) -> Kind:
     size = SHALLOW if text == "two clips" else NARROW
+    if text == "wide clip":  # by which a folder's U-Net is known as SD 2's
+        size = {"cross_attention_dim": 1024}
     return Kind(family, unet_config(family) | size, pipeline, text, scheduler=scheduler, **more)
 
 
@@ -77,9 +79,12 @@ KINDS: dict[str, Kind] = {
     "sd1, a folder": unet("sd1", "clip", NOISE, single=False),
     "sd1, the U-Net alone": unet("sd1", "clip", NOISE, whole=False),
     "sd1, inpainting": unet("sd1-inpainting", "clip", NOISE, "StableDiffusionInpaintPipeline"),
+    "sd1, inpainting, a folder": unet("sd1-inpainting", "clip", NOISE, "StableDiffusionInpaintPipeline", single=False),
     "sd2, 512": unet("sd2", "openclip", NOISE),
     "sd2, 768-v": unet("sd2", "openclip", V, prediction="v"),
+    "sd2, 768-v, a folder": unet("sd2", "wide clip", V, single=False, prediction="v"),
     "sdxl": unet("sdxl", "two clips", EULER, f"{XL}Pipeline"),
+    "sdxl, a folder": unet("sdxl", "two clips", EULER, f"{XL}Pipeline", single=False),
     "sdxl, few steps": unet("sdxl", "two clips", TRAILING, f"{XL}Pipeline", draw={"steps": 1, "guidance": 0.0}),
     "sdxl, v-prediction": unet(
         "sdxl", "two clips", EULER, f"{XL}Pipeline", markers=("v_pred", "ztsnr"), prediction="v"
@@ -165,7 +170,7 @@ def plainly_loaded(kind: Kind, path: Path, folder: Path) -> Any:
         parts = {}
         if not kind.whole:
             parts = beside(folder)
-        if kind.text in ("clip", "openclip"):
+        if kind.text in ("clip", "openclip", "wide clip"):
             parts["safety_checker"] = None
         pipeline = network.from_single_file(path, config=str(folder), local_files_only=True, **parts)
         if "v_pred" in kind.markers:
