@@ -66,15 +66,18 @@ class Mapped:
         return base, others
 
 
-def choose_hold(sources: Sequence[Checkpoint], names: Sequence[str], device: torch.device) -> tuple[Hold, str]:
-    """Where sources are to be held that a module on `device` is blended from, and what a person should know of it."""
-    needed = sum(_nbytes(source, name) for source in sources for name in names)
-    free = free_memory(device)
+def choose_hold(sources: Sequence[Checkpoint], parameters: Mapping[str, Tensor]) -> tuple[Hold, str]:
+    """Where the sources of these parameters are to be held, and what a person should know of it."""
+    needed = sum(_nbytes(source, name) for source in sources for name in parameters)
+    device = next(iter(parameters.values())).device
+    # a module fresh from a file of its own dtype is mapped: its live buffers have still to be found room for
+    coming = 0 if device.type == "cuda" else sum(parameter.nbytes for parameter in parameters.values())
+    free = max(free_memory(device) - coming, 0)
     if needed <= SHARE * free:
         return "memory", ""
     return "file", (
         f"base and donors are read from their files at every blend: copies would take {needed / 1e9:.1f} GB of the "
-        f"{free / 1e9:.1f} GB that are free"
+        f"{free / 1e9:.1f} GB that are free beside the live denoiser"
     )
 
 

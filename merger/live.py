@@ -72,8 +72,7 @@ class LiveDenoiser:
         parameters = self._state()
         _check(parameters, base, layers)
         sources = (base, *donors)
-        device = next(iter(parameters.values())).device
-        self.hold, self.remark = (hold, "") if hold else choose_hold(sources, list(parameters), device)
+        self.hold, self.remark = (hold, "") if hold else choose_hold(sources, parameters)
         self._layers = {
             layer: _lay_out({name: parameters[name] for name in names}, sources, self.hold)
             for layer, names in layers.items()

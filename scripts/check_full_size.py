@@ -291,7 +291,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--tiny", action="store_true", help="networks of a few channels")
     parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
     given = parser.parse_args(argv)
-    kinds, side = (TINY, 8) if given.tiny else (FAMILIES, 32)
+    kinds, side = (TINY, 8) if given.tiny else (FAMILIES, 16)
     names = [given.family] if given.family else list(kinds)
     try:
         if not _STATUS.exists():
