@@ -24,3 +24,8 @@ def did_you_mean(word: str, known: Iterable[str], *, most: int = 12) -> str:
         return ""
     shown = ", ".join(names[:most])
     return f" Available: {shown}, and {len(names) - most} more." if len(names) > most else f" Available: {shown}."
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or its type where it has none."""
+    return next((line for line in str(error).strip().splitlines() if line), type(error).__name__)

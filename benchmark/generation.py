@@ -18,13 +18,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from benchmark.errors import InputError
+from benchmark.errors import InputError, first_line
 from benchmark.kept_text import KeptText
 from benchmark.pipelines import (
     OWN_SAMPLER,
     Pipeline,
     check_draws_from_text,
-    first_line,
     make_scheduler,
     quiet_diffusers,
 )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmark.errors import InputError
+from benchmark.errors import InputError, first_line
 from benchmark.preprocessing import Preprocessing, read_preprocessing
 from benchmark.taggers import Images, check_images, files_fingerprint
 
@@ -107,7 +107,7 @@ def load_transformers(folder: Path, kind: str, spare: str | None = None) -> Any:
                 folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
             )
         except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise InputError(f"{folder}: transformers cannot load it ({_first_line(error)}).") from None
+            raise InputError(f"{folder}: transformers cannot load it ({first_line(error)}).") from None
     missing = sorted(told["missing_keys"])
     if missing and spare and missing == sorted(key for key in model.state_dict() if key.startswith(f"{spare}.")):
         setattr(model, spare, None)
@@ -124,7 +124,7 @@ def load_tokenizer(folder: Path) -> Any:
         try:
             return AutoTokenizer.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"{folder}: its tokenizer cannot be loaded ({_first_line(error)}).") from None
+            raise InputError(f"{folder}: its tokenizer cannot be loaded ({first_line(error)}).") from None
 
 
 @contextmanager
@@ -141,7 +141,3 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

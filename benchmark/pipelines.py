@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmark import hub
-from benchmark.errors import InputError, did_you_mean
+from benchmark.errors import InputError, did_you_mean, first_line
 from benchmark.single_files import as_marked, components_beside, configuration_of, pipeline_class
 
 if TYPE_CHECKING:
@@ -215,8 +215,3 @@ def quiet_diffusers() -> Iterator[None]:
             diffusers_logging.enable_progress_bar()
         if bars:
             transformers_logging.enable_progress_bar()
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or its type where it has none."""
-    return next((line for line in str(error).strip().splitlines() if line), type(error).__name__)

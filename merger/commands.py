@@ -96,7 +96,6 @@ def list_(args: argparse.Namespace) -> int:
 def export(args: argparse.Namespace) -> int:
     """`merger export`: writes the winner, the best so far, or a given trial."""
     from merger.exporting import ExportOptions, is_folder
-    from merger.hub import on_this_disk
     from merger.searching import export_trial
     from merger.session import open_session
     from merger.study import incumbent, open_study
@@ -118,7 +117,7 @@ def export(args: argparse.Namespace) -> int:
         args.dtype,
         args.denoiser_only,
         args.format,
-        on_this_disk(args.pipeline, "configuration") if args.pipeline else session.config.pipeline,
+        _configuration(args) or session.config.pipeline,
         args.mecha,
         replace_folder=args.output is None,  # a name of ours, in the run's own folder
     )
@@ -138,17 +137,22 @@ def merge(args: argparse.Namespace) -> int:
     """`merger merge`: a file from a recipe alone."""
     from merger.exporting import ExportOptions, export_as
     from merger.fitting import check_fit, remarks
-    from merger.hub import on_this_disk
     from merger.recipe_files import open_recipe
 
     recipe, base, donors = open_recipe(args.recipe, allow_pickle=args.allow_pickle)
     for remark in remarks(donors, check_fit(base, donors)):
         print(remark, file=sys.stderr)
-    pipeline = None if args.pipeline is None else on_this_disk(args.pipeline, "configuration")
-    how = ExportOptions(args.dtype, args.denoiser_only, args.format, pipeline, args.mecha)
+    how = ExportOptions(args.dtype, args.denoiser_only, args.format, _configuration(args), args.mecha)
     written = export_as(recipe, args.output, how, base=base, donors=donors)
     print(json.dumps({"file": str(written)}) if args.json else _shown(written))
     return 0
+
+
+def _configuration(args: argparse.Namespace) -> Path | None:
+    """The folder that `--pipeline` names, by path or hub id; None where it is not given."""
+    from merger.hub import on_this_disk
+
+    return None if args.pipeline is None else on_this_disk(args.pipeline, "configuration")
 
 
 def convert(args: argparse.Namespace) -> int:
@@ -203,11 +207,9 @@ def _score_again(file: Path, target: str | None) -> dict[str, Any]:
 
 def inspect(args: argparse.Namespace) -> int:
     """`merger inspect`: what files are; 1 where they do not fit together."""
-    from merger.hub import on_this_disk
     from merger.inspect import format_inspection, inspect_files
 
-    pipeline = None if args.pipeline is None else on_this_disk(args.pipeline, "configuration")
-    found = inspect_files(args.files, pipeline, allow_pickle=args.allow_pickle)
+    found = inspect_files(args.files, _configuration(args), allow_pickle=args.allow_pickle)
     print(json.dumps(found, ensure_ascii=False) if args.json else format_inspection(found))
     return 0 if found["fit"]["ok"] else 1
 

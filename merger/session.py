@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import torch
 
+from benchmark.errors import first_line
 from benchmark.generation import DiffusersGenerator, GenerationSettings, ImageGenerator
 from benchmark.pipelines import OWN_SAMPLER, SAMPLERS, denoiser_of, dtypes, load_pipeline
 from benchmark.prompts import (
@@ -309,6 +310,5 @@ def _device(named: str) -> str:
     try:
         torch.empty(0, device=named)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"device: '{named}' cannot be used here ({reason})") from None
+        raise ConfigError(f"device: '{named}' cannot be used here ({first_line(error)})") from None
     return named

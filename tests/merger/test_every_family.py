@@ -30,6 +30,7 @@ from merger.lora import open_donor
 from merger.recipe import Recipe
 from merger.session import denoiser_of
 from merger.transformer_keys import network_shapes
+from tests.conftest import SCHEDULER_CONFIG
 from tests.merger.conftest import TRANSFORMERS, small_sd3_keys, unet_config
 from tests.merger.test_transformer_keys import z_image_original
 from tests.merger.tiny_models import Family, Kind, make, read_index
@@ -39,19 +40,11 @@ SHALLOW: dict[str, Any] = NARROW | {
     "transformer_layers_per_block": (1, 1, 2),
     "projection_class_embeddings_input_dim": 36,
 }
-DDIM: dict[str, Any] = {
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "clip_sample": False,
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
-}
-NOISE = ("DDIMScheduler", DDIM)
-V = ("DDIMScheduler", DDIM | {"prediction_type": "v_prediction"})
+NOISE = ("DDIMScheduler", SCHEDULER_CONFIG)
+V = ("DDIMScheduler", SCHEDULER_CONFIG | {"prediction_type": "v_prediction"})
 EULER = (
     "EulerDiscreteScheduler",
-    {key: DDIM[key] for key in ("beta_start", "beta_end", "beta_schedule", "steps_offset")},
+    {key: SCHEDULER_CONFIG[key] for key in ("beta_start", "beta_end", "beta_schedule", "steps_offset")},
 )
 TRAILING = ("EulerDiscreteScheduler", EULER[1] | {"timestep_spacing": "trailing"})
 FLOW = ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0})
@@ -330,7 +323,7 @@ def test_what_draws_from_an_image_is_refused_by_the_generator(pipeline: str, cha
     parts["vae"] = diffusers.AutoencoderKL(**small)
     options = {"requires_safety_checker": False} if pipeline == "StableDiffusionPipeline" else {}
     with quiet_diffusers():
-        made = network(**parts | {"scheduler": diffusers.DDIMScheduler(**DDIM)}, **options)
+        made = network(**parts | {"scheduler": diffusers.DDIMScheduler(**SCHEDULER_CONFIG)}, **options)
     said = "cannot draw with a U-Net of 9 input channels" if channels == 9 else "draws from an image"
     with pytest.raises(InputError, match=f"^A {pipeline} {said}"):
         DiffusersGenerator(made, GenerationSettings())

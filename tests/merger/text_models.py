@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from merger.keys import denoiser_names, vae_names
+from tests.conftest import TEXT_CONFIG, VAE_CONFIG
 
 UNET: dict[str, Any] = {
     "_class_name": "UNet2DConditionModel",
@@ -37,25 +38,8 @@ XL: dict[str, Any] = UNET | {
     "addition_time_embed_dim": 4,
     "projection_class_embeddings_input_dim": 40,
 }
-VAE: dict[str, Any] = {
-    "sample_size": 32,
-    "latent_channels": 4,
-    "block_out_channels": (4, 8, 8, 8),
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "layers_per_block": 1,
-    "norm_num_groups": 4,
-    "scaling_factor": 0.5,
-}
-TEXT: dict[str, Any] = {
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "max_position_embeddings": 77,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-}
+VAE: dict[str, Any] = VAE_CONFIG | {"latent_channels": 4}
+TEXT: dict[str, Any] = TEXT_CONFIG | {"bos_token_id": 0, "eos_token_id": 1}
 # family -> its pipeline, its U-Net, {component: (network, configuration, prefix of its keys, OpenCLIP's keys or not)}
 FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, tuple[str, dict[str, Any], str, bool]]]] = {
     "sd1": (
