@@ -177,6 +177,7 @@ def run(args: argparse.Namespace) -> int:
     from benchmark.page import as_html
     from benchmark.scatter import save_png, scatter
     from benchmark.tables import as_markdown
+    from benchmark.writing import write_text
 
     settings = session.settings_for_json()
     text = json.dumps(
@@ -184,10 +185,10 @@ def run(args: argparse.Namespace) -> int:
     )
     markdown = as_markdown(models, more)
     for name, content in (("result.json", text + "\n"), ("result.md", markdown)):
-        (args.output / name).write_text(content, encoding="utf-8")
+        write_text(args.output / name, content)
     if (chart := scatter(models)) is not None:
         save_png(chart, args.output / "scatter.png")
-    (args.output / "report.html").write_text(as_html(models, settings, samples, more), encoding="utf-8")
+    write_text(args.output / "report.html", as_html(models, settings, samples, more))
     print(text if args.json else markdown, end="\n" if args.json else "")
     print(f"Pictures and tables: {args.output / 'report.html'}", file=sys.stderr)
     return 0

@@ -10,6 +10,10 @@ class InputError(Exception):
     """Bad input. Its text is one line; the command line prints it after `error: ` and exits with status 2."""
 
 
+class WriteError(InputError):
+    """What a disk does not take. Its text says that nothing was left behind, and what to do."""
+
+
 def did_you_mean(word: str, known: Iterable[str], *, most: int = 12) -> str:
     """The end of an error message about an unknown `word`: the nearest known one, or what there is.
 

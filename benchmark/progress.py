@@ -9,6 +9,7 @@ from pathlib import Path
 
 from benchmark.runner import Batch
 from benchmark.taggers import Images
+from benchmark.writing import write_picture
 
 
 class Progress:
@@ -46,9 +47,9 @@ def save_images(folder: Path, start: int, images: Images, *, lossless: bool = Fa
     """Write images [B, H, W, 3] as `000012.webp`, numbered by row; without loss where others are to look at them."""
     from PIL import Image
 
-    folder.mkdir(parents=True, exist_ok=True)
     for number, pixels in enumerate(images, start=start):
-        Image.fromarray(pixels).save(folder / f"{number:06}.webp", quality=90, lossless=lossless, method=2)
+        path = folder / f"{number:06}.webp"
+        write_picture(path, Image.fromarray(pixels), quality=90, lossless=lossless, method=2)
 
 
 def time_left(seconds: float) -> str:

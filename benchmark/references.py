@@ -10,6 +10,7 @@ import numpy as np
 from benchmark.encoders import Embeddings, Look
 from benchmark.errors import InputError
 from benchmark.taggers import Images, files_fingerprint
+from benchmark.writing import whole_or_nothing
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
@@ -47,10 +48,7 @@ def look_at(folder: Path, look: Look, cache: Path) -> Embeddings:
     name = f"{look.fingerprint[:12]}-{files_fingerprint(picture_files(folder))[:12]}.npy"
     if not (cache / name).is_file():
         seen = np.concatenate([look.images(picture[None]) for picture in pictures(folder)])
-        cache.mkdir(parents=True, exist_ok=True)
-        partial = cache / f"{name}.partial"
-        with partial.open("wb") as file:
+        with whole_or_nothing(cache / name) as partial, partial.open("wb") as file:
             np.save(file, seen, allow_pickle=False)
-        partial.replace(cache / name)
     kept: Embeddings = np.load(cache / name, allow_pickle=False)
     return kept

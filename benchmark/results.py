@@ -33,6 +33,7 @@ from benchmark.prompts import Prompt, fingerprint
 from benchmark.references import read_picture
 from benchmark.runner import Batch, Evaluation, image_digests
 from benchmark.taggers import Images
+from benchmark.writing import write_arrays, write_text
 
 FORMAT = 2  # of the rows; a change of what they mean needs another number
 Columns = dict[str, NDArray[Any]]
@@ -107,7 +108,7 @@ class Rows:
                 **self.plan.about(),
                 "prompts": [[p.index, p.text, list(p.tags), p.seed] for p in self.plan.prompts],
             }
-            _write(self.folder / "about.json", json.dumps(about, indent=1).encode())
+            write_text(self.folder / "about.json", json.dumps(about, indent=1))
         prompts = self.plan.prompts[start : start + len(batch.images)]
         columns: Columns = {
             "prompt": np.array([prompt.index for prompt in prompts], dtype=np.int64),
@@ -118,7 +119,7 @@ class Rows:
         }
         columns |= {f"probabilities/{role}": said for role, said in batch.probabilities.items()}
         columns |= self._named(batch.features)
-        _write_columns(self.folder / f"part-{start:06}.npz", columns)
+        write_arrays(self.folder / f"part-{start:06}.npz", columns)
 
     def finish(self) -> None:
         """Join the parts. Raises RuntimeError where rows are missing."""
@@ -159,7 +160,7 @@ class Rows:
         """Keep what looks say of the images from row `start` on, beside rows that are complete."""
         seen = len(next(iter(features.values())))
         seeds = np.array([prompt.seed for prompt in self.plan.prompts[start : start + seen]], dtype=np.int64)
-        _write_columns(self.folder / f"look-{start:06}.npz", {"seed": seeds, **self._named(features)})
+        write_arrays(self.folder / f"look-{start:06}.npz", {"seed": seeds, **self._named(features)})
 
     def features_done(self, roles: Sequence[str]) -> int:
         """How many rows all these looks have seen, from the first on."""
@@ -200,7 +201,7 @@ class Rows:
         if there != len(self.plan.prompts):
             raise RuntimeError(f"{self.folder}: {there} of {len(self.plan.prompts)} rows are there")
         joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        _write_columns(self.folder / "rows.npz", columns | joined)
+        write_arrays(self.folder / "rows.npz", columns | joined)
         for file in self.folder.glob(f"{kind}-*.npz"):
             file.unlink()
 
@@ -238,13 +239,6 @@ def joint_fingerprint(parts: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def _write_columns(path: Path, columns: Columns) -> None:
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **columns)
-    partial.replace(path)
-
-
 def _read_columns(path: Path) -> Columns | None:
     """The columns; None where the file is no whole .npz."""
     try:
@@ -252,9 +246,3 @@ def _read_columns(path: Path) -> Columns | None:
             return {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
         return None
-
-
-def _write(path: Path, content: bytes) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    partial.replace(path)

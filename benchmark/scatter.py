@@ -11,6 +11,7 @@ from benchmark.comparison import ModelScores
 from benchmark.scores import Estimate
 from benchmark.secondary import DIVERSITY
 from benchmark.tables import interval
+from benchmark.writing import write_picture
 
 WIDTH, HEIGHT, LEFT, MARGIN, BOTTOM = 640, 380, 64, 36, 52  # in the chart's own units
 _LINE, _LETTER = 14, 7  # of a label: its height, and a letter's width
@@ -135,7 +136,7 @@ def save_png(chart: Scatter, path: Path, scale: int = 2) -> None:
         text(dot.label_x, dot.label_y, dot.name, "rs" if dot.label_end == "end" else "ls", dot.colour)
     text(WIDTH / 2, HEIGHT - 8, chart.diversity, "ms")
     text(LEFT - 52, MARGIN - 22, "tag accuracy", "lm")
-    image.save(path)
+    write_picture(path, image)
 
 
 def _place(value: float, marks: Sequence[float], start: float, end: float) -> float:

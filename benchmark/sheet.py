@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmark.taggers import Images
+from benchmark.writing import write_picture
 
 _GAP, _LINE, _FONT, _WEBP = 8, 20, 16, 16383  # between images, of a line, of letters; the longest WebP
 _ACROSS, _DOWN, _TITLE = 160, 260, 400  # columns are widened up to this for their labels; rows' labels; titles
@@ -99,7 +100,7 @@ def save_grid(picture: Images, folder: Path) -> Path:
     image = Image.fromarray(picture)
     small = max(image.size) <= _WEBP
     path = folder / ("grid.webp" if small else "grid.png")
-    image.save(path, quality=92)
+    write_picture(path, image, quality=92)
     return path
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from benchmark.writing import whole_or_nothing
 from merger.errors import CheckpointError
 from merger.export import bytes_of
 from merger.headers import CODES, aligned, pack_header
 from merger.weight_files import open_weights
-from merger.writing import whole_or_nothing
 
 
 def convert(source: Path, output: Path) -> Path:

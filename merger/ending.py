@@ -20,6 +20,7 @@ import numpy as np
 from benchmark.prompts import Prompt, fingerprint
 from benchmark.runner import Evaluation
 from benchmark.scores import Estimate, paired_difference
+from benchmark.writing import write_arrays
 from merger.baselines import Baseline
 from merger.guard import THUMBNAILS, as_row, looks_of, objections
 from merger.objective import JUDGE, TAGGER
@@ -239,7 +240,4 @@ class Cache:
         if evaluation.images is not None:
             arrays["images"] = evaluation.images
         arrays |= evaluation.features
-        beside = path.with_suffix(".tmp")
-        with beside.open("wb") as file:
-            np.savez_compressed(file, **arrays)
-        beside.replace(path)
+        write_arrays(path, arrays)

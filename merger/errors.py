@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmark.errors import InputError, did_you_mean
+from benchmark.errors import InputError, WriteError, did_you_mean
 
 __all__ = [
     "BlendNotApplied",
@@ -12,6 +12,7 @@ __all__ = [
     "NoDenoiser",
     "RecipeError",
     "StudyError",
+    "WriteError",
     "did_you_mean",
 ]
 

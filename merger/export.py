@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from benchmark import hub
+from benchmark.writing import whole_or_nothing
 from merger.checkpoints import Checkpoint, open_checkpoint
 from merger.errors import CheckpointError, RecipeError
 from merger.headers import pack_header, read_header
@@ -26,7 +27,6 @@ from merger.plan import FORM_KEY, Form, Plan, changed_source
 from merger.recipe import TEXT, Recipe, Source
 from merger.text_encoders import TEXT_FILE, components_of, with_text_encoders
 from merger.weight_files import reader
-from merger.writing import whole_or_nothing
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,13 @@ from typing import cast
 
 import torch
 
+from benchmark.writing import whole_or_nothing
 from merger.checkpoints import Checkpoint
 from merger.errors import CheckpointError
 from merger.export import write_file
 from merger.plan import DTYPES, Form
 from merger.recipe import Recipe
 from merger.text_encoders import TEXT_FILE, components_of
-from merger.writing import whole_or_nothing
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 _HEAVY = (".safetensors", ".bin", ".ckpt", ".pt", ".msgpack", ".onnx", ".safetensors.index.json")

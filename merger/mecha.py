@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from benchmark.writing import whole_or_nothing
 from merger.checkpoints import Checkpoint
 from merger.errors import RecipeError
 from merger.plan import Plan
 from merger.recipe import Recipe
-from merger.writing import whole_or_nothing
 
 _VERSION = "version 0.1.0"
 # family -> what sd-mecha calls files of its original layout

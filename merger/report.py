@@ -12,12 +12,12 @@ import numpy as np
 
 from benchmark.prompts import Prompt
 from benchmark.runner import Evaluation
+from benchmark.writing import write_picture, write_text
 from merger.charts import heat_map, progress_chart
 from merger.ending import Ending
 from merger.objective import TAGGER
 from merger.page import PAGE
 from merger.progress import duration
-from merger.runs import replace_text
 from merger.trials import STEP, TrialRecord
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def write_report(
         base=session.base.name,
         settings=list(rows.items()),
     )
-    replace_text(path, text)
+    write_text(path, text)
 
 
 def write_samples(folder: Path, models: Mapping[str, Evaluation]) -> None:
@@ -150,7 +150,7 @@ def write_samples(folder: Path, models: Mapping[str, Evaluation]) -> None:
     for name, evaluation in models.items():
         if evaluation.images is not None:
             sheet = contact_sheet(evaluation.images)
-            Image.fromarray(sheet).save(folder / f"{name.replace(' ', '_')}.png")
+            write_picture(folder / f"{name.replace(' ', '_')}.png", Image.fromarray(sheet))
 
 
 def contact_sheet(images: np.ndarray, columns: int = 4, gap: int = 2) -> np.ndarray:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.errors import did_you_mean
+from benchmark.writing import write_text
 from merger.config import Config, dump_config, load_config
 from merger.errors import StudyError
 
@@ -88,14 +89,19 @@ class Run:
     def write_result(self, result: dict[str, Any]) -> None:
         """Keeps the final table."""
         text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False)
-        replace_text(self.result_file, text + "\n")
+        write_text(self.result_file, text + "\n")
+
+    def make_folder(self) -> None:
+        """Makes the folder itself. Raises `StudyError` where none can be made."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StudyError(f"{self.folder}: cannot be made ({error.strerror})") from None
 
     def create(self, config: Config) -> None:
         """Makes the folder, or brings its configuration up to date."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.samples.mkdir(exist_ok=True)
-        self.scores.mkdir(exist_ok=True)
-        replace_text(self.config_file, dump_config(config))
+        self.make_folder()
+        write_text(self.config_file, dump_config(config))
 
     def busy(self) -> bool:
         """Whether a search is at work here now."""
@@ -134,10 +140,3 @@ def list_runs(root: Path | None = None) -> list[Run]:
     """All runs in a folder, by name."""
     root = root or ROOT
     return [Run(folder) for folder in sorted(root.iterdir()) if Run(folder).exists()] if root.is_dir() else []
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Writes a text file whole or not at all."""
-    beside = path.with_name(f".{path.name}.tmp")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)

@@ -17,7 +17,7 @@ from benchmark.prompts import fingerprint
 from benchmark.runner import Evaluation, evaluate
 from merger.baselines import baselines_of, most_trials, outcomes
 from merger.ending import SHOWN, Cache, Ending, conclude
-from merger.errors import CheckpointError, StudyError
+from merger.errors import CheckpointError, InputError, StudyError
 from merger.exporting import AS_IT_IS, ExportOptions, export_as, is_folder
 from merger.guard import THUMBNAILS, Thumbnails, changed_taggers
 from merger.memory import step_memory
@@ -29,6 +29,7 @@ from merger.samplers import check_method
 from merger.session import Loaded, Session, open_session
 from merger.slopes import BlendSlopes
 from merger.space import Weights
+from merger.storage import refusals_said
 from merger.study import Study, open_study, search
 from merger.trials import TrialRecord
 
@@ -82,8 +83,9 @@ def run_search(session: Session, run: Run, interrupt: Interrupt) -> dict[str, An
     loaded = session.load()
     interrupt.drop()
     new = not run.exists()
-    run.folder.mkdir(parents=True, exist_ok=True)
-    with run.lock():
+    run.make_folder()
+    kept = f"What is finished is kept: mend that, then `merger resume {run.folder}`."
+    with run.lock(), refusals_said(run.storage(session.config), kept):
         study = _open(session, run, identity, new)
         return _search(session, loaded, study, run, interrupt)
 
@@ -202,7 +204,7 @@ def _open(session: Session, run: Run, identity: Mapping[str, str], new: bool) ->
         run.create(config)
     try:
         study = open_study(run.storage(config), run.name, session.space, identity=identity, baselines=baselines)
-    except StudyError:
+    except InputError:
         if new:
             shutil.rmtree(run.folder)
         raise

@@ -9,6 +9,7 @@ from typing import Any
 
 import optuna
 
+from benchmark.errors import first_line
 from merger.errors import StudyError
 
 
@@ -24,6 +25,19 @@ def stored(storage: str) -> Iterator[Callable[[], optuna.storages.BaseStorage]]:
         except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
             reason = " ".join(str(error).split())[:200]
             raise StudyError(f"storage {storage}: cannot be opened ({reason})") from None
+
+
+@contextmanager
+def refusals_said(storage: str, kept: str) -> Iterator[None]:
+    """Makes what a database in use refuses, as on a full disk, a `StudyError`. kept: its last sentence."""
+    import sqlalchemy
+
+    try:
+        yield
+    except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError) as error:
+        cause = error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) else error
+        reason = first_line(getattr(cause, "orig", None) or cause or error)
+        raise StudyError(f"storage {storage}: takes no more ({reason}). {kept}") from error
 
 
 def _database(storage: str) -> optuna.storages.BaseStorage:

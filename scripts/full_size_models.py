@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmark.writing import whole_or_nothing
 from merger.export import bytes_of
 from merger.headers import aligned, pack_header
 from merger.keys import DENOISER_PREFIX, TEXT_ENCODER_PREFIX, denoiser_names, text_encoder_names, vae_names
-from merger.writing import whole_or_nothing
 
 Shape = tuple[int, ...]
 _BLOCK = 1 << 22

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -97,6 +99,33 @@ def test_an_interrupted_command_goes_on(
     told = capfd.readouterr()
     assert "base (1/2): 4/6 images" in told.err
     assert call(arguments, output=arguments["--output"] / "fresh") == 0
+    assert capfd.readouterr().out == told.out
+
+
+def test_a_full_disk_is_one_line_and_the_next_call_goes_on(
+    arguments: dict[str, Any], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, saved = np.savez_compressed, 0
+
+    def save_once(*given: Any, **arrays: Any) -> None:
+        nonlocal saved
+        if saved:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save(*given, **arrays)
+        saved += 1
+
+    with monkeypatch.context() as patched:
+        patched.setattr(np, "savez_compressed", save_once)
+        assert call(arguments) == 2
+    *_, last = capfd.readouterr().err.splitlines()
+    assert last.startswith("error: ")
+    assert "cannot be written (No space left on device). Nothing was left behind. Make room" in last
+    output = arguments["--output"]
+    assert not list(output.rglob("*.partial"))
+    assert call(arguments) == 0
+    told = capfd.readouterr()
+    assert "base (1/2): 2/6 images" in told.err
+    assert call(arguments, output=output / "fresh") == 0
     assert capfd.readouterr().out == told.out
 
 

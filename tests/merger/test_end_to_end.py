@@ -297,6 +297,38 @@ def test_ctrl_c_keeps_what_is_done_and_a_second_run_goes_on(
     assert [record.number for record in records] == list(range(7))
 
 
+@pytest.mark.parametrize("limit", [100_000, 800_000])  # bytes a file may have: too few to begin, too few for all trials
+def test_a_full_disk_keeps_what_is_done_and_a_second_run_goes_on(
+    finished: tuple[Path, dict], settings: dict[str, object], tmp_path: Path, limit: int
+) -> None:
+    from merger.study import read_study
+
+    pytest.importorskip("resource", reason="limits of this kind are Unix's")
+    script = (
+        f"import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
+        "from merger.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", script, "search", str(written(tmp_path, settings)), "--name", "tiny"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    *_, last = done.stderr.splitlines()
+    assert (done.returncode, last[:7]) == (2, "error: "), done.stderr
+    assert "Traceback" not in done.stderr
+    folder = tmp_path / "runs" / "tiny"
+    if limit == 100_000:
+        assert "cannot be opened" in last
+        assert not folder.exists()
+        return
+    assert last.endswith(
+        f"takes no more (disk I/O error). What is finished is kept: mend that, then `merger resume {folder}`."
+    )
+    assert 1 <= len(read_study(f"sqlite:///{folder / 'study.db'}", "tiny").records()) < 7
+    assert main(["resume", str(folder)]) == 0
+    records = read_study(f"sqlite:///{folder / 'study.db'}", "tiny").records()
+    whole = read_study(f"sqlite:///{finished[0] / 'study.db'}", "tiny").records()
+    assert [(r.number, r.weights, r.value) for r in records] == [(r.number, r.weights, r.value) for r in whole]
+
+
 def test_a_search_by_slopes_and_its_continuation(
     settings: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -22,7 +22,7 @@ import merger.export
 import merger.weight_files
 from merger.blending import CPU_CHUNK, blend
 from merger.checkpoints import Checkpoint, open_checkpoint
-from merger.errors import CheckpointError, RecipeError
+from merger.errors import CheckpointError, RecipeError, WriteError
 from merger.export import export, verify
 from merger.exporting import ExportOptions, export_as
 from merger.headers import pack_header, read_header
@@ -253,7 +253,7 @@ def test_a_failure_leaves_nothing_behind_and_what_was_there_untouched(
             yield item
 
     monkeypatch.setattr(merger.plan.Plan, "tensors", break_off)
-    with pytest.raises(CheckpointError, match=r"cannot be written.*No space left"):
+    with pytest.raises(WriteError, match=r"cannot be written.*No space left"):
         export(recipe, output, base=sources[0], donors=sources[1:])
     assert output.read_bytes() == b"what was there"
     assert list(tmp_path.iterdir()) == [output]
@@ -352,7 +352,7 @@ def test_a_full_disk_leaves_nothing_behind_and_says_so(
     monkeypatch.setattr(Path, "open", small)
     output = tmp_path / "new" / "deeper" / "x.safetensors"
     how = ExportOptions(mecha=tmp_path / "recipes" / "x.mecha")
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(WriteError) as caught:
         export_as(recipe, output, how, base=sources[0], donors=sources[1:])
     said = f"{output}: cannot be written (No space left on device). Nothing was left behind. Make room and try again."
     assert str(caught.value) == said

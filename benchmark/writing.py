@@ -6,11 +6,15 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from merger.errors import CheckpointError
+from benchmark.errors import WriteError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -20,7 +24,7 @@ def whole_or_nothing(output: Path) -> Iterator[Path]:
     """Yields where to write: a path beside `output`, which takes its place where the block ends well.
 
     A file or a folder may be written there. Where the block fails, what was written goes, and so do folders that had to
-    be made for it; what was at `output` stays. Raises CheckpointError, in one line, for what the disk refuses.
+    be made for it; what was at `output` stays. Raises WriteError, in one line, for what the disk refuses.
     """
     partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
     before = output.with_name(f".{output.name}.{os.getpid()}.before")
@@ -32,7 +36,7 @@ def whole_or_nothing(output: Path) -> Iterator[Path]:
             output.replace(before)
         partial.replace(output)
     except OSError as error:
-        raise CheckpointError(f"{output}: {_reason(error)}") from error
+        raise WriteError(f"{output}: {_reason(error)}") from error
     finally:
         if before.exists() and not output.exists():
             before.replace(output)
@@ -45,6 +49,28 @@ def whole_or_nothing(output: Path) -> Iterator[Path]:
             with contextlib.suppress(OSError):  # not there, or somebody else's files are in it by now
                 for folder in missing:
                     folder.rmdir()
+
+
+def write_text(output: Path, text: str) -> None:
+    """A text file, in UTF-8."""
+    with whole_or_nothing(output) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_arrays(output: Path, arrays: Mapping[str, Any]) -> None:
+    """NumPy arrays as a compressed .npz."""
+    import numpy as np
+
+    with whole_or_nothing(output) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+
+
+def write_picture(output: Path, image: Image, **options: Any) -> None:
+    """A picture in the format that the name ends in. options: of Pillow's writer of that format."""
+    from PIL import Image as Pillow
+
+    with whole_or_nothing(output) as partial:
+        image.save(partial, Pillow.registered_extensions()[output.suffix.lower()], **options)
 
 
 def _reason(error: OSError) -> str:
