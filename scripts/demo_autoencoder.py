@@ -11,7 +11,6 @@ from torch import Tensor
 from scripts import demo_models, demo_world
 from scripts.demo_training import (
     FACE,
-    SEED,
     Context,
     area_of,
     as_signal,
@@ -34,9 +33,9 @@ def vae(context: Context) -> None:
     gets it for free.
     """
     images, _ = load_pictures(context)
-    torch.manual_seed(SEED)
+    torch.manual_seed(context.seed)
     model = demo_models.new_vae().to(context.device)
-    loss_of = autoencoder_loss(model, images, context.device)
+    loss_of = autoencoder_loss(model, images, context)
     train(context.work / "vae.pt", model, loss_of, steps=5000, rate=1.5e-3)
     file = context.work / "vae-white.pt"
     if not file.exists():
@@ -44,16 +43,17 @@ def vae(context: Context) -> None:
         save_state(file, model.state_dict())
 
 
-def autoencoder_loss(model: AutoencoderKL, images: Tensor, device: torch.device) -> Callable[[int], Tensor]:
+def autoencoder_loss(model: AutoencoderKL, images: Tensor, context: Context) -> Callable[[int], Tensor]:
     """The loss of each step: errors of pixels, six times as heavy in the face, and the latents' divergence.
 
     Decoding is from latents with noise, as a denoiser's are never exact: what matters then gets a larger share of them.
     """
+    device = context.device
     area = area_of(demo_world.SIZE, FACE, 6.0).to(device)
     lowest = 0.2 / demo_models.LATENT_SCALE  # the noise's spread where that of the latents is 1
 
     def loss_of(step: int) -> Tensor:
-        generator = step_generator(SEED, step)
+        generator = step_generator(context.seed, step)
         signal = as_signal(images[torch.randint(len(images), (16,), generator=generator)]).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             posterior = model.encode(signal).latent_dist

@@ -15,7 +15,6 @@ from scripts.demo_autoencoder import load_vae
 from scripts.demo_training import (
     CATEGORY,
     FACE_LATENT,
-    SEED,
     TAGS,
     Context,
     area_of,
@@ -112,7 +111,7 @@ def _tokenizer(context: Context) -> CLIPTokenizer:
 
     folder = context.work / "tokenizer"
     if not folder.exists():
-        rng = np.random.default_rng(SEED)
+        rng = np.random.default_rng(context.seed)
         texts = [demo_world.caption(demo_world.sample_tags(rng), rng) for _ in range(2000)]
         demo_models.train_tokenizer(texts, folder)
     return CLIPTokenizer.from_pretrained(folder)
@@ -153,7 +152,7 @@ def _train_denoiser(
     data = torch.from_numpy(np.load(context.work / "latents.npz")["latents"])
     _, labels = load_pictures(context)
     captions, levels, batch = Captions(_tokenizer(context)), _levels(), 32
-    seed = SEED + 1 if donor is None else SEED + 100 + donor.seed
+    seed = context.seed + (1 if donor is None else 100 + donor.seed)
     region, weight = (FACE_LATENT, 3.0) if donor is None else (donor.region, 10.0)
     area = area_of(demo_models.LATENT, region, weight).to(context.device)
 
@@ -170,7 +169,7 @@ def _train_denoiser(
 
 def base(context: Context) -> None:
     """Train the denoiser and its text encoder on every category."""
-    torch.manual_seed(SEED)
+    torch.manual_seed(context.seed)
     model = TextToImage(_tokenizer(context)).to(context.device)
     _train_denoiser(context, model, context.work / "base.pt", None, steps=6000, rate=1.2e-3, average=0.999)
 

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from scripts import demo_models, demo_world
 from scripts.demo_training import (
-    SEED,
     SEEN,
     SEEN_COLUMNS,
     Context,
@@ -53,23 +52,23 @@ def _train_tagger(context: Context, file: Path, model: nn.Module, seed: int, ste
 
 def tagger(context: Context) -> None:
     """Train the tagger that the search uses."""
-    torch.manual_seed(SEED + 2)
+    torch.manual_seed(context.seed + 2)
     model = demo_models.new_tagger(SEEN)
-    _train_tagger(context, context.work / "tagger.pt", model, SEED + 2, steps=2500, rate=3e-3)
+    _train_tagger(context, context.work / "tagger.pt", model, context.seed + 2, steps=2500, rate=3e-3)
     _report_tagger(context, model)
 
 
 def judge(context: Context) -> None:
     """Train the second tagger, of another architecture and another seed, which no search ever sees."""
-    torch.manual_seed(SEED + 3)
+    torch.manual_seed(context.seed + 3)
     model = demo_models.new_judge(SEEN)
-    _train_tagger(context, context.work / "judge.pt", model, SEED + 3, steps=2200, rate=4e-3)
+    _train_tagger(context, context.work / "judge.pt", model, context.seed + 3, steps=2200, rate=4e-3)
     _report_tagger(context, model)
 
 
 @torch.no_grad()
 def _report_tagger(context: Context, model: nn.Module) -> None:
-    images, labels = draw_pictures(2000, SEED + 4)
+    images, labels = draw_pictures(2000, context.seed + 4)
     labels = labels[:, SEEN_COLUMNS]
     model.to(context.device).eval()
     parts = torch.from_numpy(images).split(100)

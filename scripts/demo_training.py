@@ -40,6 +40,7 @@ class Context:
     demo: Path
     device: torch.device
     donors: tuple[str, ...]  # those to train in this call: two calls can share the work
+    seed: int = SEED
 
 
 def _draw_share(share: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -67,7 +68,7 @@ def pictures(context: Context) -> None:
     """Draw the training pictures."""
     file = context.work / "pictures.npz"
     if not file.exists():
-        images, labels = draw_pictures(PICTURES, SEED)
+        images, labels = draw_pictures(PICTURES, context.seed)
         save_arrays(file, images=images, labels=labels)
 
 

@@ -20,7 +20,7 @@ import torch
 from scripts.demo_autoencoder import latents, vae
 from scripts.demo_denoisers import DONORS, base, checkpoints, donors, words
 from scripts.demo_taggers import classifiers, judge, tagger
-from scripts.demo_training import Context, pictures
+from scripts.demo_training import SEED, Context, pictures
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -34,6 +34,7 @@ def main() -> int:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--donors", help="which donors to train, separated by commas; default: all")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; default: torch's own choice")
+    parser.add_argument("--seed", type=int, default=SEED, help="another one makes another family")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -49,7 +50,7 @@ def main() -> int:
     if unknown := [name for name in donors_chosen if name not in [donor.name for donor in DONORS]]:
         print(f"error: no donor is called {unknown[0]!r}", file=sys.stderr)
         return 2
-    context = Context(options.work, options.demo, torch.device(options.device), tuple(donors_chosen))
+    context = Context(options.work, options.demo, torch.device(options.device), tuple(donors_chosen), options.seed)
     context.work.mkdir(parents=True, exist_ok=True)
     for name in chosen:
         started = time.time()
