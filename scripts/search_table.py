@@ -29,10 +29,11 @@ def write_table(rows: Sequence[Row], folder: Path | None) -> dict[str, Any]:
 
 
 def figures_of(rows: Sequence[Row]) -> dict[str, Any]:
-    """{strategy: {figure: [lower quartile, median, upper quartile]}}, best first; the cost of reaching the reference.
+    """{strategy: {figure: [lower quartile, median, upper quartile]}}, best first; how each compares to the reference.
 
     `miss_cut` is the share of the best parent's misses on the test prompts that the blend does not make; `gain` is the
     difference in accuracy. The best parent is the one that is best on these very prompts: none could do better.
+    `times_reference` is the median gain over the one that the reference has after as many seconds.
     """
     names = list(dict.fromkeys(row["strategy"] for row in rows))
     figures: dict[str, Any] = {}
@@ -49,6 +50,7 @@ def figures_of(rows: Sequence[Row]) -> dict[str, Any]:
             of = [row for row in rows if row["strategy"] == name]
             for cost in _COSTS:
                 figures[name][f"{cost}_to_reference"] = _reaches(of, goal, cost)
+            figures[name]["times_reference"] = _times(figures[name], reference)
     return dict(sorted(figures.items(), key=lambda item: -item[1]["accuracy_tagger"][1]))
 
 
@@ -82,6 +84,17 @@ def _reaches(rows: Sequence[Row], goal: float, cost: str) -> int | None:
     return None
 
 
+def _times(figure: Mapping[str, Sequence[float]], reference: Sequence[Row]) -> float | None:
+    """A strategy's gain as a multiple of the reference's at its last milestone not later; None where it has none."""
+    had = None
+    for points in _milestones(reference):
+        if np.median([point["seconds"] for point in points]) <= figure["seconds"][1]:
+            had = np.median(
+                [p["tagger"] - best_parent(row, "tagger") for p, row in zip(points, reference, strict=True)]
+            )
+    return round(float(figure["gain_tagger"][1] / had), 2) if had else None
+
+
 def _milestones(rows: Sequence[Row]) -> list[list[Mapping[str, float]]]:
     """The points of the curves that every seed of a strategy has, one list a budget of images, then their ends."""
     at: dict[float, list[Mapping[str, float]]] = {}
@@ -102,8 +115,9 @@ def markdown(figures: Mapping[str, Any]) -> str:
         return f"{middle} ({low} to {high})"
 
     lines = [
-        "| strategy | seeds | images | seconds | test accuracy | by the judge | misses cut | by the judge |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| strategy | seeds | images | seconds | test accuracy | by the judge | misses cut | by the judge "
+        "| times the reference's gain |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, figure in figures.items():
         cells = [
@@ -115,6 +129,7 @@ def markdown(figures: Mapping[str, Any]) -> str:
             spread(figure["accuracy_judge"], ".3f"),
             spread(figure["miss_cut_tagger"], ".0%"),
             spread(figure["miss_cut_judge"], ".0%"),
+            format(figure["times_reference"], ".1f") if figure.get("times_reference") else "-",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"

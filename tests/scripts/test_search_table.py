@@ -62,6 +62,20 @@ def test_its_end_may_be_where_it_reaches_the_reference() -> None:
     assert figures_of(rows)["ours"]["seconds_to_reference"] == 51
 
 
+def test_gains_are_compared_at_equal_seconds() -> None:
+    rows = [
+        row("reference", 1, 0.80, {300: 0.72, 400: 0.75}),  # after 31, 41 and, at its end, 51 seconds
+        row("ours", 1, 0.85, {}) | {"seconds": 45},
+        row("slow", 1, 0.85, {}) | {"seconds": 60},
+        row("soon", 1, 0.85, {}) | {"seconds": 10},
+    ]
+    figures = figures_of(rows)
+    times = {name: figure["times_reference"] for name, figure in figures.items()}
+    assert times == {"reference": 1.0, "ours": 3.0, "slow": 1.5, "soon": None}
+    assert " 3.0 |\n" in markdown(figures)
+    assert " - |\n" in markdown(figures)
+
+
 def test_the_table_has_a_line_for_each_strategy(tmp_path: Path) -> None:
     text = markdown(figures_of([row("reference", 1, 0.72, {}), row("ours", 1, 0.80, {})]))
     lines = text.splitlines()
