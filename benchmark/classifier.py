@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from benchmark.encoders import Embeddings
 from benchmark.errors import InputError
-from benchmark.networks import CONFIG, PREPROCESSOR, WEIGHTS, ImageNetwork
+from benchmark.networks import CONFIG, PREPROCESSOR, WEIGHTS, TransformersNetwork
 from benchmark.taggers import Images
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class ClassifierLook(ImageNetwork):
+class ClassifierLook(TransformersNetwork):
     """Any transformers image classifier with its preprocessing. See `Look`."""
 
     def __init__(self, folder: Path | str, *, device: str = "cpu", batch_size: int = 32):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmark.errors import InputError
+from benchmark.tagger_kinds import KINDS
 from benchmark.text import plain_text
 
 if TYPE_CHECKING:
@@ -61,9 +62,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     judged = parser.add_argument_group("taggers and tags")
     judged.add_argument("--tagger", metavar="FOLDER", help="looks for the tags; a folder or a hub id")
-    judged.add_argument("--tagger-kind", choices=("transformers", "wd", "ml-danbooru"), help="where it holds several")
+    judged.add_argument("--tagger-kind", choices=KINDS, help="where it holds several")
     judged.add_argument("--judge", metavar="FOLDER", help="a second tagger, to check the first")
-    judged.add_argument("--judge-kind", choices=("transformers", "wd", "ml-danbooru"), help="where it holds several")
+    judged.add_argument("--judge-kind", choices=KINDS, help="where it holds several")
     judged.add_argument(
         "--threshold", type=float, help="probability from which a tag is found (what suits a known tagger, else 0.5)"
     )

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmark.errors import InputError
-from benchmark.networks import CONFIG, PREPROCESSOR, WEIGHTS, ImageNetwork, load_tokenizer, read_config
+from benchmark.networks import CONFIG, PREPROCESSOR, WEIGHTS, TransformersNetwork, load_tokenizer, read_config
 from benchmark.taggers import Images
 from benchmark.text import plain_text
 
@@ -45,7 +45,7 @@ class Encoder(Look, Protocol):
         """Prompts -> [B, E]; emphasis is left out, and what is longer than the encoder reads is cut off."""
 
 
-class ClipEncoder(ImageNetwork):
+class ClipEncoder(TransformersNetwork):
     """A transformers CLIP model (image and text) in a folder, with its tokenizer and preprocessing. See `Encoder`."""
 
     def __init__(self, folder: Path | str, *, device: str = "cpu", batch_size: int = 32):
@@ -79,7 +79,7 @@ class ClipEncoder(ImageNetwork):
         return np.concatenate(parts)
 
 
-class PooledEncoder(ImageNetwork):
+class PooledEncoder(TransformersNetwork):
     """Any transformers image encoder in a folder (DINOv2, ViT, ConvNeXt, SigLIP's image half ...). See `Look`.
 
     What it says of an image is what its own pooler makes of it; where its file has none (a ViT that was trained as a

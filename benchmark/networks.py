@@ -1,4 +1,4 @@
-"""What taggers, classifiers and encoders of `transformers` share: a folder, checked and loaded, and shown images.
+"""What taggers, classifiers and encoders in torch share: a folder, checked and loaded, and shown images.
 
 transformers is imported here and in `pipelines.py` (to quieten it) only. B images, E numbers for each.
 """
@@ -26,6 +26,34 @@ WEIGHTS, CONFIG, PREPROCESSOR = "model.safetensors", "config.json", "preprocesso
 
 
 class ImageNetwork:
+    """A network in torch and the files it was read from."""
+
+    def __init__(self, folder: Path, files: Sequence[str], model: Any, *, device: str, batch_size: int):
+        self.name = folder.resolve().name
+        self._files = [folder / name for name in files]
+        self.model = model.to(device)
+        self._device, self._batch_size = device, batch_size
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the model, its configuration and its preprocessing."""
+        return files_fingerprint(self._files)
+
+    def show(self, images: Images, see: Callable[[Tensor], Tensor], width: int) -> NDArray[np.float32]:
+        """uint8 [B, H, W, 3] -> what `see` makes of float32 [b, 3, H, W] in 0..1, batch by batch: [B, width]."""
+        import torch
+
+        check_images(images)
+        parts = [np.empty((0, width), dtype=np.float32)]
+        with torch.inference_mode():
+            for start in range(0, len(images), self._batch_size):
+                batch = torch.from_numpy(np.ascontiguousarray(images[start : start + self._batch_size]))
+                pixels = batch.to(self._device).permute(0, 3, 1, 2).to(torch.float32) / 255
+                parts.append(see(pixels).cpu().numpy())
+        return np.concatenate(parts)
+
+
+class TransformersNetwork(ImageNetwork):
     """A transformers model in a folder with its preprocessing; without such a file pixels pass as they are.
 
     kind: its class in transformers. what: what a folder without one of the files `needed` is not. spare: as for
@@ -46,35 +74,15 @@ class ImageNetwork:
         missing = [name for name in needed if not (folder / name).is_file()]
         if missing:
             raise InputError(f"{folder}: is no {what}; it has no {missing[0]}.")
-        self.name = folder.resolve().name
-        self._files = [folder / name for name in needed]
         self.preprocessing = Preprocessing(None, None, None, "bilinear", None, None)
         if PREPROCESSOR in needed:
             self.preprocessing = read_preprocessing(folder / PREPROCESSOR)
         self.check(folder, read_config(folder))
-        self.model: Any = load_transformers(folder, kind, spare).to(device)
-        self._device, self._batch_size = device, batch_size
+        model = load_transformers(folder, kind, spare)
+        super().__init__(folder, needed, model, device=device, batch_size=batch_size)
 
     def check(self, folder: Path, config: Mapping[str, Any]) -> None:
         """Raise InputError, before any weight is read, for a model of another kind, as its `config.json` has it."""
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 of the model, its configuration and its preprocessing."""
-        return files_fingerprint(self._files)
-
-    def show(self, images: Images, see: Callable[[Tensor], Tensor], width: int) -> NDArray[np.float32]:
-        """uint8 [B, H, W, 3] -> what `see` makes of float32 [b, 3, H, W] in 0..1, batch by batch: [B, width]."""
-        import torch
-
-        check_images(images)
-        parts = [np.empty((0, width), dtype=np.float32)]
-        with torch.inference_mode():
-            for start in range(0, len(images), self._batch_size):
-                batch = torch.from_numpy(np.ascontiguousarray(images[start : start + self._batch_size]))
-                pixels = batch.to(self._device).permute(0, 3, 1, 2).to(torch.float32) / 255
-                parts.append(see(pixels).cpu().numpy())
-        return np.concatenate(parts)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

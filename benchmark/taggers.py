@@ -6,6 +6,7 @@ B images of H x W pixels, T tags. The fake lives here and needs no download; the
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,14 +16,15 @@ from numpy.typing import NDArray
 
 from benchmark.errors import InputError, did_you_mean
 from benchmark.prompts import normal_tag
+from benchmark.tagger_kinds import KINDS
 
 Images = NDArray[np.uint8]  # [B, H, W, 3], RGB
 Probabilities = NDArray[np.float32]  # [B, T], 0..1
 
-KINDS = ("transformers", "wd", "ml-danbooru")
 MODEL_FILES = {
     "transformers": ("config.json", "model.safetensors"),
     "wd": ("selected_tags.csv", "model.onnx"),
+    "wd-timm": ("selected_tags.csv", "config.json", "model.safetensors"),
     "ml-danbooru": ("classes.json",),
 }
 
@@ -53,16 +55,16 @@ class Tagger(Protocol):
 def open_tagger(
     path: Path | str, *, kind: str | None = None, device: str = "cpu", threads: int | None = None
 ) -> Tagger:
-    """Open a tagger: WD (`model.onnx`, `selected_tags.csv`), ML-Danbooru (`classes.json` and an `.onnx`), transformers.
+    """Open a tagger: WD (ONNX, or its weights through timm), ML-Danbooru (ONNX), or a transformers classifier.
 
     `path` is a folder, or a hub id (`owner/name`), which is fetched. What holds several opens as `kind`, or as the
-    first of `KINDS` (transformers, which can be differentiated). `threads` is for ONNX; None takes all cores. Raises
+    first of `KINDS` that it can be. `threads` is for ONNX; None takes all cores. Raises
     InputError for what is missing or unreadable.
     """
     if kind is not None and kind not in KINDS:
         raise InputError(f"Unknown kind of tagger '{kind}'.{did_you_mean(kind, KINDS)}")
     folder = _local_folder(path, kind)
-    present = [name for name in KINDS if all((folder / file).is_file() for file in MODEL_FILES[name])]
+    present = _kinds_in(folder)
     if kind is None and present:
         kind = present[0]
     if kind not in present:
@@ -71,6 +73,10 @@ def open_tagger(
         from benchmark.wd_tagger import WDTagger
 
         return WDTagger(folder, device=device, threads=threads)
+    if kind == "wd-timm":
+        from benchmark.timm_tagger import TimmTagger
+
+        return TimmTagger(folder, device=device)
     if kind == "ml-danbooru":
         from benchmark.ml_danbooru_tagger import MLDanbooruTagger
 
@@ -98,6 +104,19 @@ def _local_folder(path: Path | str, kind: str | None) -> Path:
     except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         reason = next((line for line in str(error).splitlines() if line), type(error).__name__)
         raise InputError(f"{text}: is no folder here, and cannot be fetched from the hub ({reason}).") from None
+
+
+def _kinds_in(folder: Path) -> list[str]:
+    """The kinds of taggers whose files a folder holds. timm's and transformers' models have the same file names."""
+    present = [name for name in KINDS if all((folder / file).is_file() for file in MODEL_FILES[name])]
+    if "transformers" in present:
+        try:
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return present  # who opens it says what is wrong with it
+        other = "transformers" if isinstance(config, dict) and "architecture" in config else "wd-timm"
+        present = [name for name in present if name != other]
+    return present
 
 
 def _needed(kind: str | None) -> str:

@@ -9,6 +9,7 @@ from benchmark.taggers import Tagger
 _KNOWN = {
     ("WDTagger", 10861): (0.35, "WD v3: the default for general tags of its demo page, SmilingWolf/wd-tagger"),
     ("WDTagger", 9083): (0.35, "WD v2: the default for general tags of its demo page, SmilingWolf/wd-tagger"),
+    ("TimmTagger", 10861): (0.35, "WD v3: the default for general tags of its demo page, SmilingWolf/wd-tagger"),
     ("MLDanbooruTagger", 12547): (0.7, "ML-Danbooru: the default of get_mldanbooru_tags in dghs-imgutils"),
 }
 

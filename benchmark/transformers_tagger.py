@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmark.errors import InputError
-from benchmark.networks import CONFIG, PREPROCESSOR, ImageNetwork
+from benchmark.networks import CONFIG, PREPROCESSOR, TransformersNetwork
 from benchmark.taggers import MODEL_FILES, Images, Probabilities
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class TransformersTagger(ImageNetwork):
+class TransformersTagger(TransformersNetwork):
     """A transformers multi-label classifier in a folder. See `Tagger`; `logits` can be differentiated."""
 
     def __init__(self, folder: Path, *, device: str = "cpu", batch_size: int = 64):

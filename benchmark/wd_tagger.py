@@ -8,6 +8,7 @@ The contract: NHWC float32, BGR, 0..255, one square size; the picture is padded 
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,7 @@ from benchmark.onnx_models import open_onnx
 from benchmark.taggers import MODEL_FILES, Images, Probabilities, check_images, files_fingerprint
 
 GENERAL, CHARACTER, RATING = 0, 4, 9
+TAGS_FILE = "selected_tags.csv"
 
 
 @dataclass(frozen=True)
@@ -52,16 +54,21 @@ def read_selected_tags(path: Path) -> tuple[TagRow, ...]:
     return tuple(tags)
 
 
+def general_tags(rows: Sequence[TagRow]) -> tuple[str, ...]:
+    """Names of the rows that describe the picture, most common first."""
+    general = (row for row in rows if row.category == GENERAL)
+    return tuple(row.name for row in sorted(general, key=lambda row: -row.count))
+
+
 class WDTagger:
     """A WD tagger in a folder. See `Tagger`."""
 
     def __init__(self, folder: Path, *, device: str = "cpu", threads: int | None = None, batch_size: int = 32):
         self.name = folder.resolve().name
         self._files = [folder / file for file in MODEL_FILES["wd"]]
-        rows = read_selected_tags(folder / "selected_tags.csv")
+        rows = read_selected_tags(folder / TAGS_FILE)
         self.tags = tuple(row.name for row in rows)
-        general = (row for row in rows if row.category == GENERAL)
-        self.general = tuple(row.name for row in sorted(general, key=lambda row: -row.count))
+        self.general = general_tags(rows)
         self._session = open_onnx(folder / "model.onnx", device=device, threads=threads)
         self._batch_size = batch_size
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
@@ -70,7 +77,7 @@ class WDTagger:
             raise InputError(f"{folder / 'model.onnx'}: its input is {shape}, a WD tagger's is [batch, side, side, 3].")
         if isinstance(width, int) and width != len(self.tags):
             raise InputError(
-                f"{folder}: the model has {width} outputs, selected_tags.csv {len(self.tags)} rows; mixed files?"
+                f"{folder}: the model has {width} outputs, {TAGS_FILE} {len(self.tags)} rows; mixed files?"
             )
         self._side, self._input, self._output = int(shape[1]), inputs[0].name, outputs[0].name
 

@@ -234,7 +234,7 @@ def open_session(config: Config) -> Session:
     if config.method == "slopes" and not hasattr(taggers[TAGGER], "logits"):
         raise ConfigError(
             f"method: the tagger {taggers[TAGGER].name} cannot be differentiated, so there are no slopes to follow. "
-            "Use a transformers tagger, or another method."
+            "Use a transformers tagger, a WD tagger's PyTorch weights (kind: wd-timm), or another method."
         )
     vocabulary = _vocabulary(config, taggers[TAGGER])
     for tagger in taggers.values():

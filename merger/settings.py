@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
 from benchmark.hub import is_hub_id
+from benchmark.tagger_kinds import TaggerKind
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
@@ -68,7 +69,7 @@ class TaggerSettings(Settings):
     """A tagger's folder. `kind` chooses where a folder holds more than one; `threshold` goes before the common one."""
 
     path: Located
-    kind: Literal["wd", "transformers"] | None = None
+    kind: TaggerKind | None = None
     threshold: Threshold | None = None
 
 

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
+import sys
 import warnings
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -275,3 +278,53 @@ def tiny_wd_tagger(tmp_path_factory: pytest.TempPathFactory) -> Path:
         writer.writerow(("tag_id", "name", "category", "count"))
         writer.writerows((number, name, kind, 1000 - number) for number, (name, kind) in enumerate(rows))
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_timm_tagger(tiny_wd_tagger: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny_wd_tagger` with its weights beside it as timm keeps them; `timm`, below, opens them."""
+    import onnx
+    from onnx import numpy_helper
+    from safetensors.torch import save_file
+
+    folder = tmp_path_factory.mktemp("timm") / "wd"
+    shutil.copytree(tiny_wd_tagger, folder)
+    weights = numpy_helper.to_array(onnx.load(folder / "model.onnx").graph.initializer[0])
+    save_file({"linear.weight": torch.from_numpy(weights.T.copy())}, folder / "model.safetensors")
+    normal = {"mean": [0.5] * 3, "std": [0.5] * 3}
+    config = {
+        "architecture": "tiny_linear",
+        "num_classes": weights.shape[1],
+        "pretrained_cfg": {"input_size": [3, 16, 16], "interpolation": "bicubic", "crop_pct": 1.0, **normal},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+class TinyLinear(torch.nn.Module):
+    """What `tiny_wd_tagger` computes, from pixels [B, 3, H, W], BGR in -1..1, to logits."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        self.pretrained_cfg, self.num_classes = config["pretrained_cfg"], config["num_classes"]
+        self.linear = torch.nn.Linear(16 * 16 * 3, self.num_classes, bias=False)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """NHWC in 0..255, flat, as the ONNX form takes it."""
+        return self.linear((pixels.permute(0, 2, 3, 1).flatten(1) + 1) * 127.5)
+
+
+@pytest.fixture
+def timm(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """timm, which needs torchvision, played by a module that makes the tiny model of `tiny_timm_tagger` alone."""
+
+    def create_model(name: str) -> TinyLinear:
+        config = json.loads(Path(name.removeprefix("local-dir:"), "config.json").read_text())
+        if config["architecture"] != "tiny_linear":
+            raise RuntimeError(f"Unknown model ({config['architecture']})")
+        return TinyLinear(config)
+
+    module = ModuleType("timm")
+    module.create_model = create_model  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "timm", module)
+    return module

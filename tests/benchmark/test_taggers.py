@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +17,11 @@ from PIL import Image
 from benchmark.errors import InputError
 from benchmark.ml_danbooru_tagger import ml_danbooru_input
 from benchmark.preprocessing import Preprocessing, read_preprocessing
+from benchmark.tagger_kinds import KINDS
 from benchmark.taggers import FakeTagger, Tagger, columns_of, open_tagger
+from benchmark.timm_tagger import TimmTagger
 from benchmark.transformers_tagger import TransformersTagger
-from benchmark.wd_tagger import read_selected_tags, wd_input
+from benchmark.wd_tagger import WDTagger, read_selected_tags, wd_input
 
 
 def pictures(count: int, height: int, width: int) -> np.ndarray:
@@ -53,14 +58,24 @@ def tiny_ml_danbooru(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(params=["wd", "transformers", "ml-danbooru", "fake"])
+@pytest.fixture(params=[*KINDS, "fake"])
 def tagger(
-    request: pytest.FixtureRequest, tiny_wd_tagger: Path, tiny_tagger_folder: Path, tiny_ml_danbooru: Path
+    request: pytest.FixtureRequest,
+    tiny_wd_tagger: Path,
+    tiny_timm_tagger: Path,
+    tiny_tagger_folder: Path,
+    tiny_ml_danbooru: Path,
+    timm: ModuleType,
 ) -> Tagger:
     if request.param == "fake":
         return FakeTagger(("a", "b", "c"), noise=0.1)
-    folders = {"wd": tiny_wd_tagger, "transformers": tiny_tagger_folder, "ml-danbooru": tiny_ml_danbooru}
-    return open_tagger(folders[request.param], threads=1)
+    folders = {
+        "wd": tiny_wd_tagger,
+        "wd-timm": tiny_timm_tagger,
+        "transformers": tiny_tagger_folder,
+        "ml-danbooru": tiny_ml_danbooru,
+    }
+    return open_tagger(folders[request.param], kind=request.param, threads=1)
 
 
 class TestTaggerContract:
@@ -202,9 +217,9 @@ def test_convnext_preprocessing_resizes_then_crops_small_sizes(tmp_path: Path) -
         assert (ours - expected).abs().max() < 0.05
 
 
-def test_logits_are_those_of_the_probabilities_and_can_be_differentiated(tiny_tagger_folder: Path) -> None:
-    tagger = open_tagger(tiny_tagger_folder)
-    assert isinstance(tagger, TransformersTagger)
+@pytest.mark.parametrize("tagger", ["transformers", "wd-timm"], indirect=True)
+def test_logits_are_those_of_the_probabilities_and_can_be_differentiated(tagger: Tagger) -> None:
+    assert isinstance(tagger, TransformersTagger | TimmTagger)
     images = pictures(2, 40, 40)
     pixels = (torch.from_numpy(images).permute(0, 3, 1, 2) / 255).requires_grad_()
     logits = tagger.logits(pixels)
@@ -223,8 +238,65 @@ def test_a_folder_of_both_opens_as_asked(tiny_wd_tagger: Path, tiny_tagger_folde
     shutil.copytree(tiny_tagger_folder, folder, dirs_exist_ok=True)
     assert isinstance(open_tagger(folder), TransformersTagger)
     assert type(open_tagger(folder, kind="wd")).__name__ == "WDTagger"
-    with pytest.raises(InputError, match="Available: transformers, wd, ml-danbooru"):
+    with pytest.raises(InputError, match="Available: transformers, wd, wd-timm, ml-danbooru"):
         open_tagger(folder, kind="clip9")
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (40, 40), (32, 48), (50, 20)])
+def test_a_wd_tagger_says_the_same_in_both_forms(
+    tiny_timm_tagger: Path, timm: ModuleType, height: int, width: int
+) -> None:
+    images = pictures(3, height, width)
+    by_onnx = open_tagger(tiny_timm_tagger, threads=1)
+    by_timm = open_tagger(tiny_timm_tagger, kind="wd-timm")
+    assert (type(by_onnx), type(by_timm)) == (WDTagger, TimmTagger)  # the form that needs no extra, unless asked
+    assert (by_timm.tags, by_timm.general, by_timm.name) == (by_onnx.tags, by_onnx.general, by_onnx.name)
+    rounding = 0.01 if (height, width) != (16, 16) else 1e-5  # Pillow rounds resized pictures to bytes
+    assert by_timm.probabilities(images) == pytest.approx(by_onnx.probabilities(images), abs=rounding)
+
+
+def test_timms_weights_are_no_transformers_model(tiny_timm_tagger: Path, timm: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"holds no tagger; it needs config\.json and model\.safetensors"):
+        open_tagger(tiny_timm_tagger, kind="transformers")
+    folder = shutil.copytree(tiny_timm_tagger, tmp_path / "wd")
+    (folder / "model.onnx").unlink()
+    assert isinstance(open_tagger(folder), TimmTagger)
+
+
+def test_without_timm_its_extra_is_named(tiny_timm_tagger: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(InputError, match=r"need timm\. Install the extra \(pip install 'layermerge\[timm\]'\)"):
+        open_tagger(tiny_timm_tagger, kind="wd-timm")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"architecture": "gpt_7"}, r"config.json: timm cannot make this model \(Unknown model \(gpt_7\)\)"),
+        ({"num_classes": 3}, r"model.safetensors: does not fit config.json"),
+        ({"crop_pct": 0.9}, r"sees all of a square, resized bicubically, not .* crop_pct 0.9"),
+        ({"input_size": [3, 16, 24]}, r"not input_size \[3, 16, 24\]"),
+        ({"rows": 5}, r"the model has 14 outputs, selected_tags.csv 5 rows; mixed files\?"),
+        ({"weights": b"PK"}, r"model.safetensors: is no safetensors file"),
+    ],
+)
+def test_a_bad_folder_for_timm_is_one_line(
+    tiny_timm_tagger: Path, timm: ModuleType, tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
+    folder = shutil.copytree(tiny_timm_tagger, tmp_path / "wd")
+    config = json.loads((folder / "config.json").read_text())
+    if "rows" in change:
+        lines = (folder / "selected_tags.csv").read_text().splitlines()
+        (folder / "selected_tags.csv").write_text("\n".join(lines[: change["rows"] + 1]))
+    elif "weights" in change:
+        (folder / "model.safetensors").write_bytes(change["weights"])
+    else:
+        (key, value) = next(iter(change.items()))
+        (config if key in config else config["pretrained_cfg"])[key] = value
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=said) as caught:
+        open_tagger(folder, kind="wd-timm")
+    assert "\n" not in str(caught.value)
 
 
 def test_opening_prints_nothing(tiny_tagger_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -372,6 +373,24 @@ def test_a_search_by_slopes_and_its_continuation(
     weights = [np.array([w for row in climbed[n].weights.values() for w in row.values()]) for n in (0, 2)]
     assert (weights[0] != weights[1])[moved].all()
     assert (tmp_path / "runs" / "whole" / "report.html").is_file()
+
+
+def test_a_wd_taggers_weights_have_slopes(
+    settings: dict[str, object],
+    tiny_timm_tagger: Path,
+    timm: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from merger.study import read_study
+
+    monkeypatch.chdir(tmp_path)
+    changes = {"method": "slopes", "slopes": {"steps": 1}, "baselines": [], "judge": settings["tagger"]}
+    file = written(tmp_path, settings, tagger={"path": str(tiny_timm_tagger), "kind": "wd-timm"}, **changes)
+    assert run_json(["search", str(file), "--name", "wd", "--json"])["trials"] == 5
+    records = read_study(f"sqlite:///{tmp_path / 'runs' / 'wd' / 'study.db'}", "wd").records()
+    (step,) = (record for record in records if record.role == "step")
+    assert np.abs(step.score.attributes["slopes"]).max() > 0
 
 
 @pytest.mark.parametrize(
