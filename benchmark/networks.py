@@ -94,6 +94,17 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
+def check_weights(folder: Path) -> None:
+    """Raise InputError unless a folder's `model.safetensors` is whole, as its header has it."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(folder / WEIGHTS, framework="numpy"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{folder / WEIGHTS}: is no safetensors file, or was cut short ({error}).") from None
+
+
 def load_transformers(folder: Path, kind: str, spare: str | None = None) -> Any:
     """The model of a transformers class in a folder: float32, CPU, eval mode, no gradients.
 
@@ -102,13 +113,8 @@ def load_transformers(folder: Path, kind: str, spare: str | None = None) -> Any:
     """
     import torch
     import transformers
-    from safetensors import SafetensorError, safe_open
 
-    try:
-        with safe_open(folder / WEIGHTS, framework="numpy"):
-            pass
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{folder / WEIGHTS}: is no safetensors file, or was cut short ({error}).") from None
+    check_weights(folder)
     with _quiet():
         try:
             model, told = getattr(transformers, kind).from_pretrained(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmark.errors import InputError, first_line
-from benchmark.networks import CONFIG, WEIGHTS, ImageNetwork
+from benchmark.networks import CONFIG, WEIGHTS, ImageNetwork, check_weights
 from benchmark.preprocessing import Preprocessing
 from benchmark.taggers import MODEL_FILES, Images, Probabilities
 from benchmark.wd_tagger import TAGS_FILE, general_tags, read_selected_tags
@@ -55,19 +55,15 @@ def _load(folder: Path) -> Any:
             f"{folder}: its PyTorch weights need timm. Install the extra (pip install 'layermerge[timm]'), or take its "
             "ONNX form, without slopes (kind: wd)."
         ) from None
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    try:
-        weights = load_file(folder / WEIGHTS)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{folder / WEIGHTS}: is no safetensors file, or was cut short ({error}).") from None
+    check_weights(folder)
     try:
         model = timm.create_model(f"local-dir:{folder}")
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise InputError(f"{folder / CONFIG}: timm cannot make this model ({first_line(error)}).") from None
     try:
-        model.load_state_dict(weights)
+        model.load_state_dict(load_file(folder / WEIGHTS))
     except RuntimeError as error:
         raise InputError(f"{folder / WEIGHTS}: does not fit {CONFIG} ({first_line(error)}).") from None
     return model.float().eval().requires_grad_(False)

@@ -65,7 +65,7 @@ STRATEGIES: Mapping[str, Strategy] = {
     "slopes, all steps": Strategy("back through all sampling steps", {**_SLOPES, "slopes.fraction": 1.0}),
     "slopes, polished": Strategy("20 trials near the best after the climb", {**_SLOPES, "polish": 20}),
     "slopes, half as long": Strategy("24 steps", {**_SLOPES, "slopes.steps": 24}),
-    "slopes, five times as long": Strategy("240 steps: the published way's seconds", {**_SLOPES, "slopes.steps": 240}),
+    "slopes, five times as long": Strategy("240 steps", {**_SLOPES, "slopes.steps": 240}),
 }
 
 
