@@ -1,4 +1,4 @@
-"""The results of `measure_search` as a table, a plot and figures: medians over seeds, with quartiles."""
+"""The results of `measure_search` as tables, plots and figures: medians over seeds, with quartiles."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 Row = Mapping[str, Any]
 
-REFERENCE = "reference"
+REFERENCE, OURS = "reference", "slopes"
 _TAGGERS = ("tagger", "judge")
 _COSTS: Mapping[str, str] = {
     "images": "images drawn (a backward pass counted as the images it takes as long as)",
@@ -19,13 +19,22 @@ _COSTS: Mapping[str, str] = {
 
 
 def write_table(rows: Sequence[Row], folder: Path | None) -> dict[str, Any]:
-    """The figures of all strategies; with a `folder`, `search.md` and `search.png` are written there too."""
+    """The figures of all strategies; with a `folder`, its tables and plots are written there too.
+
+    `search.md` has both tables, `search.png` shows the ways to search, `variants.png` the ways to climb.
+    """
     figures = figures_of(rows)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "search.md").write_text(markdown(figures), encoding="utf-8")
-        plot(rows, folder / "search.png")
+        (folder / "search.md").write_text(markdown(figures) + "\n" + variants(figures), encoding="utf-8")
+        plot([row for row in rows if not _is_variant(row["strategy"])], folder / "search.png")
+        plot([row for row in rows if _is_variant(row["strategy"]) or row["strategy"] == OURS], folder / "variants.png")
     return figures
+
+
+def _is_variant(strategy: str) -> bool:
+    """Whether it is the climb with something changed."""
+    return strategy.startswith(f"{OURS}, ")
 
 
 def figures_of(rows: Sequence[Row]) -> dict[str, Any]:
@@ -33,7 +42,8 @@ def figures_of(rows: Sequence[Row]) -> dict[str, Any]:
 
     `miss_cut` is the share of the best parent's misses on the test prompts that the blend does not make; `gain` is the
     difference in accuracy. The best parent is the one that is best on these very prompts: none could do better.
-    `times_reference` is the median gain over the one that the reference has after as many seconds.
+    `times_reference` is the median gain over the one that the reference has after as many seconds. `over_slopes` is the
+    difference in accuracy to `slopes` on the same seed.
     """
     names = list(dict.fromkeys(row["strategy"] for row in rows))
     figures: dict[str, Any] = {}
@@ -41,8 +51,7 @@ def figures_of(rows: Sequence[Row]) -> dict[str, Any]:
         of = [row for row in rows if row["strategy"] == name]
         figures[name] = {"seeds": len(of)}
         for key, value in _MEASURES.items():
-            quartiles = np.quantile([value(row) for row in of], (0.25, 0.5, 0.75))
-            figures[name][key] = [round(float(quartile), 4) for quartile in quartiles]
+            figures[name][key] = _quartiles([value(row) for row in of])
     reference = [row for row in rows if row["strategy"] == REFERENCE]
     if reference:
         goal = float(np.median([row["final"]["tagger"] for row in reference]))
@@ -51,7 +60,17 @@ def figures_of(rows: Sequence[Row]) -> dict[str, Any]:
             for cost in _COSTS:
                 figures[name][f"{cost}_to_reference"] = _reaches(of, goal, cost)
             figures[name]["times_reference"] = _times(figures[name], reference)
+    ours = {row["seed"]: row for row in rows if row["strategy"] == OURS}
+    for name in names:
+        pairs = [(row, ours[row["seed"]]) for row in rows if row["strategy"] == name and row["seed"] in ours]
+        for tagger in _TAGGERS if pairs else ():
+            differences = [row["final"][tagger] - other["final"][tagger] for row, other in pairs]
+            figures[name][f"over_slopes_{tagger}"] = _quartiles(differences)
     return dict(sorted(figures.items(), key=lambda item: -item[1]["accuracy_tagger"][1]))
+
+
+def _quartiles(values: Sequence[float]) -> list[float]:
+    return [round(float(quartile), 4) for quartile in np.quantile(values, (0.25, 0.5, 0.75))]
 
 
 def gain(row: Row, tagger: str) -> float:
@@ -109,30 +128,48 @@ def _milestones(rows: Sequence[Row]) -> list[list[Mapping[str, float]]]:
 
 def markdown(figures: Mapping[str, Any]) -> str:
     """A table, one row a strategy."""
-
-    def spread(values: Sequence[float], form: str) -> str:
-        low, middle, high = (format(value, form) for value in values)
-        return f"{middle} ({low} to {high})"
-
-    lines = [
-        "| strategy | seeds | images | seconds | test accuracy | by the judge | misses cut | by the judge "
-        "| times the reference's gain |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for name, figure in figures.items():
-        cells = [
+    header = ["strategy", "seeds", "images", "seconds", "test accuracy", "by the judge", "misses cut", "by the judge"]
+    rows = [
+        [
             name,
             str(figure["seeds"]),
             format(figure["images"][1], ".0f"),
             format(figure["seconds"][1], ".0f"),
-            spread(figure["accuracy_tagger"], ".3f"),
-            spread(figure["accuracy_judge"], ".3f"),
-            spread(figure["miss_cut_tagger"], ".0%"),
-            spread(figure["miss_cut_judge"], ".0%"),
+            _spread(figure["accuracy_tagger"], ".3f"),
+            _spread(figure["accuracy_judge"], ".3f"),
+            _spread(figure["miss_cut_tagger"], ".0%"),
+            _spread(figure["miss_cut_judge"], ".0%"),
             format(figure["times_reference"], ".1f") if figure.get("times_reference") else "-",
         ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        for name, figure in figures.items()
+    ]
+    return _table([*header, "times the reference's gain"], rows)
+
+
+def variants(figures: Mapping[str, Any]) -> str:
+    """A table of the climb with something changed, against the climb as it is, seed by seed."""
+    rows = [
+        [
+            name.removeprefix(f"{OURS}, "),
+            str(figure["seeds"]),
+            format(figure["seconds"][1], ".0f"),
+            _spread(figure["over_slopes_tagger"], "+.3f"),
+            _spread(figure["over_slopes_judge"], "+.3f"),
+        ]
+        for name, figure in figures.items()
+        if _is_variant(name) and "over_slopes_tagger" in figure
+    ]
+    return _table(["slopes, but", "seeds", "seconds", "test accuracy, difference", "by the judge"], rows)
+
+
+def _spread(values: Sequence[float], form: str) -> str:
+    low, middle, high = (format(value, form) for value in values)
+    return f"{middle} ({low} to {high})"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
 def plot(rows: Sequence[Row], file: Path) -> None:

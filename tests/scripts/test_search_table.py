@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from scripts.search_table import best_parent, figures_of, markdown
+from scripts import search_table
+from scripts.search_table import best_parent, figures_of, markdown, variants
 
 
 def row(strategy: str, seed: int, final: float, curve: dict[int, float]) -> dict[str, Any]:
@@ -81,3 +82,33 @@ def test_the_table_has_a_line_for_each_strategy(tmp_path: Path) -> None:
     lines = text.splitlines()
     assert lines[2].startswith("| ours | 1 | 1000 | 51 | 0.800 (0.800 to 0.800)")
     assert lines[3].startswith("| reference |")
+
+
+def test_variants_are_compared_seed_by_seed() -> None:
+    rows = [row("slopes", 1, 0.80, {}), row("slopes", 2, 0.90, {}), row("slopes", 3, 0.85, {})]
+    rows += [row("slopes, narrow", 2, 0.87, {}), row("slopes, narrow", 3, 0.84, {}), row("random", 1, 0.7, {})]
+    figures = figures_of(rows)
+    assert figures["slopes, narrow"]["over_slopes_tagger"] == pytest.approx([-0.025, -0.02, -0.015])
+    assert figures["slopes"]["over_slopes_judge"] == [0, 0, 0]
+    assert variants(figures).splitlines()[2:] == [
+        "| narrow | 2 | 52 | -0.020 (-0.025 to -0.015) | -0.020 (-0.025 to -0.015) |"
+    ]
+
+
+def test_without_the_climb_there_is_nothing_to_compare_with() -> None:
+    figures = figures_of([row("slopes, narrow", 2, 0.87, {})])
+    assert "over_slopes_tagger" not in figures["slopes, narrow"]
+    assert len(variants(figures).splitlines()) == 2
+
+
+def test_ways_to_search_and_ways_to_climb_have_pictures_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: dict[str, set[str]] = {}
+    monkeypatch.setattr(
+        search_table, "plot", lambda rows, file: shown.update({file.name: {row["strategy"] for row in rows}})
+    )
+    rows = [row(name, 1, 0.8, {500: 0.7}) for name in ("slopes", "reference", "slopes, narrow")]
+    search_table.write_table(rows, tmp_path)
+    assert shown == {"search.png": {"slopes", "reference"}, "variants.png": {"slopes", "slopes, narrow"}}
+    assert "\n\n| slopes, but |" in (tmp_path / "search.md").read_text()
