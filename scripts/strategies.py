@@ -58,6 +58,7 @@ STRATEGIES: Mapping[str, Strategy] = {
     "slopes, stage": Strategy("a weight per stage and donor", {**_SLOPES, "granularity": "stage"}),
     "slopes, module": Strategy("a weight per module and donor", {**_SLOPES, "granularity": "module"}),
     "slopes, noise, module": Strategy("control by module", {**_SLOPES, "granularity": "module"}, noise=True),
+    "slopes, noise, stage": Strategy("control by stage", {**_SLOPES, "granularity": "stage"}, noise=True),
     "slopes, narrow": Strategy("bounds 0 to 1", {**_SLOPES, "bounds": [0, 1]}),
     "slopes, last quarter": Strategy(
         "back through a quarter of the sampling steps", {**_SLOPES, "slopes.fraction": 0.25}
