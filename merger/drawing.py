@@ -34,10 +34,10 @@ _DECODED_AT_ONCE = 1 << 20  # pixels; the decoder's activations are about 1.5 kB
 class Differentiation:
     """What of the drawing carries gradients, and what is kept for them.
 
-    fraction: share of the steps, the last ones, in 0..1. Too few teach a search to fool the tagger (measured: of 8
-    steps, 2 are too few and 4 as good as 8). recompute: keep only the steps' inputs and compute each step twice;
-    without it every step's activations are held at once, and the second computing is saved. streamed: hand out a
-    parameter's gradient once for every step, as each is done, instead of once for all, so that no copy of the
+    fraction: share of the steps, the last ones, in 0..1. Too few can teach a search to fool the tagger (2 of 8 steps
+    did on one family and not on another, 4 on neither). recompute: keep only the steps' inputs and compute each step
+    twice; without it every step's activations are held at once, and the second computing is saved. streamed: hand out
+    a parameter's gradient once for every step, as each is done, instead of once for all, so that no copy of the
     denoiser's gradients is ever held; needs `recompute`.
     """
 

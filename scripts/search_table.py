@@ -195,8 +195,9 @@ def plot(rows: Sequence[Row], file: Path) -> None:
                 bands = np.array([np.quantile([p[tagger] for p in points], (0.25, 0.5, 0.75)) for points in milestones])
                 (line,) = panel.plot(x, bands[:, 1], marker="o", markersize=3, label=f"{name} ({len(of)})")
                 panel.fill_between(x, bands[:, 0], bands[:, 2], color=line.get_color(), alpha=0.15, linewidth=0)
-            parent = float(np.median([best_parent(row, tagger) for row in rows]))
-            uniform = float(np.median([row["parents"]["uniform"][tagger] for row in rows]))
+            known = [row for row in rows if "noise" not in row["strategy"]]  # of the family itself
+            parent = float(np.median([best_parent(row, tagger) for row in known]))
+            uniform = float(np.median([row["parents"]["uniform"][tagger] for row in known]))
             for level, label, shade in ((parent, "best parent ", "0.4"), (uniform, "uniform average ", "0.7")):
                 panel.axhline(level, color=shade, linestyle="--", linewidth=1)
                 panel.text(0.99, level, label, transform=panel.get_yaxis_transform(), ha="right", va="bottom")
