@@ -28,8 +28,11 @@ def write_table(rows: Sequence[Row], folder: Path | None) -> dict[str, Any]:
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "search.md").write_text(markdown(figures) + "\n" + variants(figures), encoding="utf-8")
-        plot([row for row in rows if not _is_variant(row["strategy"])], folder / "search.png")
-        plot([row for row in rows if _is_variant(row["strategy"]) or row["strategy"] == OURS], folder / "variants.png")
+        ways = [row for row in rows if not _is_variant(row["strategy"])]
+        climbs = [row for row in rows if _is_variant(row["strategy"]) or row["strategy"] == OURS]
+        for shown, name in ((ways, "search.png"), (climbs, "variants.png")):
+            if shown:
+                plot(shown, folder / name)
     return figures
 
 
@@ -47,12 +50,17 @@ def figures_of(rows: Sequence[Row]) -> dict[str, Any]:
     difference in accuracy to `slopes` on the same seed.
     """
     names = list(dict.fromkeys(row["strategy"] for row in rows))
+    ours = {row["seed"]: row for row in rows if row["strategy"] == OURS}
     figures: dict[str, Any] = {}
     for name in names:
         of = [row for row in rows if row["strategy"] == name]
         figures[name] = {"seeds": len(of)}
         for key, value in _MEASURES.items():
             figures[name][key] = _quartiles([value(row) for row in of])
+        pairs = [(row, ours[row["seed"]]) for row in of if row["seed"] in ours]
+        for tagger in _TAGGERS if pairs else ():
+            differences = [row["final"][tagger] - other["final"][tagger] for row, other in pairs]
+            figures[name][f"over_slopes_{tagger}"] = _quartiles(differences)
     reference = [row for row in rows if row["strategy"] == REFERENCE]
     if reference:
         goal = float(np.median([row["final"]["tagger"] for row in reference]))
@@ -61,12 +69,6 @@ def figures_of(rows: Sequence[Row]) -> dict[str, Any]:
             for cost in _COSTS:
                 figures[name][f"{cost}_to_reference"] = _reaches(of, goal, cost)
             figures[name]["times_reference"] = _times(figures[name], reference)
-    ours = {row["seed"]: row for row in rows if row["strategy"] == OURS}
-    for name in names:
-        pairs = [(row, ours[row["seed"]]) for row in rows if row["strategy"] == name and row["seed"] in ours]
-        for tagger in _TAGGERS if pairs else ():
-            differences = [row["final"][tagger] - other["final"][tagger] for row, other in pairs]
-            figures[name][f"over_slopes_{tagger}"] = _quartiles(differences)
     return dict(sorted(figures.items(), key=lambda item: -item[1]["accuracy_tagger"][1]))
 
 
@@ -195,7 +197,7 @@ def plot(rows: Sequence[Row], file: Path) -> None:
                 bands = np.array([np.quantile([p[tagger] for p in points], (0.25, 0.5, 0.75)) for points in milestones])
                 (line,) = panel.plot(x, bands[:, 1], marker="o", markersize=3, label=f"{name} ({len(of)})")
                 panel.fill_between(x, bands[:, 0], bands[:, 2], color=line.get_color(), alpha=0.15, linewidth=0)
-            known = [row for row in rows if "noise" not in row["strategy"]]  # of the family itself
+            known = [row for row in rows if "noise" not in row["strategy"]] or rows  # the family's own, if there
             parent = float(np.median([best_parent(row, tagger) for row in known]))
             uniform = float(np.median([row["parents"]["uniform"][tagger] for row in known]))
             for level, label, shade in ((parent, "best parent ", "0.4"), (uniform, "uniform average ", "0.7")):
