@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from scripts.strategies import STRATEGIES, VARIANTS
+
 Row = Mapping[str, Any]
 
 REFERENCE, OURS = "reference", "slopes"
-_BESIDE = ("slopes, five times as long", "slopes, noise donors")  # shown among the ways to search
 _TAGGERS = ("tagger", "judge")
 _COSTS: Mapping[str, str] = {
     "images": "images drawn (a backward pass counted as the images it takes as long as)",
@@ -28,17 +29,12 @@ def write_table(rows: Sequence[Row], folder: Path | None) -> dict[str, Any]:
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "search.md").write_text(markdown(figures) + "\n" + variants(figures), encoding="utf-8")
-        ways = [row for row in rows if not _is_variant(row["strategy"])]
-        climbs = [row for row in rows if _is_variant(row["strategy"]) or row["strategy"] == OURS]
+        ways = [row for row in rows if row["strategy"] not in VARIANTS]
+        climbs = [row for row in rows if row["strategy"] in (OURS, *VARIANTS)]
         for shown, name in ((ways, "search.png"), (climbs, "variants.png")):
             if shown:
                 plot(shown, folder / name)
     return figures
-
-
-def _is_variant(strategy: str) -> bool:
-    """Whether it is the climb with something changed, shown beside the climb and not among the ways to search."""
-    return strategy.startswith(f"{OURS}, ") and strategy not in _BESIDE
 
 
 def figures_of(rows: Sequence[Row]) -> dict[str, Any]:
@@ -145,7 +141,7 @@ def markdown(figures: Mapping[str, Any]) -> str:
             format(figure["times_reference"], ".1f") if figure.get("times_reference") else "-",
         ]
         for name, figure in figures.items()
-        if not _is_variant(name)
+        if name not in VARIANTS
     ]
     return _table([*header, "times the reference's gain"], rows)
 
@@ -163,7 +159,7 @@ def variants(figures: Mapping[str, Any]) -> str:
             _spread(figure["over_slopes_judge"], "+.3f"),
         ]
         for name, figure in figures.items()
-        if _is_variant(name) and "over_slopes_tagger" in figure
+        if name in VARIANTS and "over_slopes_tagger" in figure
     ]
     header = ["slopes, but", "seeds", "seconds", "misses cut", "by the judge", "difference to slopes", "by the judge"]
     return _table(header, rows)
@@ -197,7 +193,7 @@ def plot(rows: Sequence[Row], file: Path) -> None:
                 bands = np.array([np.quantile([p[tagger] for p in points], (0.25, 0.5, 0.75)) for points in milestones])
                 (line,) = panel.plot(x, bands[:, 1], marker="o", markersize=3, label=f"{name} ({len(of)})")
                 panel.fill_between(x, bands[:, 0], bands[:, 2], color=line.get_color(), alpha=0.15, linewidth=0)
-            known = [row for row in rows if "noise" not in row["strategy"]] or rows  # the family's own, if there
+            known = [row for row in rows if not STRATEGIES[row["strategy"]].noise] or rows  # the family's own, if there
             parent = float(np.median([best_parent(row, tagger) for row in known]))
             uniform = float(np.median([row["parents"]["uniform"][tagger] for row in known]))
             for level, label, shade in ((parent, "best parent ", "0.4"), (uniform, "uniform average ", "0.7")):

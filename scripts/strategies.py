@@ -38,7 +38,7 @@ _UNLIMITED = {"patience": 10**6, "trials": 10**6, "time_limit": None, "baselines
 _FIXED = {**_UNLIMITED, "prompts": 64, "granularity": "stage"}
 _SLOPES = {**_UNLIMITED, "method": "slopes"}
 
-STRATEGIES: Mapping[str, Strategy] = {
+WAYS: Mapping[str, Strategy] = {
     "reference": Strategy(
         "the published way: a Gaussian process (bayesian-optimization), base probed first, four random points, "
         "64 fixed prompts, hits counted, the best observed blend taken",
@@ -49,12 +49,17 @@ STRATEGIES: Mapping[str, Strategy] = {
     "tpe": Strategy("multivariate TPE on hits", {**_FIXED, "method": "tpe", "objective": "accuracy"}),
     "black box": Strategy("CMA-ES on probabilities, opened by the uniform average", {**_FIXED, "method": "cmaes"}),
     "black box, hits": Strategy("the same on hits", {**_FIXED, "method": "cmaes", "objective": "accuracy"}),
+    "black box, raced": Strategy("the same, hopeless trials given up", {**_FIXED, "method": "cmaes", "racing": True}),
     "black box, coarse to fine": Strategy(
         "a weight per module, whole stages first",
         {**_FIXED, "method": "cmaes", "granularity": "module", "coarse_to_fine": {"stage": 40}},
     ),
     "slopes": Strategy("the search file as it is", _SLOPES),
+    "slopes, five times as long": Strategy("240 steps", {**_SLOPES, "slopes.steps": 240}),
     "slopes, noise donors": Strategy("control: donors replaced by noise of the same norm", _SLOPES, noise=True),
+}
+
+VARIANTS: Mapping[str, Strategy] = {
     "slopes, stage": Strategy("a weight per stage and donor", {**_SLOPES, "granularity": "stage"}),
     "slopes, module": Strategy("a weight per module and donor", {**_SLOPES, "granularity": "module"}),
     "slopes, noise, module": Strategy("control by module", {**_SLOPES, "granularity": "module"}, noise=True),
@@ -66,8 +71,10 @@ STRATEGIES: Mapping[str, Strategy] = {
     "slopes, all steps": Strategy("back through all sampling steps", {**_SLOPES, "slopes.fraction": 1.0}),
     "slopes, polished": Strategy("20 trials near the best after the climb", {**_SLOPES, "polish": 20}),
     "slopes, half as long": Strategy("24 steps", {**_SLOPES, "slopes.steps": 24}),
-    "slopes, five times as long": Strategy("240 steps", {**_SLOPES, "slopes.steps": 240}),
 }
+"""The climb with one thing changed, to be compared with `slopes` seed by seed."""
+
+STRATEGIES: Mapping[str, Strategy] = {**WAYS, **VARIANTS}
 
 
 @dataclass(frozen=True)
@@ -138,6 +145,7 @@ def follow(session: Session, loaded: Loaded, folder: Path, strategy: Strategy, i
         session.search_settings,
         baselines=len(baselines),
         climb=session.climber(loaded),
+        race=session.racer(loaded),
         interrupted=enough,
     )
     done = study.records()
