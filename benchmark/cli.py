@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmark.errors import InputError
+from benchmark.errors import InputError, out_of_memory
 from benchmark.tagger_kinds import KINDS
 from benchmark.text import plain_text
 
@@ -46,6 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run(args)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        line = out_of_memory(error)
+        if line is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("Stopped. The same command goes on from here.", file=sys.stderr)

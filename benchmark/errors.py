@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -33,3 +35,20 @@ def did_you_mean(word: str, known: Iterable[str], *, most: int = 12) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, or its type where it has none."""
     return next((line for line in str(error).strip().splitlines() if line), type(error).__name__)
+
+
+def out_of_memory(error: RuntimeError) -> str | None:
+    """The line that tells a person that memory did not suffice; None where `error` says something else.
+
+    On a GPU torch has a type of its own for that, on a CPU only words.
+    """
+    torch = sys.modules.get("torch")  # not imported here: it was, where it raised this
+    on_gpu = torch is not None and isinstance(error, torch.OutOfMemoryError)
+    if not on_gpu and "DefaultCPUAllocator" not in str(error):
+        return None
+    size = re.search(r"tried to allocate ([\d.]+ \w+)", str(error), re.IGNORECASE)
+    more = f" for {size[1]} more" if size else ""
+    return (
+        f"out of memory{more}. Draw smaller images, fewer at once or in half precision, or end other programs; "
+        "what is finished is kept."
+    )

@@ -96,7 +96,7 @@ def list_(args: argparse.Namespace) -> int:
 def export(args: argparse.Namespace) -> int:
     """`merger export`: writes the winner, the best so far, or a given trial."""
     from merger.exporting import ExportOptions, is_folder
-    from merger.searching import export_trial
+    from merger.scored_files import export_trial
     from merger.session import open_session
     from merger.study import incumbent, open_study
     from merger.trials import STEP
@@ -196,7 +196,7 @@ def verify(args: argparse.Namespace) -> int:
 
 def _score_again(file: Path, target: str | None) -> dict[str, Any]:
     from merger.checkpoints import open_checkpoint
-    from merger.searching import SCORE_KEY, score_file
+    from merger.scored_files import SCORE_KEY, score_file
 
     recorded = open_checkpoint(file).metadata.get(SCORE_KEY)
     if recorded is None:

@@ -82,7 +82,7 @@ class DifferentiableGenerator(DiffusersGenerator):
             lent(self.pipeline, "scheduler", self._scheduler),
             self.text_kept(),
             _lent_steps(self._scheduler, denoiser, how),
-            _lent_decoder(self.pipeline, self.settings.width * self.settings.height),
+            _lent_decoder(self.pipeline, decoded_at_once(self.settings)),
         ):
             warnings.simplefilter("ignore", DeprecationWarning)  # diffusers' schedulers speak numpy 1
             images: Tensor = self._call(  # type: ignore[misc]
@@ -113,6 +113,11 @@ class DifferentiableGenerator(DiffusersGenerator):
             yield
         finally:
             (self._embeddings, self._negative), self._with_graph = kept, False
+
+
+def decoded_at_once(settings: GenerationSettings) -> int:
+    """How many images are decoded together with a graph; of more, slices of as many are."""
+    return max(1, _DECODED_AT_ONCE // (settings.width * settings.height))
 
 
 @contextmanager
@@ -164,10 +169,10 @@ def _computed_again(
 
 
 @contextmanager
-def _lent_decoder(pipeline: Pipeline, pixels: int) -> Iterator[None]:
+def _lent_decoder(pipeline: Pipeline, at_once: int) -> Iterator[None]:
     """For one drawing, a batch too large to decode at once is decoded in slices, each computed again when needed."""
     vae = pipeline.vae
-    decode, at_once = vae.decode, max(1, _DECODED_AT_ONCE // pixels)
+    decode = vae.decode
 
     def sliced(latents: Tensor, *args: Any, **kwargs: Any) -> Any:
         kwargs.pop("generator", None)  # one per image, and used by no decoder

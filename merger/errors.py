@@ -10,6 +10,7 @@ __all__ = [
     "ConfigError",
     "InputError",
     "NoDenoiser",
+    "NoRoom",
     "RecipeError",
     "StudyError",
     "WriteError",
@@ -31,6 +32,10 @@ class NoDenoiser(CheckpointError):
 
 class ConfigError(InputError):
     """A configuration value that is unknown, of the wrong type, or out of range."""
+
+
+class NoRoom(ConfigError):
+    """What was asked for takes more memory than there is."""
 
 
 class RecipeError(InputError):

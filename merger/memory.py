@@ -1,87 +1,162 @@
 """How much memory a step up the slopes takes, estimated before the first and said aloud.
 
 What is held all along is known, and so are the gradients, one copy of what is searched. What the backward pass keeps
-is counted in one image, drawn once: every tensor that autograd saves in the last denoiser call, the decoder and the
-tagger. With steps computed again no more than one step's is there at once, so their sum is an upper bound; what kernels
-need for themselves is not seen.
+is counted in one image, drawn once: every tensor that autograd saves in text encoders, the last denoiser call, decoder
+and tagger. Denoiser calls are computed again one by one, after decoder and tagger have been gone back through, so the
+larger of the two counts. What kernels need for themselves is not seen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, UntypedStorage
 
+from benchmark.generation import lent
 from benchmark.prompts import Prompt
-from merger.drawing import Differentiation
+from merger.drawing import Differentiation, decoded_at_once
+from merger.errors import NoRoom
 from merger.slopes import BlendSlopes
+
+_TEXT, _STEP, _DECODER, _TAGGER = "text", "step", "decoder", "tagger"
 
 
 @dataclass(frozen=True)
 class StepMemory:
-    """Bytes of a step: live blend, base and donors; gradients; what is kept of one image; and how many are at once."""
+    """Bytes of a step of `images` images at once, `decoded` of which are decoded together.
+
+    held: live blend, base and donors. gradients: of what is searched, 0 where they are streamed. text, step, decoder,
+    tagger: what autograd keeps of each for one image.
+    """
 
     held: int
     gradients: int
-    image: int
+    text: int
+    step: int
+    decoder: int
+    tagger: int
     images: int
+    decoded: int
+
+    def kept(self, images: int) -> int:
+        """The most that autograd keeps of so many images at any one time."""
+        looking = min(images, self.decoded) * self.decoder + images * self.tagger
+        return images * self.text + max(images * self.step, looking)
+
+    @property
+    def least(self) -> int:
+        """What must be free beside what is held: for one image at a time."""
+        return self.gradients + self.kept(1)
 
     @property
     def total(self) -> int:
-        """All of it together, in bytes."""
-        return self.held + self.gradients + self.image * self.images
+        """All of it together."""
+        return self.held + self.gradients + self.kept(self.images)
 
     def __str__(self) -> str:
+        gradients = size(self.gradients) if self.gradients else "streamed"
         return (
             f"memory of a step, estimated: {size(self.total)} = blend, base and donors {size(self.held)} "
-            f"+ gradients {size(self.gradients)} + {self.images} images at once x {size(self.image)}"
+            f"+ gradients {gradients} + {size(self.kept(self.images))} kept of {self.images} images at once"
         )
 
 
-def step_memory(slopes: BlendSlopes, prompt: Prompt, images: int) -> StepMemory:
-    """The memory of a step of `images` prompts. Draws `prompt` once, with gradients, but goes back through nothing."""
+def step_memory(slopes: BlendSlopes, prompt: Prompt, images: int, free: float = math.inf) -> StepMemory:
+    """The memory of a step of `images` prompts. Draws `prompt` once, with gradients, but goes back through nothing.
+
+    free: bytes it may take beside what is held. Raises `NoRoom` where one image alone would need more.
+    """
     live, generator, tagger = slopes.live, slopes.generator, slopes.tagger
     parameters = [parameter for layer in slopes.layers for parameter, _ in live.sources(layer)]
-    steps = generator.settings.steps
-    last = Differentiation(1 / steps, recompute=False)  # of the last step alone, with all its activations
-
-    def draw() -> Tensor:
-        drawn = generator.draw([prompt], live.module, last)
-        return tagger.logits(drawn.to(torch.promote_types(drawn.dtype, torch.float32)))
-
+    gradients = 0 if slopes.how.streamed else sum(parameter.nbytes for parameter in parameters)
+    last = Differentiation(1 / generator.settings.steps, recompute=False)  # the last step, with all its activations
     modules = [*generator.pipeline.components.values(), getattr(tagger, "model", None)]
     weights = [tensor for module in modules if isinstance(module, torch.nn.Module) for tensor in module.parameters()]
+    vae, denoiser = generator.pipeline.vae, live.module
+    kept = Kept(weights, free - gradients)
+
+    def predict(*args: Any, **kwargs: Any) -> Any:
+        kept.part = _STEP
+        return forward(*args, **kwargs)
+
+    def decode(*args: Any, **kwargs: Any) -> Any:
+        kept.drop(_STEP)  # as it is not there yet when decoder and tagger are gone back through
+        kept.part = _DECODER
+        return decoder(*args, **kwargs)
+
+    forward, decoder = denoiser.forward, vae.decode
     for parameter in parameters:
         parameter.requires_grad_(True)
     try:
-        image = kept_bytes(draw, weights)
+        with lent(denoiser, "forward", predict), lent(vae, "decode", decode), kept:
+            drawn = generator.draw([prompt], denoiser, last)
+            kept.part = _TAGGER
+            tagger.logits(drawn.to(torch.promote_types(drawn.dtype, torch.float32)))
+    except (TooMuch, torch.OutOfMemoryError):
+        there = "there is" if free == math.inf else f"the {size(free)} that it may take"
+        raise NoRoom(f"a step up the slopes needs more memory than {there} beside the models") from None
     finally:
         for parameter in parameters:
             parameter.requires_grad_(False)
-    at_once = min(slopes.micro_batch, images)
-    return StepMemory(live.nbytes, sum(parameter.nbytes for parameter in parameters), image, at_once)
+    return StepMemory(
+        held=live.nbytes,
+        gradients=gradients,
+        text=kept.bytes[_TEXT],
+        step=kept.bytes[_STEP],
+        decoder=kept.bytes[_DECODER],
+        tagger=kept.bytes[_TAGGER],
+        images=min(slopes.micro_batch, images),
+        decoded=decoded_at_once(generator.settings),
+    )
 
 
-def kept_bytes(compute: Callable[[], Any], known: Iterable[Tensor] = ()) -> int:
-    """The bytes that autograd keeps for a backward pass of `compute`, the storages of `known` tensors not counted."""
-    ours = {tensor.untyped_storage().data_ptr() for tensor in known}
-    kept: dict[int, int] = {}
+class TooMuch(Exception):
+    """More is kept for a backward pass than there may be."""
 
-    def pack(tensor: Tensor) -> Tensor:
+
+class Kept:
+    """While it is entered, counts the `bytes` that autograd keeps for a backward pass, by the `part` one is in.
+
+    What is kept is held here until it is dropped, so that no address is used twice; going back is not possible. The
+    storages of `known` tensors are not counted. Raises `TooMuch` as soon as more than `most` bytes are held.
+    """
+
+    def __init__(self, known: Iterable[Tensor] = (), most: float = math.inf) -> None:
+        self.bytes: Counter[str] = Counter()
+        self.part = _TEXT
+        self._known = {tensor.untyped_storage().data_ptr() for tensor in known}
+        self._most = most
+        self._held: dict[str, dict[int, UntypedStorage]] = {}
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._keep, lambda kept: kept)
+
+    def __enter__(self) -> Kept:
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._hooks.__exit__(*error)
+        self._held.clear()
+
+    def drop(self, part: str) -> None:
+        """Lets go of what was kept in a part; it stays counted."""
+        self._held.pop(part, None)
+
+    def _keep(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in ours:
-            kept[storage.data_ptr()] = storage.nbytes()  # no address is used twice: all stay until the result goes
-        return tensor
+        address = storage.data_ptr()
+        if address in self._known or any(address in held for held in self._held.values()):
+            return
+        self._held.setdefault(self.part, {})[address] = storage
+        self.bytes[self.part] += storage.nbytes()
+        if sum(self.bytes[part] for part in self._held) > self._most:
+            raise TooMuch
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        result = compute()
-    del result
-    return sum(kept.values())
 
-
-def size(count: int) -> str:
+def size(count: float) -> str:
     """`512 MB`, `3.4 GB`; decimal."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

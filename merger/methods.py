@@ -1,8 +1,8 @@
 """Which sampler searches, where the configuration leaves it open: by tagger, number of weights and budget. Pure.
 
-`auto` follows slopes where the tagger has them, for on the demo family they found more with fewer images; else it is
-`bayes`. `bayes` is black-box search: a Gaussian process for few weights, CMA-ES for many, TPE where the budget is
-too small for CMA-ES to learn anything. The bounds between them are rules of thumb.
+`auto` follows slopes where they can be had, for on the demo family they found more with fewer images; else it is
+`bayes`. `bayes` is black-box search: a Gaussian process for few weights, CMA-ES for many, TPE where the budget is too
+small for CMA-ES to learn anything. The bounds between them are rules of thumb.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ class Choice:
     why: str = ""
 
 
-def choose(method: str, *, tagger: str, slopes: bool, weights: int, trials: int, scipy: bool) -> Choice:
+def choose(method: str, *, tagger: str, no_slopes: str, weights: int, trials: int, scipy: bool) -> Choice:
     """What `method` comes to.
 
-    tagger: its name; slopes: whether it can be differentiated. weights: free ones. trials: that a sampler may propose.
-    scipy: whether it is there, which the Gaussian process needs.
+    tagger: its name. no_slopes: why there are no slopes to follow; '' where there are. weights: free ones. trials: that
+    a sampler may propose. scipy: whether it is there, which the Gaussian process needs.
     """
-    if method == "auto" and slopes:
+    if method == "auto" and not no_slopes:
         return Choice("slopes", f"the tagger {tagger} can be differentiated")
     if method not in ("auto", "bayes"):
         return Choice(method)
-    before = f"the tagger {tagger} cannot be differentiated, " if method == "auto" else ""
+    before = f"{no_slopes}, " if method == "auto" else ""
     if weights <= FEW_WEIGHTS and trials <= FEW_TRIALS and scipy:
         return Choice("gp", f"{before}{weights} weights and {trials} trials are few enough for a Gaussian process")
     generation = 4 + math.floor(3 * math.log(max(weights, 1)))  # the size that the package cmaes takes

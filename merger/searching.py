@@ -2,41 +2,39 @@
 
 from __future__ import annotations
 
-import json
+import math
 import os
 import shutil
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any, cast
 
-from benchmark.prompts import fingerprint
-from benchmark.runner import Evaluation, evaluate
+import torch
+
+from benchmark.runner import Evaluation
 from merger.baselines import baselines_of, most_trials, outcomes
+from merger.climbing import Climber
 from merger.ending import SHOWN, Cache, Ending, conclude
-from merger.errors import CheckpointError, InputError, StudyError
-from merger.exporting import AS_IT_IS, ExportOptions, export_as, is_folder
+from merger.errors import InputError, NoRoom, StudyError
+from merger.exporting import ExportOptions, is_folder
 from merger.guard import THUMBNAILS, Thumbnails, changed_taggers
-from merger.memory import step_memory
+from merger.holding import SHARE, free_memory
+from merger.memory import StepMemory, step_memory
 from merger.objective import TAGGER, evaluate_blend
 from merger.progress import Progress
 from merger.report import write_report, write_samples
 from merger.runs import Run
 from merger.samplers import check_method
-from merger.session import Loaded, Session, open_session
+from merger.scored_files import export_trial
+from merger.session import Loaded, Session
 from merger.slopes import BlendSlopes
 from merger.space import Weights
 from merger.storage import refusals_said
 from merger.study import Study, open_study, search
 from merger.trials import TrialRecord
-
-SCORE_KEY = "layermerge.score"
-"""The metadata key under which an exported blend carries the score its trial had."""
-
-_RECORDED = {"accuracy", "accuracy_stderr", "probability", "dtype", "prompts", "tagger"}
 
 
 class Interrupt:
@@ -82,15 +80,62 @@ def run_search(session: Session, run: Run, interrupt: Interrupt) -> dict[str, An
     identity = session.identity()
     loaded = session.load()
     interrupt.drop()
+    session, climb = _with_room(session, loaded)
+    interrupt.drop()
     new = not run.exists()
     run.make_folder()
     kept = f"What is finished is kept: mend that, then `merger resume {run.folder}`."
     with run.lock(), refusals_said(run.storage(session.config), kept):
         study = _open(session, run, identity, new)
-        return _search(session, loaded, study, run, interrupt)
+        session = _as_begun(session, run.name, study.noted("method"))
+        return _search(session, loaded, climb if session.chosen.method == "slopes" else None, study, run, interrupt)
 
 
-def _search(session: Session, loaded: Loaded, study: Study, run: Run, interrupt: Interrupt) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Climb:
+    """What takes the steps of a climb, and what each will take in memory."""
+
+    climber: Climber
+    memory: StepMemory
+
+
+def _with_room(session: Session, loaded: Loaded) -> tuple[Session, _Climb | None]:
+    """How to climb in the memory there is: with one copy of the gradients, else streamed, without any.
+
+    Where that has no room either, `auto` does without slopes, as the session returned says; asked for by name, slopes
+    are tried.
+    """
+    prompts, by_name = session.prompts["search"], session.config.method != "auto"
+    free = SHARE * free_memory(torch.device(session.device))  # the rest is for what the estimate does not see
+    ways = [(False, free)] if session.config.blends_text else [(False, free), (True, free)]
+    refusal = ""
+    for streamed, room in [*ways, (ways[-1][0], math.inf)] if by_name else ways:
+        climber = session.climber(loaded, streamed=streamed)
+        if climber is None:
+            return session, None
+        try:
+            memory = step_memory(cast(BlendSlopes, climber.slopes), prompts[0], len(prompts), room)
+        except NoRoom as error:
+            refusal = str(error)
+        else:
+            return session, _Climb(climber, memory)
+    if by_name:
+        raise NoRoom(refusal)
+    return replace(session, no_slopes=refusal), None
+
+
+def _as_begun(session: Session, name: str, begun: str | None) -> Session:
+    """The session that goes on as the search was `begun`, by slopes or without, whatever room there is now."""
+    if begun is None or (begun == "slopes") == (session.chosen.method == "slopes"):
+        return session
+    if begun == "slopes":
+        raise StudyError(f"'{name}' was begun by slopes, and now {session.no_slopes}: go on where there is more")
+    return replace(session, no_slopes="it was begun without slopes")
+
+
+def _search(
+    session: Session, loaded: Loaded, climb: _Climb | None, study: Study, run: Run, interrupt: Interrupt
+) -> dict[str, Any]:
     config = session.config
     baselines = baselines_of(session.space, session.base.name, config.baselines)
     progress = Progress(config.trials, config.time_limit)
@@ -110,10 +155,8 @@ def _search(session: Session, loaded: Loaded, study: Study, run: Run, interrupt:
     most = most_trials(session.space, config.baselines)
     progress.say(f"baselines take at most {most} trials, {most * len(session.prompts['search'])} images")
 
-    climb = session.climber(loaded)
     if climb is not None:
-        first = session.prompts["search"]
-        progress.say(str(step_memory(cast(BlendSlopes, climb.slopes), first[0], len(first))))
+        progress.say(str(climb.memory))
 
     def start(number: int) -> None:
         interrupt.doing = f"trial {number}"
@@ -124,7 +167,7 @@ def _search(session: Session, loaded: Loaded, study: Study, run: Run, interrupt:
         study,
         replace(session.search_settings, method=method),
         baselines=len(baselines),
-        climb=climb,
+        climb=climb.climber if climb else None,
         race=session.racer(loaded),
         interrupted=interrupt,
         report=progress.drawn,
@@ -166,27 +209,6 @@ def _write(session: Session, run: Run, records: list[TrialRecord], ending: Endin
     write_samples(run.samples, models)
     write_report(run.report, session, records, ending, models, prompts)
     run.write_result(ending.result)
-
-
-def export_trial(session: Session, trial: TrialRecord, output: Path, how: ExportOptions = AS_IT_IS) -> Path:
-    """Writes a trial's blend as a checkpoint that carries its recipe and, where it was scored whole, its score."""
-    score = {
-        "trial": trial.number,
-        "accuracy": trial.score.accuracy,
-        "accuracy_stderr": trial.score.accuracy_stderr,
-        "probability": trial.score.probability,
-        "dtype": how.dtype or "base",
-        "prompts": fingerprint(session.prompts["search"]),
-        "tagger": session.taggers[TAGGER].fingerprint,
-    }
-    return export_as(
-        session.recipe(trial.weights),
-        output,
-        how,
-        base=session.base,
-        donors=session.donors,
-        extra_metadata={SCORE_KEY: json.dumps(score)} if trial.whole else {},
-    )
 
 
 def _check_before(session: Session, run: Run) -> None:
@@ -247,32 +269,3 @@ def _evaluator(session: Session, loaded: Loaded, run: Run, progress: Progress, i
         return evaluation
 
     return evaluate_once
-
-
-def score_file(file: Path, run: Run, recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """Scores a checkpoint file as loaded from disk on its run's search prompts, and compares with what is recorded.
-
-    In the base's own dtype a file holds the very weights that were scored, so only kernel rounding may differ (`same`
-    allows 0.005); in another dtype the score may move by its standard error. Raises `StudyError` where the run's
-    prompts or tagger are no longer those of the record.
-    """
-    if missing := _RECORDED - recorded.keys():
-        raise CheckpointError(f"{file}: its recorded score lacks '{min(missing)}'")
-    session = open_session(run.config())
-    if recorded.get("prompts") != fingerprint(session.prompts["search"]):
-        raise StudyError(f"{file}: its score was taken on other prompts than those of {run.folder}")
-    if recorded.get("tagger") != session.taggers[TAGGER].fingerprint:
-        raise StudyError(f"{file}: its score was taken with another tagger than that of {run.folder}")
-    generator = session.load_file(file)
-    evaluation = evaluate(generator, {TAGGER: session.taggers[TAGGER]}, session.prompts["search"])
-    score = session.yardstick.score(evaluation)
-    allowed = 0.005 if recorded["dtype"] == "base" else max(0.005, recorded["accuracy_stderr"])
-    moved = (score.accuracy - recorded["accuracy"], score.probability - recorded["probability"])
-    return {
-        "same": all(abs(difference) <= allowed for difference in moved),
-        "recorded_accuracy": recorded["accuracy"],
-        "accuracy": score.accuracy,
-        "recorded_probability": recorded["probability"],
-        "probability": score.probability,
-        "difference": moved[0],
-    }

@@ -59,7 +59,10 @@ SETS = ("search", "validation", "test")
 
 @dataclass(frozen=True)
 class Session:
-    """What a search works with. `prompts[set]` are three sets that share no prompt's noise."""
+    """What a search works with. `prompts[set]` are three sets that share no prompt's noise.
+
+    `no_slopes` is why it has to do without slopes although its tagger has them; '' where it has not.
+    """
 
     config: Config
     base: Checkpoint
@@ -70,6 +73,7 @@ class Session:
     vocabulary: Vocabulary
     prompts: Mapping[str, tuple[Prompt, ...]]
     device: str
+    no_slopes: str = ""
 
     @property
     def yardstick(self) -> Yardstick:
@@ -86,10 +90,11 @@ class Session:
         """What the configuration's `method` comes to here."""
         config = self.config
         tagger = self.taggers[TAGGER]
+        blind = "" if hasattr(tagger, "logits") else f"the tagger {tagger.name} cannot be differentiated"
         return choose(
             config.method,
             tagger=tagger.name,
-            slopes=hasattr(tagger, "logits"),
+            no_slopes=blind or self.no_slopes,
             weights=len(self.space.parameters),
             trials=max(config.trials - most_trials(self.space, config.baselines), 0),
             scipy=importlib.util.find_spec("scipy") is not None,
@@ -145,17 +150,18 @@ class Session:
         """The objective where hopeless trials are given up; None where all are drawn to their end."""
         return Racer(self.objective(loaded)) if self.config.racing else None
 
-    def climber(self, loaded: Loaded) -> Climber | None:
-        """What takes the steps of a climb; None for other methods."""
-        if not isinstance(loaded.generator, DifferentiableGenerator):
+    def climber(self, loaded: Loaded, *, streamed: bool = False) -> Climber | None:
+        """What takes the steps of a climb; None for other methods. See `Differentiation` for `streamed`."""
+        if self.chosen.method != "slopes":
             return None
+        generator = cast(DifferentiableGenerator, loaded.generator)  # as `load` has made it
         live = cast(LiveDenoiser, loaded.live)
         tagger = cast(DifferentiableTagger, self.taggers[TAGGER])  # as `open_session` has seen to
         # their objective has a slope everywhere, where a probability near 0 or 1 has none, and an accuracy never
         yardstick = replace(self.yardstick, kind="log_probability")
-        how = Differentiation(self.config.slopes.fraction)
+        how = Differentiation(self.config.slopes.fraction, streamed=streamed)
         layers = {layer for parameter in self.space.parameters for layer in parameter.layers}
-        slopes = BlendSlopes(live, loaded.generator, tagger, yardstick, how, layers=layers)
+        slopes = BlendSlopes(live, generator, tagger, yardstick, how, layers=layers)
         return Climber(slopes, self.fresh_prompts)
 
     def fresh_prompts(self, place: int) -> tuple[Prompt, ...]:

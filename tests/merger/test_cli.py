@@ -4,10 +4,13 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
+from benchmark.cli import main as benchmark_main
 from merger.cli import main
 from merger.errors import BlendNotApplied
 from merger.runs import Run, find_run
@@ -113,6 +116,47 @@ def test_a_fault_is_status_1_and_an_interrupt_130(
     raising(merger.cli.Stopped("continue with: merger resume x"))
     assert main(["status", "x"]) == 130
     assert "continue with: merger resume x" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has"), "for 2.50 GiB more."),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: you tried to allocate 64 bytes."), "for 64 bytes more."),
+        (torch.OutOfMemoryError("HIP out of memory"), "out of memory. Draw smaller images"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("called", "command", "place"),
+    [
+        (main, ["list"], "merger.commands.list_"),
+        (benchmark_main, ["model", "--tagger", "eye"], "benchmark.cli.run"),
+    ],
+)
+def test_too_little_memory_is_one_line_and_status_2(
+    called: Callable[[list[str]], int],
+    command: list[str],
+    place: str,
+    error: RuntimeError,
+    line: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(args: object) -> int:
+        raise error
+
+    monkeypatch.setattr(place, fail)
+    assert called(command) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: out of memory")
+    assert line in said
+    assert said.count("\n") == 1
+    error = ValueError("anything else")  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="anything else"):
+        called(command)
+    error = RuntimeError("a fault")
+    with pytest.raises(RuntimeError, match="a fault"):
+        called(command)
 
 
 def test_only_one_search_at_a_time_in_a_folder(tmp_path: Path) -> None:

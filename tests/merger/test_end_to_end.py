@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -373,6 +374,58 @@ def test_a_search_by_slopes_and_its_continuation(
     weights = [np.array([w for row in climbed[n].weights.values() for w in row.values()]) for n in (0, 2)]
     assert (weights[0] != weights[1])[moved].all()
     assert (tmp_path / "runs" / "whole" / "report.html").is_file()
+
+
+def test_auto_does_without_slopes_where_a_step_has_no_room(
+    settings: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a little less room, slopes are streamed. What a search was begun by it goes on by."""
+    from merger.holding import SHARE
+    from merger.memory import StepMemory, step_memory
+    from merger.study import read_study
+
+    monkeypatch.chdir(tmp_path)
+    file = str(written(tmp_path, settings, method="auto", baselines=[], validation_prompts=2, test_prompts=2))
+    begin = ["search", file, "--trials"]
+    with monkeypatch.context() as full:
+        full.setattr("merger.searching.free_memory", lambda device: 1000)
+        assert main([*begin, "4", "--name", "cramped"]) == 0
+    said = capsys.readouterr().err
+    assert "method: gp, as a step up the slopes needs more memory than the 0 MB that it may take" in said
+    assert "memory of a step" not in said
+    assert "gp, " in (tmp_path / "runs" / "cramped" / "report.html").read_text()
+    assert main(["resume", "cramped", "--trials", "5"]) == 0
+    assert "method: gp, as it was begun without slopes" in capsys.readouterr().err
+
+    needed: list[int] = []
+
+    def noted(*given: Any) -> StepMemory:
+        memory = step_memory(*given)
+        needed.append(memory.least)
+        return memory
+
+    monkeypatch.setattr("merger.searching.step_memory", noted)
+    assert main([*begin, "5", "--name", "roomy", "--set", "slopes.steps=2"]) == 0
+    said = capsys.readouterr().err
+    assert "memory of a step, estimated: " in said
+    assert "gradients streamed" not in said
+    monkeypatch.setattr("merger.searching.free_memory", lambda device: (needed[0] - 1) / SHARE)
+    assert main([*begin, "5", "--name", "tight", "--set", "slopes.steps=2"]) == 0
+    assert "gradients streamed" in capsys.readouterr().err
+    steps = {
+        name: read_study(f"sqlite:///{tmp_path / 'runs' / name / 'study.db'}", name).records()[3]
+        for name in ("roomy", "tight")
+    }
+    assert steps["tight"].weights == steps["roomy"].weights
+    slopes = {name: np.array(step.score.attributes["slopes"]) for name, step in steps.items()}
+    np.testing.assert_allclose(slopes["tight"], slopes["roomy"], rtol=1e-3, atol=1e-6)
+
+    monkeypatch.setattr("merger.searching.free_memory", lambda device: 1000)
+    assert main(["resume", "roomy", "--trials", "7"]) == 2
+    assert "error: 'roomy' was begun by slopes, and now a step up the slopes needs" in capsys.readouterr().err
+    by_name = ["--name", "asked", "--set", "slopes.steps=1", "--set", "method=slopes"]
+    assert main([*begin, "4", *by_name]) == 0, "who asks for slopes by name gets to try"
+    assert "gradients streamed" in capsys.readouterr().err
 
 
 def test_a_wd_taggers_weights_have_slopes(

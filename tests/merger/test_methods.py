@@ -6,24 +6,24 @@ from merger.methods import choose
 
 
 @pytest.mark.parametrize(
-    ("method", "slopes", "weights", "trials", "scipy", "chosen", "why"),
+    ("method", "no_slopes", "weights", "trials", "scipy", "chosen", "why"),
     [
-        ("auto", True, 400, 100, True, "slopes", "the tagger eye can be differentiated"),
-        ("auto", False, 12, 100, True, "gp", "cannot be differentiated, 12 weights and 100 trials are few enough"),
-        ("bayes", True, 12, 100, True, "gp", "few enough for a Gaussian process"),
-        ("bayes", True, 12, 100, False, "cmaes", "12 weights are many"),
-        ("bayes", True, 12, 300, True, "cmaes", "300 trials enough"),
-        ("bayes", True, 12, 54, False, "tpe", "fewer than 5 generations"),
-        ("bayes", True, 400, 104, True, "tpe", "fewer than 5 generations"),
-        ("bayes", True, 400, 105, True, "cmaes", "400 weights are many"),
-        ("slopes", False, 12, 100, True, "slopes", ""),
-        ("random", True, 12, 100, True, "random", ""),
+        ("auto", "", 400, 100, True, "slopes", "the tagger eye can be differentiated"),
+        ("auto", "the eye is blind", 12, 100, True, "gp", "the eye is blind, 12 weights and 100 trials are few enough"),
+        ("bayes", "", 12, 100, True, "gp", "few enough for a Gaussian process"),
+        ("bayes", "", 12, 100, False, "cmaes", "12 weights are many"),
+        ("bayes", "", 12, 300, True, "cmaes", "300 trials enough"),
+        ("bayes", "", 12, 54, False, "tpe", "fewer than 5 generations"),
+        ("bayes", "", 400, 104, True, "tpe", "fewer than 5 generations"),
+        ("bayes", "", 400, 105, True, "cmaes", "400 weights are many"),
+        ("slopes", "the eye is blind", 12, 100, True, "slopes", ""),
+        ("random", "", 12, 100, True, "random", ""),
     ],
 )
 def test_what_is_left_open_is_chosen_and_said_why(
-    method: str, slopes: bool, weights: int, trials: int, scipy: bool, chosen: str, why: str
+    method: str, no_slopes: str, weights: int, trials: int, scipy: bool, chosen: str, why: str
 ) -> None:
-    choice = choose(method, tagger="eye", slopes=slopes, weights=weights, trials=trials, scipy=scipy)
+    choice = choose(method, tagger="eye", no_slopes=no_slopes, weights=weights, trials=trials, scipy=scipy)
     assert choice.method == chosen
     assert why in choice.why
     assert bool(choice.why) == bool(why)
@@ -36,5 +36,5 @@ def test_a_generation_is_as_large_as_cma_es_takes_it() -> None:
     for weights in (2, 12, 400):
         size = cmaes.SepCMA(mean=np.zeros(weights), sigma=1.0).population_size
         for trials, expected in ((5 * size - 1, "tpe"), (5 * size, "cmaes")):
-            found = choose("bayes", tagger="", slopes=False, weights=weights, trials=trials, scipy=False)
+            found = choose("bayes", tagger="", no_slopes="", weights=weights, trials=trials, scipy=False)
             assert found.method == expected

@@ -20,10 +20,11 @@ from benchmark.runner import evaluate
 from benchmark.taggers import open_tagger
 from merger.checkpoints import Checkpoint, TensorInfo, open_checkpoint, read_unet_config
 from merger.drawing import DifferentiableGenerator, Differentiation
-from merger.errors import ConfigError
+from merger.errors import ConfigError, NoRoom
 from merger.holding import Hold
 from merger.layers import group
 from merger.live import LiveDenoiser
+from merger.memory import Kept, step_memory
 from merger.objective import TAGGER, Yardstick
 from merger.slopes import BlendSlopes
 
@@ -381,6 +382,27 @@ def test_without_room_the_micro_batch_is_halved(unet64: World) -> None:
     most = 0
     with pytest.raises(torch.OutOfMemoryError):
         slopes(unet64.weights, PROMPTS[:1])
+
+
+def test_the_memory_of_a_step_is_that_of_its_parts(unet64: World) -> None:
+    slopes = unet64.slopes(Differentiation(), micro_batch=3)
+    memory = step_memory(slopes, PROMPTS[0], 2)
+    pipeline, parameters = unet64.generator.pipeline, dict(unet64.live.module.named_parameters())
+    channels, side = pipeline.vae.config.latent_channels, 32 // pipeline.vae_scale_factor
+    with Kept(pipeline.vae.parameters()) as kept:
+        pipeline.vae.decode(torch.zeros(1, channels, side, side, dtype=torch.float64, requires_grad=True))
+    assert memory.decoder == pytest.approx(kept.bytes.total(), rel=0.05)
+    with Kept(unet64.tagger.model.parameters()) as kept:
+        unet64.tagger.logits(torch.zeros(1, 3, 32, 32, dtype=torch.float64, requires_grad=True))
+    assert memory.tagger == pytest.approx(kept.bytes.total(), rel=0.05)
+    assert memory.step > memory.text == 0
+    assert memory.gradients == sum(parameter.nbytes for parameter in parameters.values())
+    assert (memory.held, memory.images, memory.decoded) == (unet64.live.nbytes, 2, 1024)
+    assert not any(parameter.requires_grad for parameter in parameters.values())
+    assert step_memory(slopes, PROMPTS[0], 2, free=memory.least) == memory
+    with pytest.raises(NoRoom, match=r"needs more memory than the \d+ MB that it may take beside the models"):
+        step_memory(slopes, PROMPTS[0], 2, free=memory.least - 1)
+    assert not any(parameter.requires_grad for parameter in parameters.values())
 
 
 def test_a_broken_image_spoils_no_slope(unet64: World) -> None:
