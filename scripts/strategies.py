@@ -70,7 +70,6 @@ VARIANTS: Mapping[str, Strategy] = {
     ),
     "slopes, all steps": Strategy("back through all sampling steps", {**_SLOPES, "slopes.fraction": 1.0}),
     "slopes, polished": Strategy("20 trials near the best after the climb", {**_SLOPES, "polish": 20}),
-    "slopes, half as long": Strategy("24 steps", {**_SLOPES, "slopes.steps": 24}),
 }
 """The climb with one thing changed, to be compared with `slopes` seed by seed."""
 
