@@ -36,7 +36,7 @@ class Strategy:
 
 _UNLIMITED = {"patience": 10**6, "trials": 10**6, "time_limit": None, "baselines": ["uniform"]}
 _FIXED = {**_UNLIMITED, "prompts": 64, "granularity": "stage"}
-_SLOPES = {**_UNLIMITED, "method": "slopes"}
+_SLOPES = {**_UNLIMITED, "method": "slopes", "slopes.steps": 48}
 
 WAYS: Mapping[str, Strategy] = {
     "reference": Strategy(
@@ -54,7 +54,7 @@ WAYS: Mapping[str, Strategy] = {
         "a weight per module, whole stages first",
         {**_FIXED, "method": "cmaes", "granularity": "module", "coarse_to_fine": {"stage": 40}},
     ),
-    "slopes": Strategy("the search file as it is", _SLOPES),
+    "slopes": Strategy("the search file with 48 steps", _SLOPES),
     "slopes, five times as long": Strategy("240 steps", {**_SLOPES, "slopes.steps": 240}),
     "slopes, noise donors": Strategy("control: donors replaced by noise of the same norm", _SLOPES, noise=True),
 }
