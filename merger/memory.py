@@ -8,6 +8,7 @@ larger of the two counts. What kernels need for themselves is not seen.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Iterable
@@ -80,16 +81,19 @@ def step_memory(slopes: BlendSlopes, prompt: Prompt, images: int, free: float = 
     vae, denoiser = generator.pipeline.vae, live.module
     kept = Kept(weights, free - gradients)
 
+    forward, decoder = denoiser.forward, vae.decode
+
+    @functools.wraps(forward)
     def predict(*args: Any, **kwargs: Any) -> Any:
         kept.part = _STEP
         return forward(*args, **kwargs)
 
+    @functools.wraps(decoder)
     def decode(*args: Any, **kwargs: Any) -> Any:
         kept.drop(_STEP)  # as it is not there yet when decoder and tagger are gone back through
         kept.part = _DECODER
         return decoder(*args, **kwargs)
 
-    forward, decoder = denoiser.forward, vae.decode
     for parameter in parameters:
         parameter.requires_grad_(True)
     try:
