@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmark.errors import InputError, out_of_memory
+from benchmark.errors import InputError, memory_said
 from benchmark.tagger_kinds import KINDS
 from benchmark.text import plain_text
 
@@ -43,15 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_arguments(parser)
     args = parser.parse_args(argv)
     try:
-        return run(args)
+        with memory_said():
+            return run(args)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
-    except RuntimeError as error:
-        line = out_of_memory(error)
-        if line is None:
-            raise
-        print(f"error: {line}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("Stopped. The same command goes on from here.", file=sys.stderr)

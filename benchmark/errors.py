@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 
@@ -37,18 +38,22 @@ def first_line(error: BaseException) -> str:
     return next((line for line in str(error).strip().splitlines() if line), type(error).__name__)
 
 
-def out_of_memory(error: RuntimeError) -> str | None:
-    """The line that tells a person that memory did not suffice; None where `error` says something else.
+@contextmanager
+def memory_said() -> Iterator[None]:
+    """Within it, memory that does not suffice is an `InputError`, whose line says what to do; all else goes through.
 
     On a GPU torch has a type of its own for that, on a CPU only words.
     """
-    torch = sys.modules.get("torch")  # not imported here: it was, where it raised this
-    on_gpu = torch is not None and isinstance(error, torch.OutOfMemoryError)
-    if not on_gpu and "DefaultCPUAllocator" not in str(error):
-        return None
-    size = re.search(r"tried to allocate ([\d.]+ \w+)", str(error), re.IGNORECASE)
-    more = f" for {size[1]} more" if size else ""
-    return (
-        f"out of memory{more}. Draw smaller images, fewer at once or in half precision, or end other programs; "
-        "what is finished is kept."
-    )
+    try:
+        yield
+    except RuntimeError as error:
+        torch = sys.modules.get("torch")  # not imported here: it was, where it raised this
+        on_gpu = torch is not None and isinstance(error, torch.OutOfMemoryError)
+        if not on_gpu and "DefaultCPUAllocator" not in str(error):
+            raise
+        size = re.search(r"tried to allocate ([\d.]+ \w+)", str(error), re.IGNORECASE)
+        more = f" for {size[1]} more" if size else ""
+        raise InputError(
+            f"out of memory{more}. Draw smaller images, fewer at once or in half precision, or end other programs; "
+            "what is finished is kept."
+        ) from error

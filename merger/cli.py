@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmark import cli as benchmark_cli
-from benchmark.errors import InputError, out_of_memory
+from benchmark.errors import InputError, memory_said
 from merger import __version__
 
 EXAMPLES = """examples:
@@ -34,19 +34,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     from merger.errors import BlendNotApplied
 
     try:
-        return int(args.run(args))
+        with memory_said():
+            return int(args.run(args))
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except BlendNotApplied as error:
         print(f"failed: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
-    except RuntimeError as error:
-        line = out_of_memory(error)
-        if line is None:
-            raise
-        print(f"error: {line}", file=sys.stderr)
-        return 2
     except Stopped as stopped:
         print(f"\n{stopped}", file=sys.stderr)
         return 130
