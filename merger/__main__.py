@@ -2,7 +2,7 @@
 
 import sys
 
-from merger.cli import main
+from merger.app.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

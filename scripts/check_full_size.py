@@ -35,14 +35,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmark.pipelines import load_pipeline, quiet_diffusers
-from merger.checkpoints import Checkpoint, open_checkpoint
+from benchmark.pipelines.loading import load_pipeline, quiet_diffusers
+from merger.blend.live import LiveDenoiser
+from merger.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from merger.checkpoints.inspect import inspect_files
 from merger.errors import CheckpointError, InputError
-from merger.export import export, verify
-from merger.inspect import inspect_files
-from merger.layers import group
-from merger.live import LiveDenoiser
-from merger.recipe import Recipe
+from merger.export.recipe import Recipe
+from merger.export.write import export, verify
+from merger.layers.unet import group
 from scripts.full_size_models import FAMILIES, TINY, Family, layout_of, write_model, write_pipeline
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -1,7 +1,7 @@
 """Checkpoints of the true shapes and original keys of Stable Diffusion 1.5 and XL, with random weights.
 
 Shapes come from diffusers' and transformers' networks, built without memory on the `meta` device; keys from the
-project's own translation (`merger.keys`), but for the second text encoder of SDXL, whose keys are OpenCLIP's. A file is
+project's own translation (`merger.checkpoints.names.unet`), but for the second text encoder of SDXL, whose keys are OpenCLIP's. A file is
 written tensor by tensor. What belongs to the denoiser depends on the file's name, all else is the same in every file.
 """
 
@@ -19,9 +19,15 @@ import torch
 from torch import Tensor
 
 from benchmark.writing import whole_or_nothing
-from merger.export import bytes_of
-from merger.headers import aligned, pack_header
-from merger.keys import DENOISER_PREFIX, TEXT_ENCODER_PREFIX, denoiser_names, text_encoder_names, vae_names
+from merger.checkpoints.headers import aligned, pack_header
+from merger.checkpoints.names.unet import (
+    DENOISER_PREFIX,
+    TEXT_ENCODER_PREFIX,
+    denoiser_names,
+    text_encoder_names,
+    vae_names,
+)
+from merger.export.write import bytes_of
 
 Shape = tuple[int, ...]
 _BLOCK = 1 << 22

@@ -20,9 +20,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmark.pipelines import dtypes
-from merger.blending import blend_into
-from merger.live import checksum_of
+from benchmark.pipelines.loading import dtypes
+from merger.blend.arithmetic import blend_into
+from merger.blend.live import checksum_of
 
 DTYPES = dtypes()
 

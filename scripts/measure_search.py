@@ -22,13 +22,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmark.runner import Evaluation
-from merger.baselines import baselines_of
-from merger.ending import Cache, finalists_of
-from merger.objective import JUDGE, TAGGER, evaluate_blend
-from merger.session import Loaded, Session, open_session
-from merger.space import Weights
-from merger.trials import TrialRecord, distinct_best
+from benchmark.evaluate.runner import Evaluation
+from merger.app.session import Loaded, Session, open_session
+from merger.scoring.objective import JUDGE, TAGGER, evaluate_blend
+from merger.scoring.selection import Cache, finalists_of
+from merger.search.baselines import baselines_of
+from merger.search.space import Weights
+from merger.search.trials import TrialRecord, distinct_best
 from scripts.search_table import write_table
 from scripts.strategies import STRATEGIES, configuration, follow
 

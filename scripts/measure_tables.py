@@ -22,14 +22,14 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmark.comparison import as_json, compare
-from benchmark.generation import GenerationSettings
-from benchmark.page import as_html
-from benchmark.prompts import Prompt
-from benchmark.results import Plan, Rows
-from benchmark.runner import Batch
-from benchmark.secondary import Beside
-from benchmark.tables import as_markdown
+from benchmark.evaluate.results import Plan, Rows
+from benchmark.evaluate.runner import Batch
+from benchmark.metrics.comparison import as_json, compare
+from benchmark.metrics.secondary import Beside
+from benchmark.pipelines.generation import GenerationSettings
+from benchmark.prompts.prompt_set import Prompt
+from benchmark.report.page import as_html
+from benchmark.report.tables import as_markdown
 
 WIDTH, CLASSES = 512, 1000  # of the synthetic embeddings, as CLIP's, and classes, as ImageNet's
 Made = TypeVar("Made")

@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from merger.baselines import baselines_of
-from merger.config import Config, load_config
-from merger.runs import Run
-from merger.session import Loaded, Session
-from merger.study import open_study, search
-from merger.trials import STEP, Score, TrialRecord
+from merger.app.runs import Run
+from merger.app.session import Loaded, Session
+from merger.config.config import Config, load_config
+from merger.search.baselines import baselines_of
+from merger.search.study import open_study, search
+from merger.search.trials import STEP, Score, TrialRecord
 
 
 @dataclass(frozen=True)

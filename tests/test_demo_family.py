@@ -10,9 +10,9 @@ import pytest
 import yaml
 from safetensors import safe_open
 
-from benchmark.prompts import make_prompts, read_vocabulary
-from benchmark.taggers import Tagger, open_tagger
-from merger.cli import main
+from benchmark.prompts.prompt_set import make_prompts, read_vocabulary
+from benchmark.taggers.tagger import Tagger, open_tagger
+from merger.app.cli import main
 from scripts import demo_world
 
 DEMO = Path(__file__).resolve().parent.parent / "demo"
@@ -112,12 +112,12 @@ def test_plain_diffusers_draws_the_same_images_from_the_exported_file(
     import torch
     from diffusers import StableDiffusionPipeline
 
-    from benchmark.generation import DiffusersGenerator, GenerationSettings
-    from benchmark.pipelines import load_pipeline
-    from merger.checkpoints import open_checkpoint
-    from merger.layers import group
-    from merger.live import LiveDenoiser
-    from merger.recipe import Recipe
+    from benchmark.pipelines.generation import DiffusersGenerator, GenerationSettings
+    from benchmark.pipelines.loading import load_pipeline
+    from merger.blend.live import LiveDenoiser
+    from merger.checkpoints.checkpoint import open_checkpoint
+    from merger.export.recipe import Recipe
+    from merger.layers.unet import group
 
     file = tmp_path / "blend.safetensors"
     assert main(["export", str(searched), "--trial", "8", "--output", str(file)]) == 0

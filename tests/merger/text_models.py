@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from merger.keys import denoiser_names, vae_names
+from merger.checkpoints.names.unet import denoiser_names, vae_names
 from tests.conftest import TEXT_CONFIG, VAE_CONFIG
 
 UNET: dict[str, Any] = {

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from merger.checkpoints.headers import read_header
 from merger.errors import CheckpointError
-from merger.headers import read_header
 from scripts import check_full_size
 from scripts.check_full_size import Case, main, run, too_much
 from scripts.full_size_models import FAMILIES, TINY, layout_of

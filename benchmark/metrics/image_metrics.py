@@ -1,0 +1,177 @@
+"""The secondary metrics: what tag accuracy does not see. Pure numpy; the networks that embed are elsewhere.
+
+I  images, of P prompts            embeddings: [I, E] of images, texts: [P, E] of prompts (any length, any scale)
+K  classes of a classifier         prompt_of: int [I]  the row of `texts` each image was drawn for
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmark.evaluate import scores
+from benchmark.evaluate.scores import LEVEL, Bools, Estimate, Floats, Integers
+
+GROUPS = 10  # of prompts, for the intervals of scores that are no means
+
+
+def diversity(embeddings: Floats, prompt_of: Integers) -> Estimate:
+    """1 - the mean cosine similarity of consecutive images of one prompt: 0 where all are alike.
+
+    NaN where no prompt has two images.
+    """
+    return mean_of(distances(embeddings, prompt_of), prompt_of)
+
+
+def distances(embeddings: Floats, prompt_of: Integers) -> Floats:
+    """[I]: 1 - the cosine similarity of each image to the one before it; NaN for the first of a prompt."""
+    unit = _unit(embeddings)
+    values = np.full(len(unit), np.nan)
+    second = np.flatnonzero(prompt_of[1:] == prompt_of[:-1]) + 1
+    values[second] = 1.0 - (unit[second - 1] * unit[second]).sum(axis=1)
+    return values
+
+
+def clip_score(embeddings: Floats, texts: Floats, prompt_of: Integers) -> Estimate:
+    """The mean of 100 x the cosine similarity of image and prompt, not below 0 (Hessel et al. 2021; scale of 100)."""
+    return mean_of(clip_scores(embeddings, texts, prompt_of), prompt_of)
+
+
+def clip_scores(embeddings: Floats, texts: Floats, prompt_of: Integers) -> Floats:
+    """[I]: each image's own CLIP score, 0 to 100."""
+    similarity = (_unit(embeddings) * _unit(texts)[prompt_of]).sum(axis=1)
+    return np.asarray(100.0 * np.maximum(similarity, 0.0))
+
+
+def r_precision(
+    embeddings: Floats, texts: Floats, prompt_of: Integers, *, candidates: int = 100, seed: int = 0
+) -> Estimate:
+    """How often an image is nearer to its own prompt than to `candidates` - 1 other ones (Xu et al. 2018, R = 1).
+
+    The others are drawn at random for each image, from `seed`; all of them where there are fewer. A tie is a miss.
+    """
+    return mean_of(nearest(embeddings, texts, prompt_of, candidates=candidates, seed=seed), prompt_of, bounded=True)
+
+
+def nearest(embeddings: Floats, texts: Floats, prompt_of: Integers, *, candidates: int = 100, seed: int = 0) -> Floats:
+    """[I]: 1.0 where an image is nearer to its own prompt than to the others, see `r_precision`."""
+    similarity = _unit(embeddings) @ _unit(texts).T
+    own = similarity[np.arange(len(embeddings)), prompt_of]
+    draw, others = np.random.default_rng(seed), min(candidates, len(texts)) - 1
+    hits = np.ones(len(embeddings))
+    for start in range(0, len(embeddings) if others else 0, 1000):
+        rows = slice(start, start + 1000)
+        order = draw.random(similarity[rows].shape)
+        order[np.arange(len(order)), prompt_of[rows]] = 2.0  # behind all others, so never chosen
+        chosen = np.argpartition(order, others - 1, axis=1)[:, :others]
+        hits[rows] = own[rows] > np.take_along_axis(similarity[rows], chosen, axis=1).max(axis=1)
+    return hits
+
+
+def mean_of(values: Floats, prompt_of: Integers, *, bounded: bool = False) -> Estimate:
+    """The mean of values [I] that are not NaN, clustered by prompt. `bounded`: they lie in 0..1."""
+    there = ~np.isnan(values)[:, None]
+    if bounded:
+        return scores.estimate(scores.tally(values[:, None], there, prompt_of))
+    return scores.mean_value(values[:, None], there, prompt_of)
+
+
+def inception_score(probabilities: Floats) -> float:
+    """exp of the mean Kullback-Leibler divergence of each image's classes [I, K] from those of all images.
+
+    Salimans et al. 2016. Rows sum to 1. It is 1 where every image is classed alike, K where all are certain and evenly
+    spread.
+    """
+    p = np.asarray(probabilities, dtype=np.float64)
+    return float(np.exp(_information(p) / len(p) - _information(p.mean(axis=0))))
+
+
+def _information(p: Floats) -> float:
+    """The sum of p log p, which is 0 where p is."""
+    return float(np.vdot(p, np.log(np.where(p > 0, p, 1.0))))
+
+
+def frechet_distance(a: Floats, b: Floats) -> float:
+    """The Frechet distance of two sets of features [I, E] and [J, E], each taken as a Gaussian (FID's formula).
+
+    |mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)), with unbiased covariances A and B (Heusel et al. 2017). The trace
+    of the root is the sum of the roots of the eigenvalues of A^(1/2) B A^(1/2), which is symmetric. It is biased
+    upwards by small sets: compare sets of one size only. Raises ValueError for sets of fewer than two.
+    """
+    return frechet_from(a)(b)
+
+
+def frechet_from(a: Floats) -> Callable[[Floats], float]:
+    """The Frechet distance from one set to any other; the root of A is taken once. Raises ValueError as above."""
+    if len(a) < 2:
+        raise ValueError(f"a Frechet distance needs two images or more on each side, not {len(a)}")
+    mean, first = _gaussian(a)
+    values, vectors = np.linalg.eigh(first)
+    root = (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
+
+    def distance(b: Floats) -> float:
+        if len(b) < 2:
+            raise ValueError(f"a Frechet distance needs two images or more on each side, not {len(b)}")
+        other, second = _gaussian(b)
+        product = np.linalg.eigvalsh(root @ second @ root)
+        apart = ((mean - other) ** 2).sum() + np.trace(first) + np.trace(second)
+        return float(apart - 2 * np.sqrt(np.clip(product, 0, None)).sum())
+
+    return distance
+
+
+def jackknife(statistic: Callable[[Bools], float], prompt_of: Integers) -> Estimate:
+    """The value of a statistic that is no mean, with an interval from leaving out one group of prompts after another.
+
+    `statistic` is given which of the I images to use, [I]. `GROUPS` groups, fewer of fewer prompts; error and interval
+    are NaN below four. The interval is Student's (Efron and Tibshirani, An Introduction to the Bootstrap, ch. 11). The
+    bootstrap would not do: sets drawn with repeats are narrower, and both scores would see that as a worse model.
+    """
+    return from_replicates(replicates(statistic, prompt_of))
+
+
+def replicates(statistic: Callable[[Bools], float], prompt_of: Integers) -> Floats:
+    """[1 + groups]: the value of all images, then those without one group of prompts after another."""
+    prompts, position = np.unique(np.asarray(prompt_of), return_inverse=True)
+    groups = min(GROUPS, len(prompts))
+    used = [np.ones(len(position), dtype=np.bool_), *(position % groups != group for group in range(groups))]
+    return np.array([statistic(which) for which in (used if groups >= 4 else used[:1])])
+
+
+def from_replicates(values: Floats) -> Estimate:
+    """The estimate that `jackknife` gives; of a difference of two statistics, from the difference of theirs."""
+    value, left, groups = float(values[0]), values[1:], len(values) - 1
+    if not groups:
+        return Estimate(value, float("nan"), float("nan"), float("nan"))
+    stderr = float(np.sqrt((groups - 1) * np.var(left)))
+    half = student_quantile((1 + LEVEL) / 2, groups - 1) * stderr
+    return Estimate(value, stderr, value - half, value + half)
+
+
+def student_quantile(share: float, freedom: int) -> float:
+    """Student's quantile by the expansion around the normal one (Abramowitz and Stegun 26.7.5)."""
+    z = NormalDist().inv_cdf(share)
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return z + sum(term / freedom**power for power, term in enumerate(terms, start=1))
+
+
+def _gaussian(features: Floats) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean [E] and unbiased covariance [E, E] of features [I, E]."""
+    wide = np.asarray(features, dtype=np.float64)
+    return wide.mean(axis=0), np.atleast_2d(np.cov(wide, rowvar=False))
+
+
+def _unit(vectors: NDArray[Any]) -> NDArray[np.float64]:
+    """Rows scaled to length 1, float64; a row of zeros stays."""
+    wide = np.asarray(vectors, dtype=np.float64)
+    length = np.linalg.norm(wide, axis=-1, keepdims=True)
+    return np.asarray(wide / np.where(length > 0, length, 1.0))

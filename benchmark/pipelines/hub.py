@@ -1,0 +1,158 @@
+"""Models by hub id (`owner/name`, `owner/name@revision`): the copy in the cache where it is whole, else fetched.
+
+A copy that is whole is used as it is, and no network is asked: a model does not change between two runs because
+somebody uploaded another. `hf download` brings the cache up to date.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from benchmark.errors import InputError
+
+Part = Literal["whole", "denoiser", "vae", "configuration"]
+"""What is wanted: all that draws; the weights of the denoiser, or of the VAE; what a single file is read with."""
+
+_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
+_WEIGHTS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".json", ".yaml", ".yml")
+_SNAPSHOT = re.compile(r"models--(?P<owner>[^/]+?)--(?P<name>[^/]+)/snapshots/(?P<revision>[^/]+)")
+_SMALL = ("*.json", "*.txt", "*.model")
+_DENOISERS = ("unet", "transformer")
+_ALL: Mapping[Part, tuple[str, ...]] = {
+    "whole": (*_SMALL, "*/*.safetensors"),
+    "denoiser": ("*.json", "unet/*.safetensors", "transformer/*.safetensors"),
+    "vae": ("*.json", "vae/*.safetensors", "diffusion_pytorch_model.safetensors"),
+    "configuration": _SMALL,
+}
+_UNUSED = ("safety_checker",)
+_SMALL_PARTS = (
+    "tokenizer",
+    "scheduler",
+    "feature_extractor",
+    "image_processor",
+    "processor",
+    "image_noising_scheduler",
+)
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether `text` reads as a hub id; a path of two parts does, too, so that local ones must go first."""
+    return bool(_ID.fullmatch(text)) and not text.endswith(_WEIGHTS)
+
+
+def id_of(path: Path) -> str | None:
+    """`owner/name@revision` of a path into the hub's cache; None for any other."""
+    found = _SNAPSHOT.search(path.as_posix())
+    return f"{found['owner']}/{found['name']}@{found['revision']}" if found else None
+
+
+def fetch(hub_id: str, part: Part = "whole") -> Path:
+    """The folder of a model on this disk. Raises InputError with the command that fetches what is lacking."""
+    folder = cached(hub_id)
+    if folder is not None and not lacking(folder, part):
+        return folder
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        folder = _download(hub_id, part)
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise InputError(_refusal(hub_id, part, folder, error)) from error
+    if lacking(folder, part):
+        raise InputError(_refusal(hub_id, part, folder, None))
+    return folder
+
+
+def cached(hub_id: str) -> Path | None:
+    """The folder of a model in the hub's cache, whole or not; None where there is none."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    repository, _, revision = hub_id.partition("@")
+    try:
+        return Path(snapshot_download(repository, revision=revision or None, local_files_only=True, allow_patterns=[]))
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
+
+
+def lacking(folder: Path, part: Part = "whole") -> list[str]:
+    """Patterns of the files that a diffusers folder lacks for `part`; empty where it is all there."""
+    if part in ("denoiser", "vae"):  # alone at the top of some repositories
+        names = _DENOISERS if part == "denoiser" else ("vae",)
+        inside = next((folder / name for name in names if (folder / name).is_dir()), folder)
+        return [] if _has_weights(inside) else list(_ALL[part])
+    try:
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return list(_ALL[part])
+    missing = []
+    for name, kind in index.items():
+        if name in _UNUSED or not isinstance(kind, list) or None in kind:
+            continue
+        if not any((folder / name).glob("*.json")):
+            missing.append(f"{name}/*")
+        elif part == "whole" and not name.startswith(_SMALL_PARTS) and not _has_weights(folder / name):
+            missing.append(f"{name}/*.safetensors")
+    return missing
+
+
+def command(hub_id: str, patterns: Sequence[str] = _ALL["whole"]) -> str:
+    """The command that fetches these files into the cache; without patterns, all that draws."""
+    repository, _, revision = hub_id.partition("@")
+    words = ["hf", "download", repository, *(("--revision", revision) if revision else ())]
+    for pattern in patterns:
+        words += ["--include", pattern]
+    return shlex.join(words)
+
+
+def _download(hub_id: str, part: Part) -> Path:
+    repository, _, revision = hub_id.partition("@")
+    if part == "whole":  # diffusers knows which of several variants it will read
+        import diffusers
+
+        from benchmark.pipelines.loading import quiet_diffusers
+
+        options = {"revision": revision or None, "use_safetensors": True, "safety_checker": None}
+        with quiet_diffusers():
+            return Path(diffusers.DiffusionPipeline.download(repository, **options))
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(_ALL[part])))
+
+
+def _has_weights(folder: Path) -> bool:
+    """Whether a component's weights are there: one file, or all the shards that an index names."""
+    for index in folder.glob("*.safetensors.index.json"):
+        try:
+            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return False
+        return all((folder / str(name)).is_file() for name in names)
+    return any(folder.glob("*.safetensors"))
+
+
+def _refusal(hub_id: str, part: Part, folder: Path | None, error: Exception | None) -> str:
+    patterns = list(_ALL[part]) if folder is None else lacking(folder, part)
+    where = "is not here, neither as a folder nor in the hub's cache" if folder is None else "is not whole in the cache"
+    reason = "" if error is None else f", and cannot be fetched ({_reason(error)})"
+    return f"{hub_id}: {where}{reason}. Fetch it where there is a network: {command(hub_id, patterns)}"
+
+
+def _reason(error: BaseException) -> str:
+    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    if any(isinstance(each, OfflineModeIsEnabled) for each in chain):
+        return "HF_HUB_OFFLINE is set"
+    if any(isinstance(each, (LocalEntryNotFoundError, ConnectionError)) for each in chain):
+        return "the hub cannot be reached"
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line.rstrip(".")[:160] for line in lines if line), type(error).__name__)

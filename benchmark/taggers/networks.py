@@ -1,0 +1,157 @@
+"""What taggers, classifiers and encoders in torch share: a folder, checked and loaded, and shown images.
+
+transformers is imported here and in `pipelines.py` (to quieten it) only. B images, E numbers for each.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmark.errors import InputError, first_line
+from benchmark.taggers.preprocessing import Preprocessing, read_preprocessing
+from benchmark.taggers.tagger import Images, check_images, files_fingerprint
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+WEIGHTS, CONFIG, PREPROCESSOR = "model.safetensors", "config.json", "preprocessor_config.json"
+
+
+class ImageNetwork:
+    """A network in torch and the files it was read from."""
+
+    def __init__(self, folder: Path, files: Sequence[str], model: Any, *, device: str, batch_size: int):
+        self.name = folder.resolve().name
+        self._files = [folder / name for name in files]
+        self.model = model.to(device)
+        self._device, self._batch_size = device, batch_size
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the model, its configuration and its preprocessing."""
+        return files_fingerprint(self._files)
+
+    def show(self, images: Images, see: Callable[[Tensor], Tensor], width: int) -> NDArray[np.float32]:
+        """uint8 [B, H, W, 3] -> what `see` makes of float32 [b, 3, H, W] in 0..1, batch by batch: [B, width]."""
+        import torch
+
+        check_images(images)
+        parts = [np.empty((0, width), dtype=np.float32)]
+        with torch.inference_mode():
+            for start in range(0, len(images), self._batch_size):
+                batch = torch.from_numpy(np.ascontiguousarray(images[start : start + self._batch_size]))
+                pixels = batch.to(self._device).permute(0, 3, 1, 2).to(torch.float32) / 255
+                parts.append(see(pixels).cpu().numpy())
+        return np.concatenate(parts)
+
+
+class TransformersNetwork(ImageNetwork):
+    """A transformers model in a folder with its preprocessing; without such a file pixels pass as they are.
+
+    kind: its class in transformers. what: what a folder without one of the files `needed` is not. spare: as for
+    `load_transformers`. Raises InputError.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        kind: str,
+        what: str,
+        needed: Sequence[str],
+        *,
+        device: str = "cpu",
+        batch_size: int = 32,
+        spare: str | None = None,
+    ):
+        missing = [name for name in needed if not (folder / name).is_file()]
+        if missing:
+            raise InputError(f"{folder}: is no {what}; it has no {missing[0]}.")
+        self.preprocessing = Preprocessing(None, None, None, "bilinear", None, None)
+        if PREPROCESSOR in needed:
+            self.preprocessing = read_preprocessing(folder / PREPROCESSOR)
+        self.check(folder, read_config(folder))
+        model = load_transformers(folder, kind, spare)
+        super().__init__(folder, needed, model, device=device, batch_size=batch_size)
+
+    def check(self, folder: Path, config: Mapping[str, Any]) -> None:
+        """Raise InputError, before any weight is read, for a model of another kind, as its `config.json` has it."""
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A folder's `config.json`. Raises InputError where it cannot be read."""
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder / CONFIG}: cannot be read as JSON ({error}).") from None
+    return config if isinstance(config, dict) else {}
+
+
+def check_weights(folder: Path) -> None:
+    """Raise InputError unless a folder's `model.safetensors` is whole, as its header has it."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(folder / WEIGHTS, framework="numpy"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{folder / WEIGHTS}: is no safetensors file, or was cut short ({error}).") from None
+
+
+def load_transformers(folder: Path, kind: str, spare: str | None = None) -> Any:
+    """The model of a transformers class in a folder: float32, CPU, eval mode, no gradients.
+
+    Raises InputError; a tensor that is missing is an error, not a random one. `spare`: a part of the model that the
+    file may lack as a whole; the model is then without it (None).
+    """
+    import torch
+    import transformers
+
+    check_weights(folder)
+    with _quiet():
+        try:
+            model, told = getattr(transformers, kind).from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+            )
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise InputError(f"{folder}: transformers cannot load it ({first_line(error)}).") from None
+    missing = sorted(told["missing_keys"])
+    if missing and spare and missing == sorted(key for key in model.state_dict() if key.startswith(f"{spare}.")):
+        setattr(model, spare, None)
+    elif missing:
+        raise InputError(f"{folder / WEIGHTS}: lacks '{missing[0]}' ({len(missing)} tensors in all).")
+    return model.eval().requires_grad_(False)
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a transformers folder. Raises InputError."""
+    from transformers import AutoTokenizer
+
+    with _quiet():
+        try:
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(f"{folder}: its tokenizer cannot be loaded ({first_line(error)}).") from None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers' progress bars off for a while, and its notices about loading, which are read instead."""
+    from transformers.utils import logging
+
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,89 @@
+"""WD taggers by their PyTorch weights, which timm reads: what they say can be differentiated. B images, T tags.
+
+Beside `selected_tags.csv` the folder holds what timm keeps of a model: `config.json` (the architecture, its arguments,
+the size and normalisation of its input) and `model.safetensors`. The picture is padded with white to a square, resized
+(bicubic), normalised, and its channels turned to BGR, as in the example github.com/neggles/wdv3-timm.
+
+timm is an extra, as it brings torchvision, and imported here only.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmark.errors import InputError, first_line
+from benchmark.taggers.networks import CONFIG, WEIGHTS, ImageNetwork, check_weights
+from benchmark.taggers.preprocessing import Preprocessing
+from benchmark.taggers.tagger import MODEL_FILES, Images, Probabilities
+from benchmark.taggers.wd import TAGS_FILE, general_tags, read_selected_tags
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class TimmTagger(ImageNetwork):
+    """A WD tagger in a folder, in torch. See `Tagger`; `logits` can be differentiated."""
+
+    def __init__(self, folder: Path, *, device: str = "cpu", batch_size: int = 32):
+        rows = read_selected_tags(folder / TAGS_FILE)
+        model = _load(folder)
+        width = int(model.num_classes)
+        if width != len(rows):
+            raise InputError(f"{folder}: the model has {width} outputs, {TAGS_FILE} {len(rows)} rows; mixed files?")
+        self.tags = tuple(row.name for row in rows)
+        self.general = general_tags(rows)
+        self.preprocessing = _preprocessing(folder, model.pretrained_cfg)
+        super().__init__(folder, MODEL_FILES["wd-timm"], model, device=device, batch_size=batch_size)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] in 0..1 -> [B, T], differentiable in the images; weights hold no gradients."""
+        logits: Tensor = self.model(self.preprocessing(_squared(images)).flip(1))
+        return logits
+
+    def probabilities(self, images: Images) -> Probabilities:
+        """[B, H, W, 3] uint8 RGB -> [B, T] float32."""
+        return self.show(images, lambda pixels: self.logits(pixels).sigmoid(), len(self.tags))
+
+
+def _load(folder: Path) -> Any:
+    """The model in a folder: float32, CPU, eval mode, no gradients; every tensor is in the file. Raises InputError."""
+    try:
+        import timm
+    except ImportError:
+        raise InputError(
+            f"{folder}: its PyTorch weights need timm. Install the extra (pip install 'layermerge[timm]'), or take its "
+            "ONNX form, without slopes (kind: wd)."
+        ) from None
+    from safetensors.torch import load_file
+
+    check_weights(folder)
+    try:
+        model = timm.create_model(f"local-dir:{folder}")
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise InputError(f"{folder / CONFIG}: timm cannot make this model ({first_line(error)}).") from None
+    try:
+        model.load_state_dict(load_file(folder / WEIGHTS))
+    except RuntimeError as error:
+        raise InputError(f"{folder / WEIGHTS}: does not fit {CONFIG} ({first_line(error)}).") from None
+    return model.float().eval().requires_grad_(False)
+
+
+def _preprocessing(folder: Path, config: Any) -> Preprocessing:
+    """What timm's configuration of a pretrained model asks of a square picture. Raises InputError."""
+    channels, *size = config["input_size"]
+    if channels != 3 or size[0] != size[1] or config["interpolation"] != "bicubic" or config["crop_pct"] != 1.0:
+        has = ", ".join(f"{key} {config[key]}" for key in ("input_size", "interpolation", "crop_pct"))
+        raise InputError(f"{folder / CONFIG}: a WD tagger sees all of a square, resized bicubically, not {has}.")
+    mean, std = tuple(config["mean"]), tuple(config["std"])
+    return Preprocessing(None, (size[0], size[1]), None, "bicubic", mean, std)
+
+
+def _squared(images: Tensor) -> Tensor:
+    """[B, 3, H, W] -> [B, 3, S, S], S the longer side: white above and below, or left and right."""
+    from torch.nn.functional import pad
+
+    height, width = images.shape[2:]
+    over = max(height, width)
+    top, left = (over - height) // 2, (over - width) // 2
+    return pad(images, (left, over - width - left, top, over - height - top), value=1.0)

@@ -1,0 +1,276 @@
+"""What each command does: calls and prints. Heavy modules are imported where they are needed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from merger.app.cli import Stopped
+from merger.app.runs import ROOT, Run, find_run, list_runs
+from merger.config.config import Config, load_config
+from merger.errors import ConfigError, StudyError
+
+
+def search(args: argparse.Namespace) -> int:
+    """`merger search`: begins a run, or continues it."""
+    overrides = _overrides(args)
+    if args.storage:
+        overrides.append(f"storage={json.dumps(args.storage)}")
+    if args.name:
+        overrides.append(f"name={json.dumps(args.name)}")
+    config = load_config(args.config, overrides)
+    name = config.name or args.config.stem
+    config = config.model_copy(update={"name": name})
+    return _search(config, Run((ROOT / name).resolve()), args)
+
+
+def resume(args: argparse.Namespace) -> int:
+    """`merger resume`: continues a run from its folder alone."""
+    run = find_run(args.target)
+    return _search(load_config(run.config_file, _overrides(args)), run, args)
+
+
+def _search(config: Config, run: Run, args: argparse.Namespace) -> int:
+    from merger.app.run_search import Interrupt, run_search
+    from merger.app.session import open_session
+
+    with Interrupt().listening() as interrupt:
+        try:
+            session = open_session(config)
+            result = run_search(session, run, interrupt)
+        except KeyboardInterrupt:
+            where = _shown(run.folder)
+            how = f"nothing finished is lost; continue with: merger resume {where}"
+            raise Stopped(how if run.exists() else "stopped before the first trial; nothing was written") from None
+    _print_result(run, result, args.json)
+    return 0
+
+
+def status(args: argparse.Namespace) -> int:
+    """`merger status`: where a run stands."""
+    found = describe(find_run(args.target))
+    if args.json:
+        print(json.dumps(found, ensure_ascii=False))
+        return 0
+    print(f"{found['name']}: {found['state']}, {found['trials']} of {found['limit']} trials, {found['images']} images")
+    if found["best"]:
+        best = found["best"]
+        print(f"best {best['value']:.4f} ± {best['stderr']:.4f} ({best['label']}), accuracy {best['accuracy']:.4f}")
+        print(
+            f"{found['since_improvement']} trials since it last rose by more than its noise (patience {found['patience']})"
+        )
+    if found["left"]:
+        print(f"at most {found['left']} left")
+    result = find_run(args.target).result()
+    if result is not None:
+        from merger.report.report import result_text
+
+        print(result_text(result))
+    elif found["state"] == "stopped":
+        print(f"continue with: merger resume {_shown(find_run(args.target).folder)}")
+    return 0
+
+
+def list_(args: argparse.Namespace) -> int:
+    """`merger list`: the runs in a folder."""
+    rows = []
+    for run in list_runs(args.folder):
+        try:
+            rows.append(describe(run))
+        except (ConfigError, StudyError) as error:  # one damaged run must not hide the others
+            rows.append({"name": run.name, "folder": str(run.folder), "state": "damaged", "problem": str(error)})
+    if args.json:
+        print(json.dumps(rows, ensure_ascii=False))
+        return 0
+    if not rows:
+        print(f"no runs in {args.folder or ROOT}/", file=sys.stderr)
+    for row in rows:
+        best = row.get("best")
+        line = f"{row['name']:24} {row['state']:9}"
+        line += f" {row['trials']:5} trials" if "trials" in row else f" {row['problem']}"
+        print(line + (f"   best {best['value']:.4f} ± {best['stderr']:.4f} ({best['label']})" if best else ""))
+    return 0
+
+
+def export(args: argparse.Namespace) -> int:
+    """`merger export`: writes the winner, the best so far, or a given trial."""
+    from merger.app.scored_files import export_trial
+    from merger.app.session import open_session
+    from merger.export.forms import ExportOptions, is_folder
+    from merger.search.study import incumbent, open_study
+    from merger.search.trials import STEP
+
+    run = find_run(args.target)
+    config = run.config()
+    session = open_session(config)
+    study = open_study(run.storage(config), run.name, session.space, identity=session.identity(), create=False)
+    result = run.result()
+    if args.trial is not None:
+        trial, name = study.record(args.trial), f"trial-{args.trial}"
+    elif result is not None:
+        trial, name = study.record(result["winner"]["trial"]), "best"
+    else:
+        trial, name = incumbent(study), "best"
+    suffix = f"-{args.dtype}" if args.dtype else ""
+    how = ExportOptions(
+        args.dtype,
+        args.denoiser_only,
+        args.format,
+        _configuration(args) or session.config.pipeline,
+        args.mecha,
+        replace_folder=args.output is None,  # a name of ours, in the run's own folder
+    )
+    ending = "" if is_folder(session.base, how) else ".safetensors"
+    output = args.output or run.folder / f"{name}{suffix}{'-denoiser' if args.denoiser_only else ''}{ending}"
+    prompts = "the prompts of its step" if trial.role == STEP else "the search prompts"
+    written = export_trial(session, trial, output, how)
+    print(
+        json.dumps({"file": str(written), "trial": trial.number, "accuracy": trial.score.accuracy})
+        if args.json
+        else f"{_shown(written)}: trial {trial.number}, {trial.score.accuracy:.4f} on {prompts}"
+    )
+    return 0
+
+
+def merge(args: argparse.Namespace) -> int:
+    """`merger merge`: a file from a recipe alone."""
+    from merger.checkpoints.compatibility import check_fit, remarks
+    from merger.export.forms import ExportOptions, export_as
+    from merger.export.recipe_files import open_recipe
+
+    recipe, base, donors = open_recipe(args.recipe, allow_pickle=args.allow_pickle)
+    for remark in remarks(donors, check_fit(base, donors)):
+        print(remark, file=sys.stderr)
+    how = ExportOptions(args.dtype, args.denoiser_only, args.format, _configuration(args), args.mecha)
+    written = export_as(recipe, args.output, how, base=base, donors=donors)
+    print(json.dumps({"file": str(written)}) if args.json else _shown(written))
+    return 0
+
+
+def _configuration(args: argparse.Namespace) -> Path | None:
+    """The folder that `--pipeline` names, by path or hub id; None where it is not given."""
+    from merger.checkpoints.hub import on_this_disk
+
+    return None if args.pipeline is None else on_this_disk(args.pipeline, "configuration")
+
+
+def convert(args: argparse.Namespace) -> int:
+    """`merger convert`: a pickle as a `.safetensors` file."""
+    from merger.checkpoints.convert import convert as rewrite
+
+    written = rewrite(args.file, args.output)
+    print(json.dumps({"file": str(written)}) if args.json else _shown(written))
+    return 0
+
+
+def verify(args: argparse.Namespace) -> int:
+    """`merger verify`: 0 where the file is what its recipe says, 1 where it is not."""
+    from merger.export.write import verify as rebuild
+
+    found = rebuild(args.file, args.search, allow_pickle=args.allow_pickle)
+    report: dict[str, Any] = {
+        "file": str(args.file),
+        "ok": found.ok,
+        "tensors_compared": found.tensors_compared,
+        "differing": list(found.differing),
+    }
+    if args.score:
+        report["score"] = _score_again(args.file, args.target)
+        report["ok"] = report["ok"] and report["score"]["same"]
+    if args.json:
+        print(json.dumps(report, ensure_ascii=False))
+    else:
+        print(f"{args.file}: {found.tensors_compared} tensors compared with the recipe, {len(found.differing)} differ")
+        for key in found.differing[:5]:
+            print(f"  differs: {key}")
+        if args.score:
+            score = report["score"]
+            print(
+                f"accuracy {score['accuracy']:.4f}, recorded {score['recorded_accuracy']:.4f}; "
+                f"mean probability {score['probability']:.4f}, recorded {score['recorded_probability']:.4f}"
+            )
+        print("verified" if report["ok"] else "NOT what it says it is")
+    return 0 if report["ok"] else 1
+
+
+def _score_again(file: Path, target: str | None) -> dict[str, Any]:
+    from merger.app.scored_files import SCORE_KEY, score_file
+    from merger.checkpoints.checkpoint import open_checkpoint
+
+    recorded = open_checkpoint(file).metadata.get(SCORE_KEY)
+    if recorded is None:
+        raise StudyError(f"{file}: carries no score; only blends that `merger` exported from a run do")
+    run = find_run(target or str(file.resolve().parent))
+    return score_file(file, run, json.loads(recorded))
+
+
+def inspect(args: argparse.Namespace) -> int:
+    """`merger inspect`: what files are; 1 where they do not fit together."""
+    from merger.checkpoints.inspect import format_inspection, inspect_files
+
+    found = inspect_files(args.files, _configuration(args), allow_pickle=args.allow_pickle)
+    print(json.dumps(found, ensure_ascii=False) if args.json else format_inspection(found))
+    return 0 if found["fit"]["ok"] else 1
+
+
+def describe(run: Run) -> dict[str, Any]:
+    """Where a run stands, as plain values; needs none of its sources."""
+    from merger.report.progress import duration, time_left
+    from merger.search.study import read_study
+    from merger.search.trials import best_of, last_improvement
+
+    config = run.config()
+    records = read_study(run.storage(config), run.name).records()
+    best, result = best_of(records), run.result()
+    state = "running" if run.busy() else "finished" if result is not None else "stopped"
+    left = time_left(records, config.trials, config.time_limit)
+    baselines = len(config.donors) + 2
+    return {
+        "name": run.name,
+        "folder": str(run.folder),
+        "state": state,
+        "trials": len(records),
+        "limit": config.trials,
+        "images": sum(record.score.images for record in records),
+        "seconds": round(sum(record.score.seconds for record in records), 1),
+        "since_improvement": max(len(records) - max(last_improvement(records) + 1, baselines), 0),
+        "patience": config.patience,
+        "left": duration(left) if left is not None and state != "finished" else None,
+        "best": None
+        if best is None
+        else {
+            "trial": best.number,
+            "label": best.label,
+            "value": best.value,
+            "stderr": best.score.stderr,
+            "accuracy": best.score.accuracy,
+        },
+        "stopped_because": None if result is None else result["stopped_because"],
+    }
+
+
+def _overrides(args: argparse.Namespace) -> list[str]:
+    pickles = ["allow_pickle=true"] if args.allow_pickle else []
+    return [*args.set, *([f"trials={args.trials}"] if args.trials is not None else []), *pickles]
+
+
+def _print_result(run: Run, result: dict[str, Any], as_json: bool) -> None:
+    from merger.report.report import result_text
+
+    if as_json:
+        print(json.dumps(result, ensure_ascii=False))
+        return
+    print(result_text(result))
+    print()
+    if run.best.exists():
+        print(f"checkpoint  {_shown(run.best)}")
+    print(f"report      {_shown(run.report)}")
+
+
+def _shown(path: Path) -> str:
+    """A path as short as it can be said from here."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

@@ -1,0 +1,142 @@
+"""Run folders: where a search keeps what it is, what it found, and who is at it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmark.errors import did_you_mean
+from benchmark.writing import write_text
+from merger.config.config import Config, dump_config, load_config
+from merger.errors import StudyError
+
+ROOT = Path("runs")
+"""Where runs lie, from where the command is called."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """The folder of one search. Its name is the study's name."""
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """The run's and the study's name."""
+        return self.folder.name
+
+    @property
+    def config_file(self) -> Path:
+        """The configuration as resolved."""
+        return self.folder / "config.yaml"
+
+    @property
+    def database(self) -> Path:
+        """The study, where no other storage was named."""
+        return self.folder / "study.db"
+
+    @property
+    def samples(self) -> Path:
+        """Pictures of base, best donor and winner."""
+        return self.folder / "samples"
+
+    @property
+    def scores(self) -> Path:
+        """Evaluations already made after the search, so that none is drawn twice."""
+        return self.folder / "scores"
+
+    @property
+    def best(self) -> Path:
+        """The winner as a checkpoint: one file, or a folder `best` where the base is a folder."""
+        file, folder = self.folder / "best.safetensors", self.folder / "best"
+        return folder if folder.is_dir() and not file.exists() else file
+
+    @property
+    def report(self) -> Path:
+        """The page that shows the search."""
+        return self.folder / "report.html"
+
+    @property
+    def result_file(self) -> Path:
+        """The final table."""
+        return self.folder / "result.json"
+
+    def exists(self) -> bool:
+        """Whether a search was begun here."""
+        return self.config_file.is_file()
+
+    def config(self) -> Config:
+        """The configuration this run was begun with. Raises `ConfigError` if it cannot be read."""
+        return load_config(self.config_file)
+
+    def storage(self, config: Config) -> str:
+        """The URL of the study's database."""
+        return config.storage or f"sqlite:///{self.database.resolve()}"
+
+    def result(self) -> dict[str, Any] | None:
+        """The final table, or None while there is none."""
+        if not self.result_file.is_file():
+            return None
+        try:
+            return dict(json.loads(self.result_file.read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise StudyError(f"{self.result_file}: is damaged ({error}); `merger resume` writes it again") from None
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        """Keeps the final table."""
+        text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False)
+        write_text(self.result_file, text + "\n")
+
+    def make_folder(self) -> None:
+        """Makes the folder itself. Raises `StudyError` where none can be made."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StudyError(f"{self.folder}: cannot be made ({error.strerror})") from None
+
+    def create(self, config: Config) -> None:
+        """Makes the folder, or brings its configuration up to date."""
+        self.make_folder()
+        write_text(self.config_file, dump_config(config))
+
+    def busy(self) -> bool:
+        """Whether a search is at work here now."""
+        try:
+            with self.lock():
+                return False
+        except StudyError:
+            return True
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Held while a search works here. Raises `StudyError` if another one does."""
+        try:
+            import fcntl
+        except ImportError:  # no such locks on Windows; there two searches must not share a folder
+            yield
+            return
+        with (self.folder / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise StudyError(f"{self.folder}: a search is at work here already; wait for it or stop it") from None
+            yield
+
+
+def find_run(given: str) -> Run:
+    """The run at a path or of a name under `runs/`. Raises `StudyError` naming the nearest there is."""
+    for folder in (Path(given), ROOT / given):
+        if Run(folder).exists():
+            return Run(folder.resolve())
+    names = [run.name for run in list_runs()]
+    raise StudyError(f"there is no run '{given}'.{did_you_mean(Path(given).name, names)}")
+
+
+def list_runs(root: Path | None = None) -> list[Run]:
+    """All runs in a folder, by name."""
+    root = root or ROOT
+    return [Run(folder) for folder in sorted(root.iterdir()) if Run(folder).exists()] if root.is_dir() else []

@@ -1,0 +1,243 @@
+"""The resident denoiser: donors held ready, blends written in place, and a checksum that proves it.
+
+    P   elements of a layer's buffer: its tensors end to end, each begun on a multiple of 64 elements, zeros between
+    D   donors
+
+A layer's parameters become views into one flat buffer [P] of the module's dtype; base and donors are held in flat
+buffers of the same arrangement in the dtype of their files, or stay in their files (`merger.blend.sources`). A blend is one
+pass over each layer.
+
+What is scored is what is exported: blended values are rounded to the dtype of the base file's tensors first, to the
+module's afterwards, exactly as if the exported file had been loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from merger.blend.arithmetic import blend_into
+from merger.blend.sources import Copies, Hold, Mapped, Span, choose_hold
+from merger.checkpoints.checkpoint import Checkpoint
+from merger.checkpoints.names.text import bare_name
+from merger.checkpoints.text_encoders import component_of
+from merger.errors import BlendNotApplied, CheckpointError, ConfigError, did_you_mean
+
+Weights = Mapping[str, Mapping[str, float]]
+Read = Callable[[], tuple[Tensor, tuple[Tensor, ...]]]
+
+_ALIGN = 64  # elements; kernels want tensors on at least 64 bytes
+_ROW = 4096  # bytes; a buffer is a whole number of rows, so that its checksum needs no special ends
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One layer: the live buffer [P], what it is blended from, and the parameters that view into `live`."""
+
+    live: Tensor
+    held: Copies | Mapped
+    parameters: Mapping[str, Tensor]
+    places: Mapping[str, Span]  # where each tensor lies in the buffer
+
+
+class LiveDenoiser:
+    """A module whose parameters are a blend that can be changed in a moment.
+
+    module: the denoiser, already of its dtype and on its device; it must stay there. base, donors: opened checkpoints
+    that fit (`merger.checkpoints.compatibility.check_fit`). layers: {layer: tensor names}, together all of the
+    module's parameters and kept buffers. text_encoders: {component: its module}, where they are blended too; what the
+    base's file does not hold of them stays as it is. hold: where base and donors are held; None chooses by the memory
+    that is free, and `remark` is then what a person should know of it.
+    It holds D + 2 copies of what is blended, or one. Begins as the base. Raises CheckpointError where module, base and
+    layers do not agree on the tensors.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        base: Checkpoint,
+        donors: Sequence[Checkpoint],
+        layers: Mapping[str, Sequence[str]],
+        text_encoders: Mapping[str, nn.Module] | None = None,
+        *,
+        hold: Hold | None = None,
+    ) -> None:
+        self.module, self.text_encoders = module, dict(text_encoders or {})
+        self.donors = tuple(donor.name for donor in donors)
+        self._text_names = base.text.keys() if self.text_encoders else frozenset()
+        parameters = self._state()
+        _check(parameters, base, layers)
+        sources = (base, *donors)
+        self.hold, self.remark = (hold, "") if hold else choose_hold(sources, parameters)
+        self._layers = {
+            layer: _lay_out({name: parameters[name] for name in names}, sources, self.hold)
+            for layer, names in layers.items()
+        }
+        self._text_layers = {layer for layer, names in layers.items() if any(component_of(name) for name in names)}
+        self.weights: dict[str, tuple[float, ...]] = {}
+        self._digests: dict[str, bytes] = {}
+        self.checksum = self.restore()
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the layers, in order."""
+        return tuple(self._layers)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held: live buffers, and base and donors where they are not in their files."""
+        return sum(layer.live.nbytes + layer.held.nbytes for layer in self._layers.values())
+
+    @property
+    def text_checksum(self) -> str:
+        """The checksum of the layers that text encoders have a part in: as long as it stays, so do their embeddings."""
+        return _join({layer: digest for layer, digest in self._digests.items() if layer in self._text_layers})
+
+    def sources(self, layer: str) -> Iterator[tuple[Tensor, Read]]:
+        """Each parameter of `layer`, and a call for the values it is blended from: the base's [P], the donors' D x [P].
+
+        P is the parameter's own number of elements here; the values are on its device, in the dtype of their files.
+        """
+        everyone = range(len(self.donors))
+
+        def reader(held: Copies | Mapped, place: Span, device: torch.device) -> Read:
+            def read() -> tuple[Tensor, tuple[Tensor, ...]]:
+                base, donors = held.read(place, everyone)
+                return base.to(device), tuple(donor.to(device) for donor in donors)
+
+            return read
+
+        known = self._layers[layer]
+        for name, parameter in known.parameters.items():
+            yield parameter, reader(known.held, known.places[name], parameter.device)
+
+    def apply(self, weights: Weights) -> str:
+        """Make the module the blend of these weights ({layer: {donor: weight}}, what is missing is 0).
+
+        Returns the checksum of the live weights, 32 hex digits: the same blend gives the same one on any device.
+        Raises ConfigError for a layer or donor that is not there, and BlendNotApplied where the module does not hold
+        the blend afterwards; the module is then in no known state, and `restore` is the way back.
+        """
+        for layer in weights:
+            if layer not in self._layers:
+                raise ConfigError(f"layer '{layer}' does not exist.{did_you_mean(layer, self._layers)}")
+        rows = {layer: self._row(layer, weights.get(layer, {})) for layer in self._layers}
+        self._check_views()
+        with torch.no_grad():
+            for layer, row in rows.items():
+                _blend_layer(self._layers[layer], row)
+        digests = {layer: _digest(held.live) for layer, held in self._layers.items()}
+        for layer, row in rows.items():
+            # Equal bits are right where donors agree, or where the change drowns in rounding: only then.
+            if digests[layer] == self._digests.get(layer) and row != self.weights.get(layer):
+                self._check_blend(layer, row)
+        self.weights, self._digests = rows, digests
+        self.checksum = _join(digests)
+        return self.checksum
+
+    def restore(self) -> str:
+        """Make the module the base again, bit for bit. Returns its checksum."""
+        return self.apply({})
+
+    def _row(self, layer: str, row: Mapping[str, float]) -> tuple[float, ...]:
+        for donor in row:
+            if donor not in self.donors:
+                raise ConfigError(f"{layer}: '{donor}' is not a donor.{did_you_mean(donor, self.donors)}")
+        return tuple(float(row.get(donor, 0.0)) for donor in self.donors)
+
+    def _check_views(self) -> None:
+        """The module's parameters must still be the ones that view into our buffers, where they were put."""
+        current = self._state()
+        for layer in self._layers.values():
+            for name, parameter in layer.parameters.items():
+                address = layer.live.data_ptr() + layer.places[name].start * layer.live.element_size()
+                if current.get(name) is not parameter or parameter.data_ptr() != address:
+                    raise BlendNotApplied(
+                        f"'{name}' no longer lies in the blended buffer: the module was moved, cast or given new "
+                        "parameters after it became live. Make it live again."
+                    )
+
+    def _state(self) -> dict[str, Tensor]:
+        """The parameters by name, and the buffers kept with them (SD 3's table of positions), not copies."""
+        state = self.module.state_dict(keep_vars=True)
+        for component, encoder in self.text_encoders.items():
+            named = {f"{component}.{bare_name(name)}": t for name, t in encoder.state_dict(keep_vars=True).items()}
+            state |= {name: tensor for name, tensor in named.items() if name in self._text_names}
+        return state
+
+    def _check_blend(self, layer: str, row: tuple[float, ...]) -> None:
+        held = self._layers[layer]
+        afresh = replace(held, live=torch.zeros_like(held.live), parameters={})
+        _blend_layer(afresh, row)
+        if _digest(afresh.live) != _digest(held.live):
+            raise BlendNotApplied(
+                f"the weights of {layer} were changed to {list(row)}, but its tensors did not change."
+            )
+
+
+def checksum_of(buffers: Mapping[str, Tensor]) -> str:
+    """The checksum `LiveDenoiser.apply` returns, of buffers [P] whose bytes are a whole number of rows of 4096."""
+    return _join({layer: _digest(buffer) for layer, buffer in buffers.items()})
+
+
+def _check(parameters: Mapping[str, Tensor], base: Checkpoint, layers: Mapping[str, Sequence[str]]) -> None:
+    """Module, base file and layers speak of the same tensors, each once, of the same shapes, in one dtype and place."""
+    named = [name for names in layers.values() for name in names]
+    if len(named) != len(set(named)):
+        raise CheckpointError("a tensor is in two layers: every tensor must be in exactly one")
+    if odd := sorted(set(named) ^ set(parameters)):
+        where = "no layer" if odd[0] in parameters else "the layers, but not in the module"
+        raise CheckpointError(f"'{odd[0]}' is in {where} ({len(odd)} such): is it the denoiser of this pipeline?")
+    for name, parameter in parameters.items():
+        info = base.blended.get(name)
+        if info is None or info.shape != tuple(parameter.shape):
+            found = "nothing" if info is None else list(info.shape)
+            raise CheckpointError(
+                f"{base.path.name}: '{name}' is {found} in the file, in the pipeline it is {list(parameter.shape)}."
+            )
+    if len({(parameter.dtype, parameter.device) for parameter in parameters.values()}) != 1:
+        raise CheckpointError("the parameters that are blended must all have one dtype and be on one device")
+
+
+def _lay_out(parameters: Mapping[str, Tensor], sources: Sequence[Checkpoint], hold: Hold) -> _Layer:
+    """Lay a layer's tensors end to end, turn the parameters into views, and see to base and donors."""
+    first = next(iter(parameters.values()))
+    places: dict[str, Span] = {}
+    at = 0
+    for name, parameter in parameters.items():
+        places[name] = Span(name, at, at + parameter.numel(), sources[0].blended[name].dtype)
+        at += -(-parameter.numel() // _ALIGN) * _ALIGN
+    total = -(-at // _ROW) * _ROW  # elements, so bytes as well
+    held = Copies(sources, places, total, first.device) if hold == "memory" else Mapped(sources, places)
+    live = torch.zeros(total, dtype=first.dtype, device=first.device)
+    for name, parameter in parameters.items():
+        parameter.data = live[places[name].start : places[name].end].view(parameter.shape)
+    return _Layer(live, held, dict(parameters), places)
+
+
+def _blend_layer(layer: _Layer, row: Sequence[float]) -> None:
+    used = [column for column, weight in enumerate(row) if weight != 0]
+    for span in layer.held.spans:
+        base, donors = layer.held.read(span, used)
+        blend_into(layer.live[span.start : span.end], base, donors, [row[i] for i in used], stored=span.stored)
+
+
+def _digest(buffer: Tensor) -> bytes:
+    """The sums of a buffer's rows and columns, its bytes seen as 64-bit integers [rows, 512], modulo 2**64.
+
+    Any one bit that changes changes a sum, and moved or exchanged values change sums of their rows or columns; integer
+    sums come out the same in any order, so on any device. Costs two reads of the buffer; 1/512 of it is carried over.
+    """
+    words = buffer.view(torch.int64).view(-1, _ROW // 8)
+    return b"".join(words.sum(dim).cpu().numpy().tobytes() for dim in (0, 1))
+
+
+def _join(digests: Mapping[str, bytes]) -> str:
+    hashed = hashlib.blake2b(digest_size=16)
+    for layer, digest in digests.items():
+        hashed.update(layer.encode() + b"\0" + digest)
+    return hashed.hexdigest()

@@ -1,0 +1,188 @@
+"""What checkpoint files are and whether they fit together, as a table of plain values and as text."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from merger.checkpoints.adapter import open_lora
+from merger.checkpoints.checkpoint import Checkpoint, open_checkpoint, read_scheduler_config, read_unet_config
+from merger.checkpoints.compatibility import check_fit
+from merger.checkpoints.families import prediction_of
+from merger.checkpoints.hub import on_this_disk
+from merger.checkpoints.text_encoders import text_tensors
+from merger.checkpoints.weight_files import open_weights
+from merger.errors import CheckpointError, NoDenoiser, RecipeError
+from merger.export.recipe import METADATA_KEY, Recipe
+from merger.layers.text import group_text
+from merger.layers.unet import group, sizes
+
+
+def inspect_files(paths: Sequence[Path], pipeline: Path | None = None, *, allow_pickle: bool = False) -> dict[str, Any]:
+    """Describe checkpoints; the first is taken as the base the others are to fit.
+
+    Returns {"files": [...], "fit": {"ok", "problem", "left_out"}}. Each file is one of three: a checkpoint {name, path,
+    family, layout, prediction, zero_snr, bytes, tensors, parameters, dtypes, other_tensors, sha256, layers,
+    text_encoders, recipe}, where `layers` is {block: parameters} and `text_encoders` {text encoder: parameters};
+    weights of another kind {name, path, kind, words, bytes, tensors, dtypes}; or
+    one that cannot be opened {name, path, problem}. Raises CheckpointError where the only file cannot be opened; files
+    that do not fit together are no error, but said in "fit".
+    """
+    config = read_unet_config(pipeline) if pipeline is not None else None
+    opened: list[Checkpoint] = []
+    files: list[dict[str, Any]] = []
+    refused: list[str] = []
+    for path, name in zip(paths, unique_names(paths), strict=True):
+        try:
+            path = on_this_disk(Path(path), "denoiser")
+            checkpoint = open_checkpoint(path, name=name, unet_config=config, allow_pickle=allow_pickle)
+            files.append(_describe(checkpoint, pipeline))
+            opened.append(checkpoint)
+        except NoDenoiser as error:
+            files.append(_describe_other(Path(path), name, error, allow_pickle))
+            if error.kind != "lora" or not opened:
+                refused.append(str(error))
+                continue
+            try:
+                lora = open_lora(Path(path), opened[0], name=name, allow_pickle=allow_pickle)
+                opened.append(lora)
+                files[-1] |= {"changes": len(lora.changes), "text_tensors": len(lora.text_keys)}
+            except CheckpointError as unfit:
+                refused.append(str(unfit))
+        except CheckpointError as error:
+            if len(paths) == 1:
+                raise
+            refused.append(str(error))
+            files.append({"name": name, "path": str(path), "problem": str(error)})
+    fit: dict[str, Any] = {"ok": True, "problem": None, "left_out": {}}
+    try:
+        if refused and len(paths) > 1:
+            raise CheckpointError(refused[0])
+        if opened:
+            fit["left_out"] = {name: list(extra) for name, extra in check_fit(opened[0], opened[1:]).items()}
+    except CheckpointError as error:
+        fit |= {"ok": False, "problem": str(error)}
+    return {"files": files, "fit": fit}
+
+
+def unique_names(paths: Sequence[Path]) -> list[str]:
+    """Names for checkpoints: the file's, with its folder's in front (or a number behind) where two are alike."""
+    stems = [Path(path).name.removesuffix(".safetensors") for path in paths]
+    doubled = {stem for stem, count in Counter(stems).items() if count > 1}
+    names: list[str] = []
+    for path, stem in zip(paths, stems, strict=True):
+        name = f"{Path(path).absolute().parent.name}-{stem}" if stem in doubled else stem
+        names.append(name if name not in names else f"{name}-{len(names) + 1}")
+    return names
+
+
+def format_inspection(found: dict[str, Any]) -> str:
+    """The table of `inspect_files` as lines of text for a person."""
+    lines = []
+    known = [file for file in found["files"] if "family" in file]
+    for file in found["files"]:
+        lines += _lines(file)
+    shapes = {tuple(file["layers"].items()) for file in known}
+    for file in known if len(shapes) > 1 else known[:1]:
+        lines.append(f"layers of {file['name']} (parameters):" if len(shapes) > 1 else "layers (parameters):")
+        cells = [f"{layer} {count:>11,}" for layer, count in file["layers"].items()]
+        lines += ["  " + "   ".join(cells[i : i + 4]) for i in range(0, len(cells), 4)]
+    if len(found["files"]) > 1:
+        lines.append("they fit together" if found["fit"]["ok"] else f"they do not fit: {found['fit']['problem']}")
+    for name, extra in found["fit"]["left_out"].items():
+        lines.append(f"a blend leaves out {len(extra)} tensors of {name}, first '{extra[0]}'")
+    return "\n".join(lines)
+
+
+def _lines(file: dict[str, Any]) -> list[str]:
+    """What is said of one file."""
+    if "problem" in file:
+        return [f"error: {file['problem']}"]
+    dtypes = ", ".join(f"{count} x {dtype}" for dtype, count in file["dtypes"].items())
+    if "kind" in file:
+        lines = [f"{file['path']}", f"  {file['words']}; {_size(file['bytes'])}, {file['tensors']} tensors ({dtypes})"]
+        if "changes" in file:
+            text = file["text_tensors"]
+            left = f"; {text} tensors for text encoders are left out unless those are blended" if text else ""
+            lines.append(f"  changes {file['changes']} tensors of the base's denoiser{left}")
+        return lines
+    network = "U-Net" if file["family"].startswith(("sd1", "sd2", "sdxl", "unet")) else "transformer"
+    lines = [
+        f"{file['path']}",
+        f"  {file['family']} {network}, {file['layout']} layout, {_size(file['bytes'])}; {_predicts(file)}",
+        f"  denoiser: {file['parameters']:,} parameters in {file['tensors']} tensors ({dtypes}); "
+        f"{file['other_tensors']} other tensors",
+        f"  SHA-256 {file['sha256']}",
+    ]
+    if file["text_encoders"]:
+        encoders = ", ".join(f"{layer} {count:,}" for layer, count in file["text_encoders"].items())
+        lines.insert(-1, f"  text encoders (parameters): {encoders}")
+    if file["recipe"]:
+        lines.append(f"  a blend made by layermerge {file['recipe']['version']} from {', '.join(file['recipe']['of'])}")
+    return lines
+
+
+def _predicts(file: dict[str, Any]) -> str:
+    words = {"v": "predicts v", "epsilon": "predicts noise", "flow": "predicts flow"}
+    unknown = "predicts noise (512) or v (768-v): the file does not say, the pipeline's scheduler must"
+    return words.get(file["prediction"], unknown) + (", zero terminal SNR" if file["zero_snr"] else "")
+
+
+def _describe_other(path: Path, name: str, found: NoDenoiser, allow_pickle: bool) -> dict[str, Any]:
+    tensors = open_weights(path, allow_pickle=allow_pickle).header.tensors if path.is_file() else {}
+    return {
+        "name": name,
+        "path": str(path),
+        "kind": found.kind,
+        "words": found.words,
+        "bytes": path.stat().st_size if path.is_file() else 0,
+        "tensors": len(tensors),
+        "dtypes": dict(Counter(str(entry.dtype).removeprefix("torch.") for entry in tensors.values())),
+    }
+
+
+def _describe(checkpoint: Checkpoint, pipeline: Path | None) -> dict[str, Any]:
+    scheduler = read_scheduler_config(pipeline) if pipeline is not None else None
+    prediction, zero_snr = checkpoint.prediction, checkpoint.zero_snr
+    if prediction == "unknown":
+        prediction, zero_snr = prediction_of(checkpoint.family, checkpoint.tensors, checkpoint.metadata, scheduler)
+    elements = {name: math.prod(info.shape) for name, info in checkpoint.denoiser.items()}
+    text = {name: math.prod(info.shape) for name, info in text_tensors(checkpoint).items()}
+    return {
+        "name": checkpoint.name,
+        "path": str(checkpoint.path),
+        "family": checkpoint.family,
+        "layout": checkpoint.layout,
+        "prediction": prediction,
+        "zero_snr": zero_snr,
+        "bytes": sum(file.stat().st_size for file in checkpoint.files),
+        "tensors": len(elements),
+        "parameters": sum(elements.values()),
+        "dtypes": dict(Counter(str(info.dtype).removeprefix("torch.") for info in checkpoint.denoiser.values())),
+        "other_tensors": len(checkpoint.other_keys),
+        "sha256": checkpoint.sha256,
+        "layers": sizes(group(checkpoint.denoiser, "block"), elements),
+        "text_encoders": sizes(group_text(text, "block"), text),
+        "recipe": _recipe_of(checkpoint),
+    }
+
+
+def _recipe_of(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    if METADATA_KEY not in checkpoint.metadata:
+        return None
+    try:
+        recipe = Recipe.from_metadata(checkpoint.metadata)
+    except RecipeError as error:
+        raise CheckpointError(f"{checkpoint.path}: {error}") from None
+    return {"version": recipe.version, "of": [recipe.base.name, *(donor.name for donor in recipe.used)]}
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "KB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} GB"

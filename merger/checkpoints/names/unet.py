@@ -1,0 +1,166 @@
+"""Tensor names: the original (LDM) single-file layout on one side, diffusers' on the other.
+
+The translation is *derived*, not listed: every key the original layout could have goes through diffusers' own
+converter as a tensor that holds nothing but its own number, and the place where the number comes out is the name.
+diffusers is imported inside the functions only.
+
+Words: a *name* is diffusers' (`down_blocks.0.resnets.0.conv1.weight`), a *key* is the original file's
+(`model.diffusion_model.input_blocks.1.0.in_layers.2.weight`).
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmark.adapters.original_names import DENOISER_PREFIX, keys_of, land, unet_converter
+from merger.errors import CheckpointError
+
+VAE_PREFIX = "first_stage_model."
+TEXT_ENCODER_PREFIX = "cond_stage_model.transformer."
+
+_VAE_RESNET = ("norm1", "conv1", "norm2", "conv2", "nin_shortcut")
+_VAE_ATTENTION = ("norm", "q", "k", "v", "proj_out")
+_VAE_LINEARS = ("to_q.weight", "to_k.weight", "to_v.weight", "to_out.0.weight")
+
+
+def denoiser_names(unet_config: Mapping[str, object]) -> dict[str, str]:
+    """Translate every tensor of a U-Net with this `unet/config.json` to its key in an original single file.
+
+    Returns {diffusers name: key with `model.diffusion_model.`} in the order of the network's own state dict.
+    Raises CheckpointError where the original layout has no place for a tensor.
+    """
+    from diffusers import UNet2DConditionModel
+
+    names = _names_of(UNet2DConditionModel, unet_config)
+    blocks = unet_config.get("layers_per_block", 2)
+    if not isinstance(blocks, int):
+        raise CheckpointError(f"layers_per_block is {blocks!r}: the original layout has one number for all levels")
+    return _complete(names, keys_of(names, blocks), DENOISER_PREFIX, "U-Net")
+
+
+def denoiser_names_in(keys: Iterable[str], prefix: str = DENOISER_PREFIX) -> dict[str, str]:
+    """Translate the U-Net keys that a file really has, without a configuration.
+
+    keys: all keys of the file; those that begin with `prefix` are the denoiser's. Returns {diffusers name: key}; a key
+    that diffusers' converter does not know is left out. The number of levels and blocks is counted from the keys.
+    """
+    bare = [key.removeprefix(prefix) for key in keys if key.startswith(prefix)]
+    inputs = {key.split(".")[1] for key in bare if key.startswith("input_blocks.")}
+    levels = 1 + sum(key.startswith("input_blocks.") and key.endswith(".0.op.weight") for key in bare)
+    blocks, odd = divmod(len(inputs), levels)
+    if odd or blocks < 2:
+        return {}
+    found = land(bare, unet_converter(blocks - 1, _conditioning(set(bare))))
+    return {name: prefix + key for name, key in found.items()}
+
+
+def _conditioning(bare: set[str]) -> dict[str, object]:
+    """What a U-Net takes besides time and text, as its configuration would say it, from its original keys."""
+    config: dict[str, object] = {}
+    if "label_emb.weight" in bare:  # the x4 upscaler: one of a thousand noise levels
+        config["num_class_embeds"] = 1000
+    if "label_emb.0.0.weight" in bare:
+        # SDXL takes sizes there and has no attention at full resolution; unCLIP takes an image and has.
+        unclip = any(key.startswith("input_blocks.1.1.") for key in bare)
+        config |= {"class_embed_type": "projection"} if unclip else {"addition_embed_type": "text_time"}
+    return config
+
+
+def vae_names(vae_config: Mapping[str, object]) -> dict[str, str]:
+    """Translate every tensor of an AutoencoderKL with this `vae/config.json` to its key (`first_stage_model.`).
+
+    Returns {diffusers name: key}; raises CheckpointError where the original layout has no place for a tensor.
+    """
+    from diffusers import AutoencoderKL
+    from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+
+    names = _names_of(AutoencoderKL, vae_config)
+    levels = len({name.split(".")[2] for name in names if name.startswith("encoder.down_blocks.")})
+    counted = dict.fromkeys(("down_block_types", "up_block_types"), range(levels))  # the converter only counts them
+    found = land(_vae_candidates(names, levels), lambda marked: convert_ldm_vae_checkpoint(marked, counted))
+    return _complete(names, found, VAE_PREFIX, "VAE")
+
+
+def text_encoder_names(names: Iterable[str]) -> dict[str, str]:
+    """Translate CLIPTextModel names to keys, whether or not they carry transformers 4's `text_model.` already."""
+    return {name: f"{TEXT_ENCODER_PREFIX}text_model.{name.removeprefix('text_model.')}" for name in names}
+
+
+def save_single_file(
+    path: Path,
+    *,
+    unet: Mapping[str, Tensor],
+    vae: Mapping[str, Tensor],
+    text_encoder: Mapping[str, Tensor],
+    unet_config: Mapping[str, object],
+    vae_config: Mapping[str, object],
+    dtype: torch.dtype = torch.float16,
+    metadata: Mapping[str, str] | None = None,
+) -> Path:
+    """Write diffusers state dicts as one `.safetensors` file in the original single-file layout.
+
+    Floating tensors are stored as `dtype`. The VAE's attention projections [C, C] become the 1×1 convolutions
+    [C, C, 1, 1] they are in the original. Raises CheckpointError when a state dict is not that of its configuration.
+    """
+    from safetensors.torch import save_file
+
+    tensors: dict[str, Tensor] = {}
+    parts = (
+        ("U-Net", denoiser_names(unet_config), unet),
+        ("VAE", vae_names(vae_config), vae),
+        ("text encoder", text_encoder_names(text_encoder), text_encoder),
+    )
+    for part, translation, state in parts:
+        if odd := sorted(set(translation) ^ set(state)):
+            raise CheckpointError(
+                f"the {part}'s tensors are not those of its configuration: {odd[0]} and {len(odd) - 1} more"
+            )
+        for name, key in translation.items():
+            tensor = state[name]
+            if part == "VAE" and ".attentions." in name and name.endswith(_VAE_LINEARS):
+                tensor = tensor[:, :, None, None]
+            kind = dtype if tensor.is_floating_point() else tensor.dtype
+            tensors[key] = tensor.detach().to("cpu", kind).contiguous().clone()
+    save_file(tensors, path, metadata={"format": "pt"} | dict(metadata or {}))
+    return path
+
+
+def _names_of(network: type, config: Mapping[str, object]) -> list[str]:
+    """Names of the tensors of a network, built on the meta device: no memory, no random numbers."""
+    return list(_built_names(network, json.dumps(dict(config), sort_keys=True)))
+
+
+@functools.lru_cache(16)  # files that are looked at together share one configuration
+def _built_names(network: type, config: str) -> tuple[str, ...]:
+    with torch.device("meta"):
+        built: torch.nn.Module = network.from_config(json.loads(config))  # type: ignore[attr-defined]
+    return tuple(built.state_dict())
+
+
+def _complete(names: list[str], found: Mapping[str, str], prefix: str, part: str) -> dict[str, str]:
+    """Keep the places that are real names, and insist on all of them: candidates may be too many, never too few."""
+    if missing := [name for name in names if name not in found]:
+        raise CheckpointError(
+            f"the original single-file layout has no key for the {part}'s {missing[0]} ({len(missing)} such)"
+        )
+    return {name: prefix + found[name] for name in names}
+
+
+def _vae_candidates(names: list[str], levels: int) -> list[str]:
+    """Every key an original VAE of this size might have, and more."""
+    resnets = 1 + max(int(name.split(".")[4]) for name in names if "_blocks." in name and ".resnets." in name)
+    stems = ["quant_conv", "post_quant_conv"]
+    for half, side, sampler in (("encoder", "down", "downsample"), ("decoder", "up", "upsample")):
+        stems += [f"{half}.{part}" for part in ("conv_in", "conv_out", "norm_out")]
+        stems += [f"{half}.mid.block_{i}.{part}" for i in (1, 2) for part in _VAE_RESNET]
+        stems += [f"{half}.mid.attn_1.{part}" for part in _VAE_ATTENTION]
+        for level in range(levels):
+            stems.append(f"{half}.{side}.{level}.{sampler}.conv")
+            stems += [f"{half}.{side}.{level}.block.{i}.{part}" for i in range(resnets) for part in _VAE_RESNET]
+    return [f"{stem}.{kind}" for stem in stems for kind in ("weight", "bias")]

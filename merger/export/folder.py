@@ -1,0 +1,106 @@
+"""Export as a diffusers folder: what is blended streamed under diffusers names, all else the base's.
+
+From a folder every other file is copied as it is. From a single file the other components are taken out by diffusers,
+which has them in memory for that long. The folder appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import cast
+
+import torch
+
+from benchmark.writing import whole_or_nothing
+from merger.checkpoints.checkpoint import Checkpoint
+from merger.checkpoints.text_encoders import TEXT_FILE, components_of
+from merger.errors import CheckpointError
+from merger.export.layout import DTYPES, Form
+from merger.export.recipe import Recipe
+from merger.export.write import write_file
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+_HEAVY = (".safetensors", ".bin", ".ckpt", ".pt", ".msgpack", ".onnx", ".safetensors.index.json")
+
+
+def export_folder(
+    recipe: Recipe,
+    output: Path,
+    *,
+    base: Checkpoint,
+    donors: Sequence[Checkpoint],
+    pipeline: Path | None = None,
+    dtype: str | None = None,
+    extra_metadata: Mapping[str, str] | None = None,
+    replace_folder: bool = False,
+) -> Path:
+    """Write the blend that `recipe` describes as a diffusers folder.
+
+    pipeline: the configuration folder of a base that is a single file. dtype: of the denoiser and, from a single file,
+    of the other components. replace_folder: whether a folder of that name may go once the new one is whole. The recipe
+    is in the metadata of the denoiser's file. Raises CheckpointError for an output that is there already, a single file
+    without its pipeline's configuration, and a base that is no whole pipeline.
+    """
+    output = Path(output)
+    if output.exists() and not (replace_folder and output.is_dir()):
+        raise CheckpointError(f"{output}: is there already. Choose another name for the folder.")
+    if any(output.resolve() == source.path.resolve() for source in (base, *donors)):
+        raise CheckpointError(f"{output}: is one of the blend's own sources. Choose another name.")
+    text = components_of(base.text)
+    with whole_or_nothing(output) as partial:
+        if base.layout == "folder":
+            _copy(base.path, partial, text)
+        else:
+            _take_apart(base, partial, pipeline, dtype, text)
+        inside = next((partial / part for part in ("unet", "transformer") if (partial / part).is_dir()), partial)
+        files: dict[Form, Path] = {"diffusers": inside / WEIGHTS}
+        files |= {cast(Form, component): partial / component / TEXT_FILE for component in text}
+        for form, file in files.items():
+            write_file(
+                recipe,
+                file,
+                base=base,
+                donors=donors,
+                dtype=dtype,
+                form=form,
+                extra_metadata=extra_metadata,
+                title=output.name,
+            )
+    return output
+
+
+def _copy(source: Path, target: Path, text: Sequence[str]) -> None:
+    """A diffusers folder without the weights of its denoiser and of these text encoders."""
+    own = next((source / part for part in ("unet", "transformer") if (source / part).is_dir()), source)
+    written = {own, *(source / component for component in text)}
+
+    def left_out(folder: str, names: list[str]) -> list[str]:
+        return [name for name in names if Path(folder) in written and name.endswith(_HEAVY)]
+
+    shutil.copytree(source, target, ignore=left_out)
+
+
+def _take_apart(base: Checkpoint, target: Path, pipeline: Path | None, dtype: str | None, text: Sequence[str]) -> None:
+    """The configuration folder with the weights of every component of a single file but the denoiser and `text`."""
+    from safetensors import SafetensorError
+
+    from benchmark.pipelines.loading import load_pipeline
+
+    if pipeline is None:
+        raise CheckpointError(
+            f"{base.path}: to become a diffusers folder it needs its pipeline's configuration: "
+            "name the folder with --pipeline."
+        )
+    shutil.copytree(pipeline, target, ignore=lambda _, names: [name for name in names if name.endswith(_HEAVY)])
+    stored = {info.dtype for info in base.denoiser.values()}
+    kind = DTYPES.get(dtype or "", next(iter(stored)) if len(stored) == 1 else torch.float32)
+    loaded = load_pipeline(base.path, config=pipeline, dtype=torch.float32 if kind.itemsize == 1 else kind)
+    for name, component in loaded.components.items():
+        if isinstance(component, torch.nn.Module) and name not in ("unet", "transformer", *text):
+            try:
+                component.save_pretrained(target / name)  # type: ignore[operator]
+            except SafetensorError as error:  # all that its writer says of a disk that refuses
+                raise OSError(f"{name}: {error}") from error
+    loaded.scheduler.save_pretrained(target / "scheduler")  # what markers of the file say, a folder says here

@@ -1,0 +1,74 @@
+"""A blend written in the form that was asked for: one file, the denoiser alone, or a diffusers folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from merger.checkpoints.checkpoint import Checkpoint
+from merger.errors import ConfigError
+from merger.export.folder import export_folder
+from merger.export.mecha import mecha_beside
+from merger.export.recipe import Recipe
+from merger.export.write import export
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How a blend is written.
+
+    dtype: `fp16`, `bf16`, `fp32`, or as the base has it. pipeline: configuration of a single file that is to become a
+    folder. mecha: where sd-mecha's recipe is written besides. replace_folder: whether a folder that is there may go.
+    """
+
+    dtype: str | None = None
+    denoiser_only: bool = False
+    format: Literal["base", "diffusers"] = "base"
+    pipeline: Path | None = None
+    mecha: Path | None = None
+    replace_folder: bool = False
+
+
+AS_IT_IS = ExportOptions()
+
+
+def export_as(
+    recipe: Recipe,
+    output: Path,
+    how: ExportOptions = AS_IT_IS,
+    *,
+    base: Checkpoint,
+    donors: Sequence[Checkpoint],
+    extra_metadata: Mapping[str, str] | None = None,
+) -> Path:
+    """Write the blend that `recipe` describes. A diffusers folder as base gives a folder again.
+
+    Raises ConfigError for two forms at once, and what `merger.export.write`, `merger.export.folder` and `merger.export.mecha` raise.
+    """
+    if how.denoiser_only and how.format == "diffusers":
+        raise ConfigError("--denoiser-only is one file and --format diffusers is a folder: choose one")
+    beside = nullcontext() if how.mecha is None else mecha_beside(recipe, how.mecha, base=base, donors=donors)
+    with beside:
+        if is_folder(base, how):
+            return export_folder(
+                recipe,
+                output,
+                base=base,
+                donors=donors,
+                pipeline=how.pipeline,
+                dtype=how.dtype,
+                extra_metadata=extra_metadata,
+                replace_folder=how.replace_folder,
+            )
+        form: Literal["base", "denoiser"] = "denoiser" if how.denoiser_only else "base"
+        return export(
+            recipe, output, base=base, donors=donors, dtype=how.dtype, form=form, extra_metadata=extra_metadata
+        )
+
+
+def is_folder(base: Checkpoint, how: ExportOptions = AS_IT_IS) -> bool:
+    """Whether a blend of this base is written as a diffusers folder."""
+    return how.format == "diffusers" or (base.layout == "folder" and not how.denoiser_only)

@@ -1,0 +1,215 @@
+"""A recipe: everything needed to rebuild a blend bit for bit. Frozen; to and from JSON and safetensors metadata."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Protocol
+
+from benchmark.pipelines.hub import id_of
+from merger import __version__
+from merger.errors import RecipeError, did_you_mean
+
+METADATA_KEY = "layermerge.recipe"
+DTYPES = ("base", "fp16", "bf16", "fp32")
+METHODS = ("linear",)
+DENOISER, TEXT = "denoiser", "text_encoder"
+COMPONENTS = (DENOISER, TEXT)
+"""What may be blended: the denoiser always; `text_encoder` is all text encoders that the base holds."""
+
+
+class SourceLike(Protocol):
+    """What a recipe notes of a checkpoint; `merger.checkpoints.checkpoint.Checkpoint` has it."""
+
+    @property
+    def name(self) -> str:
+        """What the weights call it."""
+
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of its bytes, hex."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint that went into a blend: what the weights call it, where it lay, SHA-256 of its bytes (hex).
+
+    hub: `owner/name@revision` of one that came from the hub, else empty.
+    """
+
+    name: str
+    path: str
+    sha256: str
+    hub: str = ""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A blend, in writing.
+
+    granularity: one of `merger.layers.unet.GRANULARITIES`, or the table {pattern: layer} itself, in its order.
+    weights: {layer: {donor name: weight}}; what is not named is 0. dtype: `base` (every tensor as the base file has it)
+    or `fp16`, `bf16`, `fp32` for all floating tensors. method: `linear`, as in `merger.blend.arithmetic`. version: of this
+    program. components: what is blended, some of `COMPONENTS`. Raises RecipeError for a dtype, method, component, donor
+    or weight that means nothing.
+    """
+
+    base: Source
+    donors: tuple[Source, ...]
+    granularity: str | Mapping[str, str]
+    weights: Mapping[str, Mapping[str, float]]
+    dtype: str = "base"
+    method: str = "linear"
+    version: str = __version__
+    components: tuple[str, ...] = (DENOISER,)
+
+    def __post_init__(self) -> None:
+        if problem := components_problem(self.components):
+            raise RecipeError(f"recipe: components: {problem}")
+        for what, value, known in (("dtype", self.dtype, DTYPES), ("method", self.method, METHODS)):
+            if value not in known:
+                raise RecipeError(f"recipe: {what} '{value}' is unknown.{did_you_mean(value, known)}")
+        names = [donor.name for donor in self.donors]
+        if len({self.base.name, *names}) != 1 + len(names):
+            raise RecipeError(f"recipe: base and donors need names of their own, not {[self.base.name, *names]}")
+        for layer, row in self.weights.items():
+            for donor, weight in row.items():
+                if donor not in names:
+                    raise RecipeError(f"recipe: {layer} weighs '{donor}', not a donor.{did_you_mean(donor, names)}")
+                if not math.isfinite(weight):
+                    raise RecipeError(f"recipe: the weight of '{donor}' in {layer} is {weight}")
+
+    @classmethod
+    def of(
+        cls,
+        base: SourceLike,
+        donors: Sequence[SourceLike],
+        granularity: str | Mapping[str, str],
+        weights: Mapping[str, Mapping[str, float]],
+        dtype: str = "base",
+        components: Sequence[str] = (DENOISER,),
+    ) -> Recipe:
+        """The recipe of a blend of opened checkpoints; hashes their files, which takes a second or so a gigabyte."""
+        noted = [
+            Source(each.name, str(each.path.absolute()), each.sha256, id_of(each.path.absolute()) or "")
+            for each in (base, *donors)
+        ]
+        rows = {layer: dict(row) for layer, row in weights.items()}
+        return cls(noted[0], tuple(noted[1:]), granularity, rows, dtype, components=tuple(components))
+
+    def row(self, layer: str) -> list[float]:
+        """Weights of one layer, in the order of the donors."""
+        return [self.weights.get(layer, {}).get(donor.name, 0.0) for donor in self.donors]
+
+    @property
+    def used(self) -> tuple[Source, ...]:
+        """Donors with a weight other than 0 anywhere: the ones that rebuilding needs."""
+        heavy = {donor for row in self.weights.values() for donor, weight in row.items() if weight != 0}
+        return tuple(donor for donor in self.donors if donor.name in heavy)
+
+    def to_json(self) -> str:
+        """One line of JSON; numbers are written so that they come back exactly."""
+        table: dict[str, Any] = {
+            "base": _noted(self.base),
+            "donors": [_noted(donor) for donor in self.donors],
+            "granularity": self.granularity if isinstance(self.granularity, str) else dict(self.granularity),
+            "weights": {layer: dict(row) for layer, row in self.weights.items()},
+            "dtype": self.dtype,
+            "method": self.method,
+            "version": self.version,
+        }
+        if self.components != (DENOISER,):  # which earlier versions took for granted
+            table["components"] = list(self.components)
+        return json.dumps(table, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Recipe:
+        """Read `to_json` back. Raises RecipeError for what is not JSON, missing, unknown or of the wrong type."""
+        try:
+            table = json.loads(text)
+        except ValueError as error:
+            raise RecipeError(f"recipe: not JSON ({error})") from None
+        if isinstance(table, dict):
+            table = {"components": [DENOISER]} | table
+        table = _exactly(table, {field.name for field in fields(cls)}, "recipe")
+        if not isinstance(table["donors"], list) or not isinstance(table["weights"], dict):
+            raise RecipeError("recipe: 'donors' must be a list and 'weights' a table")
+        for key in ("dtype", "method", "version"):
+            _text(table[key], f"recipe: '{key}'")
+        if isinstance(table["granularity"], dict):
+            for pattern, layer in table["granularity"].items():
+                _text(layer, f"recipe: the layer of '{pattern}'")
+        else:
+            _text(table["granularity"], "recipe: 'granularity'")
+        weights = {layer: _row(layer, row) for layer, row in table["weights"].items()}
+        donors = tuple(_source(donor, f"donor {i + 1}") for i, donor in enumerate(table["donors"]))
+        if not isinstance(table["components"], list):
+            raise RecipeError("recipe: 'components' must be a list")
+        read = {"base": _source(table["base"], "base"), "donors": donors, "weights": weights}
+        return cls(**table | read | {"components": tuple(table["components"])})
+
+    def to_metadata(self) -> dict[str, str]:
+        """For the header of a safetensors file."""
+        return {METADATA_KEY: self.to_json()}
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str]) -> Recipe:
+        """Read the recipe out of a file's metadata. Raises RecipeError where there is none."""
+        if METADATA_KEY not in metadata:
+            raise RecipeError(
+                f"no recipe in the file's metadata ('{METADATA_KEY}'): it was not written by merger export"
+            )
+        return cls.from_json(metadata[METADATA_KEY])
+
+
+def components_problem(components: Sequence[object]) -> str:
+    """What is wrong with a list of components, in words; nothing where it is right."""
+    for component in components:
+        if component not in COMPONENTS:
+            return f"there is no '{component}'.{did_you_mean(str(component), COMPONENTS)}"
+    if DENOISER not in components or len(set(components)) != len(components):
+        return f"give [{DENOISER}] or [{', '.join(COMPONENTS)}]; the denoiser is always blended"
+    return ""
+
+
+def _noted(source: Source) -> dict[str, str]:
+    return {key: text for key, text in vars(source).items() if text or key != "hub"}
+
+
+def _exactly(table: Any, known: set[str], where: str) -> dict[str, Any]:
+    if not isinstance(table, dict):
+        raise RecipeError(f"{where}: expected a table, found {type(table).__name__}")
+    for key in table:
+        if key not in known:
+            raise RecipeError(f"{where}: unknown key '{key}'.{did_you_mean(key, sorted(known))}")
+    if missing := sorted(known - set(table)):
+        raise RecipeError(f"{where}: '{missing[0]}' is missing")
+    return table
+
+
+def _source(value: Any, where: str) -> Source:
+    named = {"hub": ""} | value if isinstance(value, dict) else value
+    table = _exactly(named, {"name", "path", "sha256", "hub"}, f"recipe: {where}")
+    return Source(**{key: _text(text, f"recipe: {where}: '{key}'") for key, text in table.items()})
+
+
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        raise RecipeError(f"{where} must be text, not {value!r}")
+    return value
+
+
+def _row(layer: str, row: Any) -> dict[str, float]:
+    if not isinstance(row, dict):
+        raise RecipeError(f"recipe: the weights of {layer} must be a table")
+    for donor, weight in row.items():
+        if isinstance(weight, bool) or not isinstance(weight, int | float):
+            raise RecipeError(f"recipe: the weight of '{donor}' in {layer} must be a number, not {weight!r}")
+    return {donor: float(weight) for donor, weight in row.items()}

@@ -1,0 +1,123 @@
+"""Recipes written by hand: a JSON file in which paths are enough, and what is not said has its usual value.
+
+    {"base": "models/base.safetensors",
+     "donors": ["models/one.safetensors", {"path": "two.safetensors", "name": "two", "sha256": "..."}],
+     "granularity": "block",
+     "weights": {"*": {"one": 0.3}, "OUT*": {"one": 0.5, "two": 0.2}},
+     "dtype": "fp16",
+     "components": ["denoiser", "text_encoder"]}
+
+Paths start at the file's own folder. A layer may be a pattern (`*`, `?`, `[...]`); later lines go before earlier ones.
+A hash that is given must be the file's. What `Recipe.to_json` writes is such a file, too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from benchmark.pipelines.hub import is_hub_id
+from merger.checkpoints.adapter import open_donor
+from merger.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from merger.checkpoints.hub import fetched
+from merger.checkpoints.text_encoders import with_text_encoders
+from merger.errors import RecipeError, did_you_mean
+from merger.export.layout import changed_source
+from merger.export.recipe import DENOISER, METHODS, TEXT, Recipe, Source, components_problem
+from merger.layers.unet import group
+
+_KEYS = ("base", "donors", "granularity", "weights", "dtype", "method", "version", "components")
+_SOURCE_KEYS = ("path", "name", "sha256", "hub")
+
+
+def open_recipe(path: Path, *, allow_pickle: bool = False) -> tuple[Recipe, Checkpoint, list[Checkpoint]]:
+    """Read a recipe file and open what it names: (recipe, base, donors).
+
+    Raises RecipeError for what is not JSON, unknown, missing or changed, and CheckpointError for sources that cannot be
+    opened, each in one line.
+    """
+    path = Path(path)
+    table = _read(path)
+    folder = path.resolve().parent
+    said = _source(table["base"], folder, f"{path}: base")
+    base = open_checkpoint(said["path"], name=said.get("name"), allow_pickle=allow_pickle)
+    _check(base, said)
+    components = table.get("components", [DENOISER])
+    if not isinstance(components, list) or (problem := components_problem(components)):
+        raise RecipeError(f"{path}: components: {problem if isinstance(components, list) else 'must be a list'}")
+    if TEXT in components:
+        base = with_text_encoders(base)
+    donors = []
+    if not isinstance(table["donors"], list):
+        raise RecipeError(f"{path}: 'donors' must be a list of paths")
+    for number, entry in enumerate(table["donors"], 1):
+        said = _source(entry, folder, f"{path}: donor {number}")
+        donors.append(open_donor(said["path"], base, name=said.get("name"), allow_pickle=allow_pickle))
+        _check(donors[-1], said)
+    granularity = table.get("granularity", "block")
+    if not isinstance(granularity, (str, dict)):
+        raise RecipeError(f"{path}: 'granularity' must be a word or a table")
+    weights = _weights(table["weights"], tuple(group(base.blended, granularity)), str(path))
+    if table.get("method", METHODS[0]) not in METHODS:
+        raise RecipeError(f"{path}: method '{table['method']}' is unknown; there is only {', '.join(METHODS)}")
+    dtype = str(table.get("dtype", "base"))
+    return Recipe.of(base, donors, granularity, weights, dtype, components), base, donors
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"{path}: not JSON ({error})") from None
+    if not isinstance(table, dict):
+        raise RecipeError(f"{path}: should hold a table with base, donors and weights")
+    for key in table:
+        if key not in _KEYS:
+            raise RecipeError(f"{path}: unknown key '{key}'.{did_you_mean(key, _KEYS)}")
+    if missing := [key for key in ("base", "donors", "weights") if key not in table]:
+        raise RecipeError(f"{path}: '{missing[0]}' is missing")
+    return table
+
+
+def _source(value: Any, folder: Path, where: str) -> dict[str, Any]:
+    """{"path", and "name", "sha256" where given}; the path absolute, that of a hub id in the hub's cache."""
+    table = {"path": value} if isinstance(value, str) else value
+    if not isinstance(table, dict) or not all(isinstance(text, str) for text in table.values()) or "path" not in table:
+        raise RecipeError(f"{where}: must be a path, or a table with 'path', 'name' and 'sha256'")
+    for key in table:
+        if key not in _SOURCE_KEYS:
+            raise RecipeError(f"{where}: unknown key '{key}'.{did_you_mean(key, _SOURCE_KEYS)}")
+    here = folder / Path(table["path"]).expanduser()
+    named = table.get("hub") or (table["path"] if is_hub_id(table["path"]) else "")
+    if here.exists() or not named:
+        return table | {"path": here}
+    return {"name": named.partition("@")[0].rpartition("/")[2], **table, "path": fetched(named)}
+
+
+def _check(opened: Checkpoint, said: Mapping[str, Any]) -> None:
+    if said.get("sha256") not in (None, "", opened.sha256):
+        raise RecipeError(changed_source(opened, Source(opened.name, str(opened.path), said["sha256"])))
+
+
+def _weights(table: Any, layers: tuple[str, ...], where: str) -> dict[str, dict[str, float]]:
+    """{layer: {donor: weight}} with patterns written out. Raises RecipeError for a pattern that fits no layer."""
+    if not isinstance(table, dict):
+        raise RecipeError(f"{where}: 'weights' must be a table {{layer: {{donor: weight}}}}")
+    weights: dict[str, dict[str, float]] = {}
+    for pattern, row in table.items():
+        if not isinstance(row, dict):
+            raise RecipeError(f"{where}: the weights of '{pattern}' must be a table {{donor: weight}}")
+        for donor, weight in row.items():
+            if isinstance(weight, bool) or not isinstance(weight, int | float):
+                raise RecipeError(f"{where}: the weight of '{donor}' in '{pattern}' must be a number, not {weight!r}")
+        fitting = [pattern] if pattern in layers else [layer for layer in layers if fnmatchcase(layer, pattern)]
+        if not fitting:
+            raise RecipeError(f"{where}: '{pattern}' fits no layer.{did_you_mean(pattern, layers)}")
+        for layer in fitting:
+            weights.setdefault(layer, {}).update({donor: float(weight) for donor, weight in row.items()})
+    return weights

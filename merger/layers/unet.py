@@ -1,0 +1,154 @@
+"""Which layer a denoiser tensor belongs to. Pure and driven by tables; knows diffusers names only.
+
+Here are the U-Nets; transformers are in `merger.layers.transformer`, a user's own table in `merger.layers.rules`, and
+`group` is the one way to all of them.
+
+A *block* is one of the community's merge-block-weighted names: `IN00` is the first convolution, `IN01`... the input
+blocks (each resnet with the attention behind it, each downsampler on its own), `M00` the middle, `OUT00`... the output
+blocks (an upsampler belongs to the block it ends), `BASE` whatever remains: time embedding and the last convolution.
+The other granularities cut the same line coarser or finer:
+
+    stage    DOWN0 .. DOWN3, MID, UP0 .. UP3, BASE     one resolution each (the first convolution is DOWN0's)
+    block    IN00 .. IN11, M00, OUT00 .. OUT11, BASE
+    module   IN01.resnet, IN01.proj, IN01.attn1, IN01.attn2, IN01.ff, IN03.sampler, BASE.time, ...
+    tensor   the diffusers name itself
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+
+from merger.errors import ConfigError, did_you_mean
+from merger.layers.rules import Rules, group_by_rules
+from merger.layers.text import group_text
+from merger.layers.transformer import group_transformer, is_transformer
+
+GRANULARITIES = ("stage", "block", "module", "tensor")
+
+_LEVELLED = re.compile(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.")
+_SECTIONS = ("IN", "M", "OUT", "BASE")  # the order a picture passes them in; BASE is beside the line
+_STAGES = {"IN": "DOWN", "M": "MID", "OUT": "UP", "BASE": "BASE"}
+# The parts of a block, in the order data passes them; the first pattern that is found decides.
+_PARTS = (
+    ("conv", re.compile(r"^conv_in\.")),
+    ("resnet", re.compile(r"\.resnets\.")),
+    ("attn1", re.compile(r"\.transformer_blocks\.\d+\.(attn1|norm1)\.")),
+    ("attn2", re.compile(r"\.transformer_blocks\.\d+\.(attn2|norm2)\.")),
+    ("ff", re.compile(r"\.transformer_blocks\.\d+\.(ff|norm3)\.")),
+    ("proj", re.compile(r"\.attentions\.")),
+    ("sampler", re.compile(r"\.(down|up)samplers\.")),
+    ("time", re.compile(r"^(time|add|class)_\w*embedding\.")),
+    ("out", re.compile(r"^conv_(norm_)?out\.")),
+    ("rest", re.compile(r"")),
+)
+
+
+@dataclass(frozen=True)
+class Structure:
+    """Where each resolution level begins in the numbering of blocks, and how many blocks it has.
+
+    down[level], up[level]: resnets of the level. Stable Diffusion 1.x has (2, 2, 2, 2) and (3, 3, 3, 3).
+    """
+
+    down: tuple[int, ...] = (2, 2, 2, 2)
+    up: tuple[int, ...] = (3, 3, 3, 3)
+
+    def input_block(self, level: int) -> int:
+        """Number of the level's first input block; each level but the last ends in a downsampler of its own."""
+        return 1 + list(accumulate((blocks + 1 for blocks in self.down), initial=0))[level]
+
+    def output_block(self, level: int) -> int:
+        """Number of the level's first output block."""
+        return list(accumulate(self.up, initial=0))[level]
+
+
+@dataclass(frozen=True, order=True)
+class _Place:
+    """Where a tensor stands in the line: index into _SECTIONS, block, resolution level, index into _PARTS."""
+
+    section: int
+    block: int
+    level: int
+    part: int
+
+
+def structure_of(names: Iterable[str]) -> Structure:
+    """Count levels and resnets from the names of a U-Net. Raises ConfigError where there are none."""
+    resnets: dict[tuple[str, int], int] = {}
+    for name in names:
+        match = _LEVELLED.match(name)
+        if match and match[3] == "resnets":
+            level = (match[1], int(match[2]))
+            resnets[level] = max(resnets.get(level, 0), int(match[4]) + 1)
+    sides = [tuple(resnets[key] for key in sorted(resnets) if key[0] == side) for side in ("down", "up")]
+    if not all(sides):
+        raise ConfigError("the denoiser's tensors are those of no U-Net and no transformer: use granularity 'tensor'")
+    return Structure(*sides)
+
+
+def layer_of(name: str, granularity: str, structure: Structure = Structure()) -> str:
+    """Name of the layer that the tensor `name` belongs to. `structure` is needed where it is not SD 1.x's."""
+    if granularity not in GRANULARITIES:
+        raise ConfigError(f"granularity '{granularity}' is unknown.{did_you_mean(granularity, GRANULARITIES)}")
+    return name if granularity == "tensor" else _called(_place(name, structure), granularity)
+
+
+def group(names: Iterable[str], granularity: str | Rules) -> dict[str, tuple[str, ...]]:
+    """Sort tensors into layers: {layer: its tensors}: the denoiser's in the order a picture passes, BASE last; then
+    those of text encoders (`merger.layers.text`), where they are among the names.
+
+    granularity: one of `GRANULARITIES`, or a table {pattern: layer} (`merger.layers.rules`). Every name is in exactly
+    one layer, in the order given; no layer is empty. Raises ConfigError for an unknown granularity, for a table that
+    does not fit, and where `stage`, `block` or `module` is asked for and the names are of no kind that is known.
+    """
+    known = tuple(names)
+    if not isinstance(granularity, str):
+        return group_by_rules(known, granularity)
+    if granularity not in GRANULARITIES:
+        raise ConfigError(f"granularity '{granularity}' is unknown.{did_you_mean(granularity, GRANULARITIES)}")
+    if granularity == "tensor":
+        return {name: (name,) for name in known}
+    if text := group_text(known, granularity):
+        taken = {name for names in text.values() for name in names}
+        return group([name for name in known if name not in taken], granularity) | text
+    if not any(_LEVELLED.match(name) for name in known) and is_transformer(known):
+        return group_transformer(known, granularity)
+    structure = structure_of(known)
+    layers: dict[str, list[str]] = {}
+    for name in sorted(known, key=lambda name: _place(name, structure)):
+        layers.setdefault(layer_of(name, granularity, structure), []).append(name)
+    order = {name: i for i, name in enumerate(known)}
+    return {layer: tuple(sorted(members, key=order.__getitem__)) for layer, members in layers.items()}
+
+
+def sizes(layers: Mapping[str, tuple[str, ...]], elements: Mapping[str, int]) -> dict[str, int]:
+    """Numbers of parameters per layer, from {tensor: its number of elements}."""
+    return {layer: sum(elements[name] for name in names) for layer, names in layers.items()}
+
+
+def _place(name: str, structure: Structure) -> _Place:
+    part = next(i for i, (_, pattern) in enumerate(_PARTS) if pattern.search(name))
+    if name.startswith("conv_in."):
+        return _Place(_SECTIONS.index("IN"), 0, 0, part)
+    if name.startswith("mid_block."):
+        return _Place(_SECTIONS.index("M"), 0, 0, part)
+    match = _LEVELLED.match(name)
+    if match is None:
+        return _Place(_SECTIONS.index("BASE"), 0, 0, part)
+    side, level, kind, index = match[1], int(match[2]), match[3], int(match[4])
+    if side == "down":
+        step = structure.down[level] if kind == "downsamplers" else index
+        return _Place(_SECTIONS.index("IN"), structure.input_block(level) + step, level, part)
+    step = structure.up[level] - 1 if kind == "upsamplers" else index
+    return _Place(_SECTIONS.index("OUT"), structure.output_block(level) + step, level, part)
+
+
+def _called(place: _Place, granularity: str) -> str:
+    section = _SECTIONS[place.section]
+    if granularity == "stage":
+        return _STAGES[section] + (str(place.level) if section in ("IN", "OUT") else "")
+    block = section if section == "BASE" else f"{section}{place.block:02d}"
+    return block if granularity == "block" else f"{block}.{_PARTS[place.part][0]}"

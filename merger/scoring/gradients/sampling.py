@@ -1,0 +1,188 @@
+"""Drawing that can be differentiated: the benchmark's own images, with a graph back to the denoiser's parameters.
+
+The pipeline's own call draws, only with gradients on. Its denoiser is lent a `forward` that runs the first part of the
+steps without a graph and keeps of every later step its input alone: the step is computed once more when the backward
+pass arrives at it. All between the steps (guidance, scheduler) is a few latents and stays in the graph as it is, so any
+scheduler will do, those that remember earlier steps and those that add noise of the prompt's seed too.
+
+B images of H x W pixels.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from benchmark.pipelines.generation import DiffusersGenerator, GenerationSettings, lent
+from benchmark.pipelines.loading import Pipeline
+from benchmark.prompts.prompt_set import Prompt
+from merger.errors import ConfigError
+
+_DECODED_AT_ONCE = 1 << 20  # pixels; the decoder's activations are about 1.5 kB a pixel in half precision
+
+
+@dataclass(frozen=True)
+class Differentiation:
+    """What of the drawing carries gradients, and what is kept for them.
+
+    fraction: share of the steps, the last ones, in 0..1. Too few can teach a search to fool the tagger (2 of 8 steps
+    did on one family and not on another, 4 on neither). recompute: keep only the steps' inputs and compute each step
+    twice; without it every step's activations are held at once, and the second computing is saved. streamed: hand out
+    a parameter's gradient once for every step, as each is done, instead of once for all, so that no copy of the
+    denoiser's gradients is ever held; needs `recompute`.
+    """
+
+    fraction: float = 0.5
+    recompute: bool = True
+    streamed: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fraction <= 1:
+            raise ConfigError(f"fraction {self.fraction}: the share of steps differentiated is above 0, at most 1")
+        if self.streamed and not self.recompute:
+            raise ConfigError("streamed: gradients come step by step only where the steps are computed again")
+
+    def undifferentiated(self, steps: int) -> int:
+        """How many of `steps` come first, without gradients."""
+        return steps - math.ceil(self.fraction * steps - 1e-9)
+
+
+class DifferentiableGenerator(DiffusersGenerator):
+    """`DiffusersGenerator` whose images can also be had as tensors with a graph. See `draw`."""
+
+    def __init__(
+        self, pipeline: Pipeline, settings: GenerationSettings, text_state: Callable[[], object] | None = None
+    ) -> None:
+        super().__init__(pipeline, settings, text_state)
+        self._call = getattr(type(pipeline).__call__, "__wrapped__", None)  # what torch.no_grad() was put around
+        if self._call is None:
+            raise ConfigError(f"gradients: a {type(pipeline).__name__} cannot be drawn with gradients")
+
+    def draw(self, prompts: Sequence[Prompt], denoiser: nn.Module, how: Differentiation) -> Tensor:
+        """The images of `prompts` as one batch, [B, 3, H, W] in 0..1, not yet rounded to bytes.
+
+        `denoiser` is the pipeline's own; gradients go to those of its parameters that ask for them, and of the text
+        encoders'. They are the images that `generate` draws. Raises torch.OutOfMemoryError where the batch is too
+        large, and ConfigError where gradients of the text were to be handed out step by step.
+        """
+        with self._text_with_graph(how):
+            arguments = self._arguments(prompts)
+        with (
+            torch.enable_grad(),
+            warnings.catch_warnings(),
+            lent(self.pipeline, "scheduler", self._scheduler),
+            self.text_kept(),
+            _lent_steps(self._scheduler, denoiser, how),
+            _lent_decoder(self.pipeline, decoded_at_once(self.settings)),
+        ):
+            warnings.simplefilter("ignore", DeprecationWarning)  # diffusers' schedulers speak numpy 1
+            images: Tensor = self._call(  # type: ignore[misc]
+                self.pipeline, **arguments
+            )[0]
+        return images
+
+    @contextmanager
+    def _text_with_graph(self, how: Differentiation) -> Iterator[None]:
+        """For one drawing, text is encoded anew with a graph, where an encoder's parameters ask for gradients.
+
+        A backward pass uses a graph up, so that nothing of it may be kept.
+        """
+        encoders = [
+            part
+            for name, part in self.pipeline.components.items()
+            if name.startswith("text_encoder") and isinstance(part, nn.Module)
+        ]
+        if not any(parameter.requires_grad for part in encoders for parameter in part.parameters()):
+            yield
+            return
+        if how.streamed:
+            raise ConfigError("streamed: gradients go back through the text in one piece only")
+        self._let_go_of_old()  # or they would be put back as if they were new
+        kept = self._embeddings, self._negative
+        self._embeddings, self._negative, self._with_graph = {}, None, True
+        try:
+            yield
+        finally:
+            (self._embeddings, self._negative), self._with_graph = kept, False
+
+
+def decoded_at_once(settings: GenerationSettings) -> int:
+    """How many images are decoded together with a graph; of more, slices of as many are."""
+    return max(1, _DECODED_AT_ONCE // (settings.width * settings.height))
+
+
+@contextmanager
+def _lent_steps(scheduler: Any, denoiser: nn.Module, how: Differentiation) -> Iterator[None]:
+    """For one drawing, the denoiser has no graph in the first steps, and one that is computed again in the others."""
+    advance, forward = scheduler.step, denoiser.forward
+    done = 0
+
+    @functools.wraps(advance)  # pipelines look at its signature: whether it takes the prompts' generators
+    def step(*args: Any, **kwargs: Any) -> Any:
+        nonlocal done
+        done += 1
+        return advance(*args, **kwargs)
+
+    @functools.wraps(forward)
+    def predict(*args: Any, **kwargs: Any) -> Any:
+        if done < how.undifferentiated(len(scheduler.timesteps)):
+            with torch.no_grad():
+                return forward(*args, **kwargs)
+        if not how.recompute:
+            return forward(*args, **kwargs)
+        return _computed_again(forward, args, kwargs, streamed=how.streamed)
+
+    with lent(scheduler, "step", step), lent(denoiser, "forward", predict):
+        yield
+
+
+def _computed_again(
+    forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], *, streamed: bool
+) -> Any:
+    """`forward(*args, **kwargs)`, of which only the arguments are kept for the backward pass.
+
+    Streamed, that pass runs the step's own backward pass inside it (what torch calls reentrant), which hands out the
+    gradients of the parameters before it goes on; it looks for gradients among the positional tensors only.
+    """
+    if not streamed:
+        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+    names = list(kwargs)
+    values = [*args, *kwargs.values()]
+    if not any(isinstance(value, Tensor) and value.requires_grad for value in values):
+        # the first step that is differentiated: its latents come from nowhere, but it must not be taken for constant
+        first = next(place for place, value in enumerate(values) if isinstance(value, Tensor))
+        values[first] = values[first].detach().requires_grad_()
+
+    def positional(*given: Any) -> Any:
+        return forward(*given[: len(args)], **dict(zip(names, given[len(args) :], strict=True)))
+
+    return checkpoint(positional, *values, use_reentrant=True, preserve_rng_state=False)
+
+
+@contextmanager
+def _lent_decoder(pipeline: Pipeline, at_once: int) -> Iterator[None]:
+    """For one drawing, a batch too large to decode at once is decoded in slices, each computed again when needed."""
+    vae = pipeline.vae
+    decode = vae.decode
+
+    def sliced(latents: Tensor, *args: Any, **kwargs: Any) -> Any:
+        kwargs.pop("generator", None)  # one per image, and used by no decoder
+        if len(latents) <= at_once or not latents.requires_grad:
+            return decode(latents, *args, **kwargs)
+        parts = [
+            checkpoint(decode, part, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)[0]
+            for part in latents.split(at_once)
+        ]
+        return (torch.cat(parts),)
+
+    with lent(vae, "decode", sliced):
+        yield

@@ -1,0 +1,276 @@
+"""Drawing with real (tiny, random) pipelines, and the fake beside them."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from benchmark.errors import InputError
+from benchmark.pipelines.generation import DiffusersGenerator, FakeGenerator, GenerationSettings, _stack, to_bytes
+from benchmark.pipelines.loading import SAMPLERS, load_pipeline, make_scheduler, quicken
+from benchmark.prompts.prompt_set import Prompt, make_prompts, vocabulary_from_tags
+
+SMALL = {"width": 32, "height": 32, "steps": 3}
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_diffusers_folder: Path) -> Any:
+    return load_pipeline(tiny_diffusers_folder)
+
+
+@pytest.fixture(scope="module")
+def prompts(tiny_wd_tagger: Path) -> tuple[Prompt, ...]:
+    tags = ("blonde_hair", "blue_eyes", "smile", "hat", "glasses", "red_dress")
+    return make_prompts(vocabulary_from_tags(tags, 6), 5, tags_per_prompt=(1, 3), seed=1)
+
+
+def draw(pipeline: Any, prompts: tuple[Prompt, ...], **settings: Any) -> np.ndarray:
+    generator = DiffusersGenerator(pipeline, GenerationSettings(**{**SMALL, "batch_size": 2, **settings}))
+    return np.concatenate(list(generator.generate(prompts)))
+
+
+@pytest.mark.parametrize("sampler", ["default", *SAMPLERS])
+def test_an_image_does_not_depend_on_its_batch(pipeline: Any, prompts: tuple[Prompt, ...], sampler: str) -> None:
+    images = draw(pipeline, prompts, sampler=sampler, batch_size=3)
+    assert images.shape == (5, 32, 32, 3)
+    assert images.dtype == np.uint8
+    assert np.array_equal(images, draw(pipeline, prompts, sampler=sampler, batch_size=3))
+    backwards = draw(pipeline, prompts[::-1], sampler=sampler, batch_size=1)[::-1]
+    assert np.abs(images.astype(int) - backwards).max() <= 2  # kernels round differently for another batch size
+    assert np.abs(images[0].astype(int) - images[1]).max() > 20
+
+
+def test_samplers_differ_and_default_stays_the_pipelines_own(pipeline: Any, prompts: tuple[Prompt, ...]) -> None:
+    own = pipeline.scheduler
+    default = draw(pipeline, prompts[:1])
+    drawn = [draw(pipeline, prompts[:1], sampler=name) for name in ("euler_a", "dpm++2m", "dpm++2m-karras")]
+    assert all(np.abs(a.astype(int) - b).max() > 0 for i, a in enumerate(drawn) for b in drawn[:i])
+    assert np.array_equal(default, draw(pipeline, prompts[:1]))
+    assert pipeline.scheduler is own
+    assert np.array_equal(default, draw(pipeline, prompts[:1], sampler="ddim"))
+
+
+def test_images_are_those_of_the_pipeline_called_plainly(pipeline: Any, prompts: tuple[Prompt, ...]) -> None:
+    plain = pipeline(
+        prompts[0].text,
+        negative_prompt="hat",
+        generator=torch.Generator("cpu").manual_seed(prompts[0].seed),
+        num_inference_steps=3,
+        guidance_scale=4.0,
+        width=32,
+        height=32,
+        output_type="np",
+    ).images
+    ours = draw(pipeline, prompts[:1], guidance=4.0, negative_prompt="hat")
+    assert np.abs(ours - plain * 255).max() <= 0.51
+    for other in ({"guidance": 2.0}, {"negative_prompt": ""}, {"steps": 4}):
+        assert not np.array_equal(
+            ours, draw(pipeline, prompts[:1], **{"guidance": 4.0, "negative_prompt": "hat", **other})
+        )
+
+
+def test_without_guidance_and_in_another_shape(pipeline: Any, prompts: tuple[Prompt, ...]) -> None:
+    assert draw(pipeline, prompts, guidance=1.0, height=48).shape == (5, 48, 32, 3)
+
+
+def test_quickened_it_draws_the_same_but_for_rounding(
+    pipeline: Any, prompts: tuple[Prompt, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[str] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(type(self).__name__))
+    quick = copy.deepcopy(pipeline)
+    quicken(quick, channels_last=True, compiled=True)
+    assert compiled == ["UNet2DConditionModel"]
+    assert quick.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    assert np.abs(draw(pipeline, prompts).astype(int) - draw(quick, prompts).astype(int)).max() <= 1
+
+
+def test_texts_are_encoded_once(pipeline: Any, prompts: tuple[Prompt, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = DiffusersGenerator(pipeline, GenerationSettings(**SMALL, batch_size=2))
+    first = np.concatenate(list(generator.generate(prompts)))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the text was encoded again")
+
+    monkeypatch.setattr(pipeline.text_encoder, "forward", refuse)
+    assert np.array_equal(np.concatenate(list(generator.generate(prompts))), first)
+
+
+def test_texts_do_not_fill_the_memory(
+    pipeline: Any, prompts: tuple[Prompt, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = draw(pipeline, prompts)
+    monkeypatch.setattr("benchmark.pipelines.generation._MOST_TEXT", 1)
+    generator = DiffusersGenerator(pipeline, GenerationSettings(**SMALL, batch_size=2))
+    assert np.array_equal(np.concatenate(list(generator.generate(prompts))), expected)
+    assert list(generator._embeddings) == [prompts[-1].text]  # of the last batch, which was of one
+
+
+def test_changed_weights_are_seen(pipeline: Any, prompts: tuple[Prompt, ...]) -> None:
+    generator = DiffusersGenerator(pipeline, GenerationSettings(**SMALL))
+    before = np.concatenate(list(generator.generate(prompts[:1])))
+    weight = pipeline.unet.mid_block.resnets[0].conv1.weight
+    kept = weight.clone()
+    weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
+    after = np.concatenate(list(generator.generate(prompts[:1])))
+    weight.copy_(kept)
+    assert not np.array_equal(before, after)
+    assert np.array_equal(before, np.concatenate(list(generator.generate(prompts[:1]))))
+
+
+def test_a_pipeline_that_takes_only_words(pipeline: Any, prompts: tuple[Prompt, ...]) -> None:
+    class Words:
+        """A pipeline without `prompt_embeds`, as other families may be."""
+
+        scheduler, device = pipeline.scheduler, pipeline.device
+
+        def __call__(self, prompt: list[str], negative_prompt: list[str], **options: Any) -> Any:
+            return pipeline(prompt, negative_prompt=negative_prompt, **options)
+
+    words = draw(Words(), prompts, guidance=4.0)
+    assert np.abs(words.astype(int) - draw(pipeline, prompts, guidance=4.0)).max() <= 2
+
+
+def test_out_of_memory_halves_the_batch_and_loses_nothing(
+    pipeline: Any, prompts: tuple[Prompt, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = DiffusersGenerator(pipeline, GenerationSettings(**SMALL, batch_size=4))
+    plain, sizes = generator._draw, []
+
+    def small(batch: Any) -> Any:
+        sizes.append(len(batch))
+        if len(batch) > 1:
+            raise torch.OutOfMemoryError("full")
+        return plain(batch)
+
+    monkeypatch.setattr(generator, "_draw", small)
+    images = np.concatenate(list(generator.generate(prompts)))
+    assert sizes == [4, 2, 1, 1, 1, 1, 1]
+    assert np.abs(images.astype(int) - draw(pipeline, prompts)).max() <= 2
+
+
+def test_a_batch_size_is_found(pipeline: Any) -> None:
+    assert DiffusersGenerator(pipeline, GenerationSettings(width=64, height=64)).batch_size == 16
+    assert DiffusersGenerator(pipeline, GenerationSettings(width=1024, height=1024)).batch_size == 1
+
+
+def test_an_image_with_a_nan_is_black_and_the_others_stay() -> None:
+    images = torch.full((3, 3, 2, 2), 0.5)
+    images[1, 0, 0, 0] = float("nan")
+    images[2, 2, 1, 1] = float("inf")
+    assert to_bytes(images).reshape(3, -1).tolist() == [[128] * 12, [0] * 12, [0] * 12]
+    assert to_bytes(torch.tensor([-1.0, 0.2, 2.0]).reshape(1, 3, 1, 1)).ravel().tolist() == [0, 51, 255]
+
+
+def test_texts_of_unequal_length_share_a_batch_without_changing_attention() -> None:
+    draw = torch.Generator().manual_seed(0)
+    short, long = (torch.randn(1, length, 4, generator=draw, dtype=torch.float64) for length in (2, 6))
+    stacked = _stack([short, long], 6)
+    assert stacked.shape == (2, 6, 4)
+    query = torch.randn(1, 3, 4, generator=draw, dtype=torch.float64)
+    attention = torch.nn.functional.scaled_dot_product_attention
+    assert torch.allclose(attention(query, stacked[:1], stacked[:1]), attention(query, short, short))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "steps 0"),
+        ({"width": 33}, "multiples of 8"),
+        ({"batch_size": 0}, "batch_size 0"),
+        ({"clip_skip": -1}, "clip_skip -1"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        GenerationSettings(**{**SMALL, **options})
+
+
+def test_samplers_that_cannot_be_are_refused(pipeline: Any) -> None:
+    with pytest.raises(InputError, match=r"Unknown sampler 'dpm\+\+2n'. Did you mean 'dpm\+\+2m'"):
+        make_scheduler(pipeline, "dpm++2n")
+
+    class Flow:
+        scheduler = type("FlowMatchEulerDiscreteScheduler", (), {})()
+
+    with pytest.raises(InputError, match="flow-matching"):
+        make_scheduler(Flow(), "ddim")
+
+
+class TestLoading:
+    def test_a_single_file_with_its_configuration_folder_draws_what_the_folder_draws(
+        self,
+        tiny_family: dict[str, Path],
+        tiny_pipeline_folder: Path,
+        pipeline: Any,
+        prompts: tuple[Prompt, ...],
+        capfd: pytest.CaptureFixture[str],
+    ) -> None:
+        single = load_pipeline(tiny_family["base"], config=tiny_pipeline_folder, dtype=torch.float32)
+        assert capfd.readouterr() == ("", "")
+        assert single.unet.dtype == torch.float32
+        images = draw(single, prompts)
+        assert np.abs(images.astype(int) - draw(pipeline, prompts)).max() <= 10  # the file is fp16, the folder fp32
+        donor = load_pipeline(tiny_family["warm"], config=tiny_pipeline_folder)
+        assert np.abs(images.astype(int) - draw(donor, prompts)).mean() > 5
+
+    def refused(self, message: str, *arguments: Any, **options: Any) -> None:
+        with pytest.raises(InputError, match=message) as caught:
+            load_pipeline(*arguments, **options)
+        assert "\n" not in str(caught.value)
+
+    def test_bad_files_are_one_line(
+        self, tiny_family: dict[str, Path], tiny_pipeline_folder: Path, tmp_path: Path
+    ) -> None:
+        self.refused("no such file", tmp_path / "none.safetensors")
+        whole = tiny_family["base"].read_bytes()
+        for name, content in (("cut", whole[:5000]), ("empty", b""), ("text", b"hello, this is text" * 9)):
+            file = tmp_path / f"{name}.safetensors"
+            file.write_bytes(content)
+            self.refused(f"{name}.safetensors: is no safetensors file", file, config=tiny_pipeline_folder)
+        (tmp_path / "model.ckpt").write_bytes(b"\x80\x02")
+        self.refused("is a pickle", tmp_path / "model.ckpt")
+        self.refused("model_index.json", tmp_path)
+        self.refused("is no pipeline configuration", tiny_family["base"], config=tmp_path)
+
+    def test_a_file_that_lacks_a_tensor_is_refused(
+        self, tiny_family: dict[str, Path], tiny_pipeline_folder: Path, tmp_path: Path
+    ) -> None:
+        from safetensors.torch import load_file, save_file
+
+        tensors = load_file(tiny_family["base"])
+        del tensors["model.diffusion_model.middle_block.0.in_layers.2.weight"]
+        save_file(tensors, tmp_path / "lacking.safetensors")
+        self.refused("lacking.safetensors: ", tmp_path / "lacking.safetensors", config=tiny_pipeline_folder)
+
+    def test_a_configuration_without_an_index(
+        self, tiny_family: dict[str, Path], tiny_pipeline_folder: Path, tmp_path: Path
+    ) -> None:
+        folder = shutil.copytree(tiny_pipeline_folder, tmp_path / "config")
+        (folder / "model_index.json").write_text('{"_class_name": "Nonsense"}')
+        self.refused("'Nonsense' is no diffusers pipeline", tiny_family["base"], config=folder)
+
+
+class TestFakeGenerator:
+    def test_it_paints_what_the_fake_tagger_reads(self) -> None:
+        from benchmark.evaluate.runner import evaluate
+        from benchmark.taggers.tagger import FakeTagger
+
+        tags = tuple("abcdefghij")
+        prompts = make_prompts(vocabulary_from_tags(tags, 10), 100, tags_per_prompt=4, seed=0)
+        for skill in (0.0, 0.4, 1.0):
+            done = evaluate(FakeGenerator(tags, skill), {"t": FakeTagger(tags)}, prompts)
+            assert done.accuracy("t").value == pytest.approx(skill, abs=0.06)
+            assert not done.found("t")[~done.asked].any()
+
+    def test_it_keeps_the_promises_of_a_generator(self) -> None:
+        prompts = make_prompts(vocabulary_from_tags(tuple("abcd"), 4), 7, tags_per_prompt=2, seed=0)
+        one, four = (np.concatenate(list(FakeGenerator("abcd", batch_size=size).generate(prompts))) for size in (1, 4))
+        assert np.array_equal(one, four)
+        assert one.shape == (7, 64, 64, 3)

@@ -1,0 +1,377 @@
+"""One contract for every tagger, and what each format demands beside it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from benchmark.errors import InputError
+from benchmark.taggers.kinds import KINDS
+from benchmark.taggers.ml_danbooru import ml_danbooru_input
+from benchmark.taggers.preprocessing import Preprocessing, read_preprocessing
+from benchmark.taggers.tagger import FakeTagger, Tagger, columns_of, open_tagger
+from benchmark.taggers.transformers_tagger import TransformersTagger
+from benchmark.taggers.wd import WDTagger, read_selected_tags, wd_input
+from benchmark.taggers.wd_timm import TimmTagger
+
+
+def pictures(count: int, height: int, width: int) -> np.ndarray:
+    """Smooth random colours, as pictures are."""
+    draw = np.random.default_rng(count * height * width)
+    coarse = draw.integers(0, 256, (count, 4, 4, 3), dtype=np.uint8)
+    resized = [Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC) for image in coarse]
+    return np.stack([np.asarray(image) for image in resized])
+
+
+@pytest.fixture(scope="module")
+def tiny_ml_danbooru(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny.onnx` (any size of NCHW RGB 0..1; logits linear in the three mean colours) with `classes.json`."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    folder = tmp_path_factory.mktemp("mld")
+    tags = ["smile", "hat", "glasses", "blue_hair"]
+    weights = np.random.default_rng(70).normal(0, 8, (3, len(tags))).astype(np.float32)
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["input"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["flat"], axis=1),
+        helper.make_node("MatMul", ["flat", "weights"], ["output"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "tiny_ml_danbooru",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 3, "height", "width"])],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["batch", len(tags)])],
+        [numpy_helper.from_array(weights, "weights")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), folder / "tiny.onnx")
+    (folder / "classes.json").write_text(json.dumps(tags))
+    return folder
+
+
+@pytest.fixture(params=[*KINDS, "fake"])
+def tagger(
+    request: pytest.FixtureRequest,
+    tiny_wd_tagger: Path,
+    tiny_timm_tagger: Path,
+    tiny_tagger_folder: Path,
+    tiny_ml_danbooru: Path,
+    timm: ModuleType,
+) -> Tagger:
+    if request.param == "fake":
+        return FakeTagger(("a", "b", "c"), noise=0.1)
+    folders = {
+        "wd": tiny_wd_tagger,
+        "wd-timm": tiny_timm_tagger,
+        "transformers": tiny_tagger_folder,
+        "ml-danbooru": tiny_ml_danbooru,
+    }
+    return open_tagger(folders[request.param], kind=request.param, threads=1)
+
+
+class TestTaggerContract:
+    """What every implementation promises. A new tagger is added to the fixture above."""
+
+    @pytest.mark.parametrize(("height", "width"), [(16, 16), (33, 20), (1, 1), (7, 50)])
+    def test_probabilities(self, tagger: Tagger, height: int, width: int) -> None:
+        said = tagger.probabilities(pictures(3, height, width))
+        assert said.dtype == np.float32
+        assert said.shape == (3, len(tagger.tags))
+        assert np.all((said >= 0) & (said <= 1))
+
+    def test_an_image_is_judged_alone(self, tagger: Tagger) -> None:
+        images = pictures(70, 16, 16)
+        together = tagger.probabilities(images)
+        alone = np.concatenate([tagger.probabilities(images[i : i + 1]) for i in (0, 40, 69)])
+        assert together[[0, 40, 69]] == pytest.approx(alone, abs=1e-5)
+        assert np.array_equal(together, tagger.probabilities(images))
+        assert together.std(axis=0).max() > 0.01  # images differ, so must the answers
+
+    def test_no_images(self, tagger: Tagger) -> None:
+        assert tagger.probabilities(np.empty((0, 16, 16, 3), np.uint8)).shape == (0, len(tagger.tags))
+
+    def test_names(self, tagger: Tagger) -> None:
+        assert tagger.name
+        assert len(set(tagger.tags)) == len(tagger.tags)
+        assert set(tagger.general) <= set(tagger.tags)
+        assert len(tagger.fingerprint) == 64
+
+    def test_what_is_no_image_batch_is_refused(self, tagger: Tagger) -> None:
+        with pytest.raises(ValueError, match="uint8"):
+            tagger.probabilities(pictures(1, 16, 16)[0])
+        with pytest.raises(ValueError, match="uint8"):
+            tagger.probabilities(pictures(1, 16, 16).astype(np.float32))
+
+
+def test_columns_are_found_however_the_tag_is_spelled() -> None:
+    tagger = FakeTagger(("blue_hair", "star_(symbol)", "smile"))
+    assert columns_of(tagger, ["smile", "Blue Hair", "star \\(symbol\\)"]).tolist() == [2, 0, 1]
+    with pytest.raises(InputError, match=r"fake does not know the tag 'smille'.*Did you mean 'smile'"):
+        columns_of(tagger, ["smille"])
+
+
+def test_wd_takes_bgr_0_to_255_in_the_order_of_the_csv(tiny_wd_tagger: Path) -> None:
+    import onnx
+    from onnx import numpy_helper
+
+    images = pictures(2, 16, 16)
+    weights = numpy_helper.to_array(onnx.load(tiny_wd_tagger / "model.onnx").graph.initializer[0])
+    logits = images[:, :, :, ::-1].reshape(2, -1).astype(np.float64) @ weights
+    tagger = open_tagger(tiny_wd_tagger, threads=1)
+    assert tagger.probabilities(images) == pytest.approx(1 / (1 + np.exp(-logits)), abs=1e-5)
+    rows = read_selected_tags(tiny_wd_tagger / "selected_tags.csv")
+    assert tagger.tags == tuple(row.name for row in rows)
+    assert set(tagger.tags) - set(tagger.general) == {"general", "sensitive", "aya_(example)"}
+
+
+def test_wd_input_follows_the_published_description() -> None:
+    """Pad with white to a square around the middle, resize bicubically, flip the channels: with Pillow, one by one."""
+    for height, width in ((20, 20), (31, 16), (5, 40), (1, 1)):
+        images = pictures(2, height, width)
+        for image, made in zip(images, wd_input(images, 24), strict=True):
+            side = max(height, width)
+            canvas = Image.new("RGB", (side, side), (255, 255, 255))
+            canvas.paste(Image.fromarray(image), ((side - width) // 2, (side - height) // 2))
+            expected = np.asarray(canvas.resize((24, 24), Image.Resampling.BICUBIC), dtype=np.float32)[:, :, ::-1]
+            assert np.array_equal(made, expected)
+            assert made.dtype == np.float32
+
+
+def test_ml_danbooru_takes_rgb_0_to_1_and_gives_logits(tiny_ml_danbooru: Path) -> None:
+    import onnx
+    from onnx import numpy_helper
+
+    images = pictures(3, 40, 40)
+    weights = numpy_helper.to_array(onnx.load(tiny_ml_danbooru / "tiny.onnx").graph.initializer[0])
+    tagger = open_tagger(tiny_ml_danbooru, threads=1)
+    logits = images.reshape(3, -1, 3).mean(axis=1) / 255 @ weights
+    assert tagger.probabilities(images) == pytest.approx(1 / (1 + np.exp(-logits)), abs=0.02)  # resizing moves the mean
+    assert tagger.tags == tagger.general == ("smile", "hat", "glasses", "blue_hair")
+
+
+def test_ml_danbooru_input_follows_the_published_description() -> None:
+    """Shorter side to 512, ratio kept, sides down to multiples of 4, bilinear: with Pillow, one by one."""
+    for (height, width), size in {(64, 64): (512, 512), (30, 50): (512, 852), (50, 31): (824, 512)}.items():
+        images = pictures(2, height, width)
+        for image, made in zip(images, ml_danbooru_input(images), strict=True):
+            expected = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
+            assert np.array_equal(np.round(made * 255), expected.transpose(2, 0, 1))
+            assert made.dtype == np.float32
+
+
+def test_the_most_common_tags_come_first(tiny_wd_tagger: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_wd_tagger, tmp_path / "wd")
+    lines = (folder / "selected_tags.csv").read_text().splitlines()
+    lines[5] = lines[5].rsplit(",", 1)[0] + ",99999"
+    (folder / "selected_tags.csv").write_text("\n".join(lines))
+    assert open_tagger(folder).general[0] == lines[5].split(",")[1]
+    assert open_tagger(folder).fingerprint != open_tagger(tiny_wd_tagger).fingerprint
+
+
+@pytest.mark.parametrize("options", [{}, {"size": {"shortest_edge": 20}, "do_center_crop": True, "crop_size": 16}])
+@pytest.mark.parametrize("resample", [2, 3])
+def test_preprocessing_is_that_of_transformers(
+    tiny_tagger_folder: Path, tmp_path: Path, options: dict, resample: int
+) -> None:
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+    config = (
+        json.loads((tiny_tagger_folder / "preprocessor_config.json").read_text()) | options | {"resample": resample}
+    )
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
+    ours = read_preprocessing(tmp_path / "preprocessor_config.json")
+    theirs = (CLIPImageProcessorPil if options else ViTImageProcessorPil)(**{**config, "image_processor_type": None})
+    for height, width in ((16, 16), (40, 40), (40, 64), (64, 33), (9, 12)):
+        images = pictures(2, height, width)
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2) / 255
+        expected = torch.stack([torch.as_tensor(theirs(image)["pixel_values"][0]) for image in images])
+        exact = (height, width) == (16, 16) and not options
+        # Pillow rounds to whole bytes after each direction, and cuts bicubic's overshoot there where it enlarges.
+        rounding = 0 if exact else (4 if height < 16 else 1.6) / 255 / 0.4
+        assert torch.allclose(ours(pixels), expected, atol=1e-5 + rounding), (height, width)
+        assert (ours(pixels) - expected).abs().mean() < 1e-3 + rounding / 3
+
+
+def test_convnext_preprocessing_resizes_then_crops_small_sizes(tmp_path: Path) -> None:
+    from transformers.models.convnext.image_processing_pil_convnext import ConvNextImageProcessorPil
+
+    for edge, ratio in ((32, 0.875), (384, None)):
+        theirs = ConvNextImageProcessorPil(size={"shortest_edge": edge}, **({"crop_pct": ratio} if ratio else {}))
+        (tmp_path / "p.json").write_text(
+            json.dumps(theirs.to_dict() | {"image_processor_type": "ConvNextImageProcessor"})
+        )
+        images = pictures(1, 48, 60)
+        ours = read_preprocessing(tmp_path / "p.json")(torch.from_numpy(images).permute(0, 3, 1, 2) / 255)
+        expected = torch.as_tensor(theirs(images[0])["pixel_values"][0])[None]
+        assert ours.shape == expected.shape
+        assert (ours - expected).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("tagger", ["transformers", "wd-timm"], indirect=True)
+def test_logits_are_those_of_the_probabilities_and_can_be_differentiated(tagger: Tagger) -> None:
+    assert isinstance(tagger, TransformersTagger | TimmTagger)
+    images = pictures(2, 40, 40)
+    pixels = (torch.from_numpy(images).permute(0, 3, 1, 2) / 255).requires_grad_()
+    logits = tagger.logits(pixels)
+    assert torch.sigmoid(logits).detach().numpy() == pytest.approx(tagger.probabilities(images), abs=1e-6)
+    logits[:, 0].sum().backward()
+    assert pixels.grad is not None
+    step = 1e-3 * pixels.grad / pixels.grad.norm()
+    with torch.no_grad():
+        risen = tagger.logits(pixels + step)[:, 0].sum() - tagger.logits(pixels - step)[:, 0].sum()
+    assert risen.item() == pytest.approx(2e-3 * pixels.grad.norm().item(), rel=0.05)
+    assert not any(weight.requires_grad for weight in tagger.model.parameters())
+
+
+def test_a_folder_of_both_opens_as_asked(tiny_wd_tagger: Path, tiny_tagger_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_wd_tagger, tmp_path / "both")
+    shutil.copytree(tiny_tagger_folder, folder, dirs_exist_ok=True)
+    assert isinstance(open_tagger(folder), TransformersTagger)
+    assert type(open_tagger(folder, kind="wd")).__name__ == "WDTagger"
+    with pytest.raises(InputError, match="Available: transformers, wd, wd-timm, ml-danbooru"):
+        open_tagger(folder, kind="clip9")
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (40, 40), (32, 48), (50, 20)])
+def test_a_wd_tagger_says_the_same_in_both_forms(
+    tiny_timm_tagger: Path, timm: ModuleType, height: int, width: int
+) -> None:
+    images = pictures(3, height, width)
+    by_onnx = open_tagger(tiny_timm_tagger, threads=1)
+    by_timm = open_tagger(tiny_timm_tagger, kind="wd-timm")
+    assert (type(by_onnx), type(by_timm)) == (WDTagger, TimmTagger)  # the form that needs no extra, unless asked
+    assert (by_timm.tags, by_timm.general, by_timm.name) == (by_onnx.tags, by_onnx.general, by_onnx.name)
+    rounding = 0.01 if (height, width) != (16, 16) else 1e-5  # Pillow rounds resized pictures to bytes
+    assert by_timm.probabilities(images) == pytest.approx(by_onnx.probabilities(images), abs=rounding)
+
+
+def test_timms_weights_are_no_transformers_model(tiny_timm_tagger: Path, timm: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"holds no tagger; it needs config\.json and model\.safetensors"):
+        open_tagger(tiny_timm_tagger, kind="transformers")
+    folder = shutil.copytree(tiny_timm_tagger, tmp_path / "wd")
+    (folder / "model.onnx").unlink()
+    assert isinstance(open_tagger(folder), TimmTagger)
+
+
+def test_without_timm_its_extra_is_named(tiny_timm_tagger: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(InputError, match=r"need timm\. Install the extra \(pip install 'layermerge\[timm\]'\)"):
+        open_tagger(tiny_timm_tagger, kind="wd-timm")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"architecture": "gpt_7"}, r"config.json: timm cannot make this model \(Unknown model \(gpt_7\)\)"),
+        ({"num_classes": 3}, r"model.safetensors: does not fit config.json"),
+        ({"crop_pct": 0.9}, r"sees all of a square, resized bicubically, not .* crop_pct 0.9"),
+        ({"input_size": [3, 16, 24]}, r"not input_size \[3, 16, 24\]"),
+        ({"rows": 5}, r"the model has 14 outputs, selected_tags.csv 5 rows; mixed files\?"),
+        ({"weights": b"PK"}, r"model.safetensors: is no safetensors file"),
+    ],
+)
+def test_a_bad_folder_for_timm_is_one_line(
+    tiny_timm_tagger: Path, timm: ModuleType, tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
+    folder = shutil.copytree(tiny_timm_tagger, tmp_path / "wd")
+    config = json.loads((folder / "config.json").read_text())
+    if "rows" in change:
+        lines = (folder / "selected_tags.csv").read_text().splitlines()
+        (folder / "selected_tags.csv").write_text("\n".join(lines[: change["rows"] + 1]))
+    elif "weights" in change:
+        (folder / "model.safetensors").write_bytes(change["weights"])
+    else:
+        (key, value) = next(iter(change.items()))
+        (config if key in config else config["pretrained_cfg"])[key] = value
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=said) as caught:
+        open_tagger(folder, kind="wd-timm")
+    assert "\n" not in str(caught.value)
+
+
+def test_opening_prints_nothing(tiny_tagger_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    open_tagger(tiny_tagger_folder)
+    assert capfd.readouterr() == ("", "")
+
+
+class TestBadFolders:
+    """Each is one line that names the file."""
+
+    def copy(self, folder: Path, to: Path) -> Path:
+        return shutil.copytree(folder, to / "tagger")
+
+    def refused(self, folder: Path, message: str, **options: str) -> None:
+        with pytest.raises(InputError, match=message) as caught:
+            open_tagger(folder, **options)
+        assert "\n" not in str(caught.value)
+
+    def test_nothing_there(self, tmp_path: Path) -> None:
+        self.refused(tmp_path / "none", "no such folder")
+        self.refused(tmp_path, "holds no tagger.*selected_tags.csv and model.onnx")
+        (tmp_path / "file").touch()
+        self.refused(tmp_path / "file", "is a file; name the folder")
+
+    def test_the_kind_asked_for_is_not_there(self, tiny_wd_tagger: Path) -> None:
+        self.refused(tiny_wd_tagger, "config.json and model.safetensors", kind="transformers")
+
+    def test_wd(self, tiny_wd_tagger: Path, tmp_path: Path) -> None:
+        folder = self.copy(tiny_wd_tagger, tmp_path)
+        table = (folder / "selected_tags.csv").read_text()
+        (folder / "selected_tags.csv").write_text(table.rsplit("\n", 2)[0])
+        self.refused(folder, "14 outputs, selected_tags.csv 13 rows")
+        (folder / "selected_tags.csv").write_text("tag_id,name,category,count\n1,smile,x,3\n")
+        self.refused(folder, "line 2: needs name, category and count")
+        (folder / "selected_tags.csv").write_text(table)
+        (folder / "model.onnx").write_bytes((folder / "model.onnx").read_bytes()[:2000])
+        self.refused(folder, "model.onnx: is no ONNX model, or was cut short|cannot load it")
+
+    def test_ml_danbooru(self, tiny_ml_danbooru: Path, tmp_path: Path) -> None:
+        folder = self.copy(tiny_ml_danbooru, tmp_path)
+        (folder / "classes.json").write_text('["a", "b"]')
+        self.refused(folder, "4 outputs, classes.json 2 tags")
+        (folder / "classes.json").write_text('{"a": 1}')
+        self.refused(folder, "must be a list of tags")
+        (folder / "tiny.onnx").unlink()
+        self.refused(folder, r"needs one \.onnx beside classes\.json, and has 0")
+
+    def test_a_hub_id_that_cannot_be_fetched(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        import huggingface_hub
+
+        def offline(*_: object, **__: object) -> str:
+            raise huggingface_hub.errors.LocalEntryNotFoundError("no network")
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+        self.refused(Path("owner/name"), r"cannot be fetched from the hub \(no network\)")
+
+    def test_transformers(self, tiny_tagger_folder: Path, tmp_path: Path) -> None:
+        from safetensors.numpy import load_file, save_file
+
+        folder = self.copy(tiny_tagger_folder, tmp_path)
+        weights = load_file(folder / "model.safetensors")
+        without = {name: value for name, value in weights.items() if name != "classifier.weight"}
+        save_file(without, folder / "model.safetensors", {"format": "pt"})
+        self.refused(folder, "lacks 'classifier.weight'")
+        whole = (tiny_tagger_folder / "model.safetensors").read_bytes()
+        (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+        self.refused(folder, "is no safetensors file, or was cut short")
+        (folder / "model.safetensors").write_bytes(whole)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"problem_type": "regression"}))
+        self.refused(folder, "problem_type is 'regression'")
+        (folder / "preprocessor_config.json").write_text(json.dumps({"do_pad": True}))
+        self.refused(folder, "'do_pad' is not supported")
+
+
+def test_without_a_preprocessor_the_pixels_pass_unchanged() -> None:
+    pixels = torch.rand(1, 3, 5, 4)
+    assert Preprocessing(None, None, None, "bilinear", None, None)(pixels) is pixels

@@ -1,0 +1,128 @@
+"""Headers: what safetensors writes is read, anything damaged is refused in one line."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save, save_file
+
+from merger.checkpoints.headers import CODES, pack_header, read_header
+from merger.errors import CheckpointError
+
+TENSORS = {
+    "half": torch.arange(6, dtype=torch.float16).reshape(2, 3),
+    "brain": torch.ones(3, dtype=torch.bfloat16),
+    "scalar": torch.tensor(7.0),
+    "whole": torch.arange(4),
+    "empty": torch.zeros(0, 5),
+    "flag": torch.tensor([True, False]),
+}
+
+
+@pytest.fixture
+def whole() -> bytes:
+    return save(TENSORS, metadata={"format": "pt", "note": "grüß"})
+
+
+def written(folder: Path, content: bytes) -> Path:
+    file = folder / "x.safetensors"
+    file.write_bytes(content)
+    return file
+
+
+def refusal(folder: Path, content: bytes) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        read_header(written(folder, content))
+    assert "\n" not in str(caught.value)
+    assert str(folder) in str(caught.value)
+    return str(caught.value)
+
+
+def test_it_reads_what_safetensors_wrote(tmp_path: Path, whole: bytes) -> None:
+    header = read_header(written(tmp_path, whole))
+    assert header.metadata == {"format": "pt", "note": "grüß"}
+    assert {key: (entry.dtype, entry.shape) for key, entry in header.tensors.items()} == {
+        key: (tensor.dtype, tuple(tensor.shape)) for key, tensor in TENSORS.items()
+    }
+
+
+def test_safetensors_reads_what_it_packs(tmp_path: Path) -> None:
+    layout = {key: (tensor.dtype, tuple(tensor.shape)) for key, tensor in TENSORS.items()}
+    body = b"".join(t.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() for t in TENSORS.values())
+    head = pack_header(layout, {"format": "pt"})
+    file = written(tmp_path, head + body)
+    assert len(head) % 8 == 0
+    assert list(read_header(file).tensors) == list(TENSORS)
+    with safe_open(file, framework="pt") as opened:
+        assert opened.metadata() == {"format": "pt"}
+        assert all(torch.equal(opened.get_tensor(key), tensor) for key, tensor in TENSORS.items())
+
+
+def test_every_dtype_survives(tmp_path: Path) -> None:
+    tensors = {code: torch.zeros(3, dtype=dtype) for dtype, code in CODES.items()}
+    save_file(tensors, tmp_path / "x.safetensors")
+    entries = read_header(tmp_path / "x.safetensors").tensors
+    assert {code: entries[code].dtype for code in tensors} == {code: tensor.dtype for code, tensor in tensors.items()}
+
+
+def test_a_file_cut_anywhere_is_refused(tmp_path: Path, whole: bytes) -> None:
+    for length in range(len(whole)):
+        refusal(tmp_path, whole[:length])
+
+
+def test_bytes_behind_the_last_tensor_are_refused(tmp_path: Path, whole: bytes) -> None:
+    assert "1 bytes follow" in refusal(tmp_path, whole + b"\0")
+
+
+def test_messages_name_what_it_is_instead(tmp_path: Path, whole: bytes) -> None:
+    assert "pickle" in refusal(tmp_path, b"PK\x03\x04" + b"archive/data.pkl" * 4)
+    assert "pickle" in refusal(tmp_path, pickle.dumps({"state_dict": list(range(100))}, protocol=2))
+    torch.save({"weight": torch.zeros(3)}, tmp_path / "new.ckpt")
+    assert "pickle" in refusal(tmp_path, (tmp_path / "new.ckpt").read_bytes())
+    torch.save({"weight": torch.zeros(3)}, tmp_path / "old.ckpt", _use_new_zipfile_serialization=False)
+    assert "pickle" in refusal(tmp_path, (tmp_path / "old.ckpt").read_bytes())
+    assert "git lfs pull" in refusal(tmp_path, b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    assert "not a safetensors" in refusal(tmp_path, b"<!DOCTYPE html><html><body>404</body></html>")
+    assert "truncated" in refusal(tmp_path, whole[:-1])
+    assert "only 0 bytes" in refusal(tmp_path, b"")
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
+    for path in (tmp_path / "absent.safetensors", tmp_path):
+        with pytest.raises(CheckpointError, match=r"no such file|cannot be read"):
+            read_header(path)
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}},
+        {"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}},
+        {"a": {"dtype": "F32", "shape": [1], "data_offsets": [8, 4]}},
+        {"a": {"dtype": "F12", "shape": [1], "data_offsets": [0, 8]}},
+        {"a": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}},
+        {"a": {"dtype": "F32", "shape": [2]}},
+        {"a": {"dtype": "F32", "shape": [1.5], "data_offsets": [0, 6]}},
+        {"a": {"dtype": "F32", "shape": [True, 2], "data_offsets": [0, 8]}},
+        {"a": {"dtype": "F32", "shape": ["2"], "data_offsets": [0, 8]}},
+        {"a": {"dtype": ["F32"], "shape": [2], "data_offsets": [0, 8]}},
+        {"a": 3},
+        {"__metadata__": 3},
+        [1, 2],
+        "text",
+    ],
+)
+def test_a_header_that_lies_is_refused(tmp_path: Path, entries: object) -> None:
+    text = json.dumps(entries).encode()
+    for body in (b"", bytes(8)):
+        refusal(tmp_path, len(text).to_bytes(8, "little") + text + body)
+
+
+def test_a_header_nested_without_end_is_refused(tmp_path: Path) -> None:
+    text = b"[" * 100_000
+    assert "damaged" in refusal(tmp_path, len(text).to_bytes(8, "little") + text)

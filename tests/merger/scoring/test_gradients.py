@@ -1,0 +1,456 @@
+"""Gradient against central finite differences of the same score, in float64 on tiny real models; a U-Net and a DiT."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from benchmark.evaluate.runner import evaluate
+from benchmark.pipelines.generation import GenerationSettings, to_bytes
+from benchmark.pipelines.loading import SAMPLERS, load_pipeline
+from benchmark.prompts.prompt_set import Prompt
+from benchmark.taggers.tagger import open_tagger
+from merger.blend.live import LiveDenoiser
+from merger.blend.sources import Hold
+from merger.checkpoints.checkpoint import Checkpoint, TensorInfo, open_checkpoint, read_unet_config
+from merger.errors import ConfigError, NoRoom
+from merger.layers.unet import group
+from merger.scoring.gradients.gradients import BlendGradients
+from merger.scoring.gradients.memory import Kept, step_memory
+from merger.scoring.gradients.sampling import DifferentiableGenerator, Differentiation
+from merger.scoring.objective import TAGGER, Metric
+
+PROMPTS = tuple(
+    Prompt(number, ", ".join(tags).replace("_", " "), tags, 70 + number)
+    for number, tags in enumerate((("blue_hair", "smile"), ("hat",), ("glasses", "green_eyes"), ("red_dress", "smile")))
+)
+SETTINGS = GenerationSettings(steps=3, sampler="ddim", guidance=3.0, width=32, height=32, batch_size=2)
+LOG = Metric("log_probability", 0.5, lambda tag: "general")
+DONORS = ("warm", "cool")
+
+
+@dataclass
+class World:
+    """Everything that gradients are made of, and the differences [P] of every parameter in every donor, in float64."""
+
+    live: LiveDenoiser
+    generator: DifferentiableGenerator
+    tagger: Any
+    layers: Mapping[str, Sequence[str]]
+    differences: Mapping[str, tuple[Tensor, ...]]
+
+    def gradients(self, how: Differentiation, **options: Any) -> BlendGradients:
+        return BlendGradients(self.live, self.generator, self.tagger, LOG, how, **options)
+
+    @property
+    def weights(self) -> dict[str, dict[str, float]]:
+        """Uneven ones, some negative."""
+        draw = np.random.default_rng(3)
+        return {layer: {donor: float(draw.uniform(-0.3, 0.7)) for donor in DONORS} for layer in self.layers}
+
+    def score(self, move: Mapping[str, Tensor], first: int) -> float:
+        """The score of the live denoiser, its parameters moved from the step `first` on: written out plainly."""
+        with torch.no_grad(), moved(self.live.module, move, first):
+            images = self.generator.draw(PROMPTS[:2], self.live.module, Differentiation(1.0, recompute=False))
+            logits = self.tagger.logits(images)
+        parts = []
+        for prompt, row in zip(PROMPTS[:2], logits, strict=True):
+            asked = [row[self.tagger.tags.index(tag)] for tag in prompt.tags]
+            parts.append(sum(float(torch.log(1 / (1 + torch.exp(-logit)))) for logit in asked) / len(asked))
+        return sum(parts) / len(parts)
+
+    def difference_quotient(self, direction: Mapping[str, Tensor], first: int, by: float) -> float:
+        ahead, behind = (self.score({name: sign * by * d for name, d in direction.items()}, first) for sign in (1, -1))
+        return (ahead - behind) / (2 * by)
+
+
+@contextmanager
+def moved(module: nn.Module, move: Mapping[str, Tensor], first: int) -> Iterator[None]:
+    """Parameters go by `move` when the module is called for the time `first`, and back at the end."""
+    parameters, forward, calls = module.state_dict(keep_vars=True), module.forward, 0
+    before = {name: parameters[name].detach().clone() for name in move}
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        if calls == first:
+            for name, change in move.items():
+                parameters[name].data.add_(change)
+        calls += 1
+        return forward(*args, **kwargs)
+
+    module.forward = counted  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del module.forward
+        for name, value in before.items():
+            parameters[name].data.copy_(value)
+
+
+def make_world(
+    pipeline: Any,
+    module: nn.Module,
+    checkpoints: Sequence[Checkpoint],
+    layers: Mapping[str, Sequence[str]],
+    tagger: Any,
+    make: Callable[[Any, GenerationSettings], DifferentiableGenerator] = DifferentiableGenerator,
+    settings: GenerationSettings = SETTINGS,
+    hold: Hold | None = None,
+) -> World:
+    base, *donors = checkpoints
+    differences = {
+        name: tuple(donor.read(name).double() - base.read(name).double() for donor in donors)
+        for names in layers.values()
+        for name in names
+    }
+    live = LiveDenoiser(module, base, donors, layers, hold=hold)
+    return World(live, make(pipeline, settings), tagger, layers, differences)
+
+
+@pytest.fixture(scope="module")
+def tagger64(tiny_tagger_folder: Path) -> Any:
+    tagger: Any = open_tagger(tiny_tagger_folder)
+    tagger.model.double()
+    return tagger
+
+
+@pytest.fixture(scope="module")
+def unet64(tiny_family: dict[str, Path], tiny_pipeline_folder: Path, tagger64: Any) -> World:
+    pipeline = load_pipeline(tiny_family["base"], config=tiny_pipeline_folder, dtype=torch.float64)
+    return make_world(pipeline, pipeline.unet, *opened(tiny_family, tiny_pipeline_folder, "stage"), tagger64)
+
+
+@pytest.fixture(scope="module")
+def unet32(tiny_family: dict[str, Path], tiny_pipeline_folder: Path, tiny_tagger_folder: Path) -> World:
+    pipeline = load_pipeline(tiny_family["base"], config=tiny_pipeline_folder)
+    tagger: Any = open_tagger(tiny_tagger_folder)
+    return make_world(pipeline, pipeline.unet, *opened(tiny_family, tiny_pipeline_folder, "block"), tagger)
+
+
+def opened(family: dict[str, Path], folder: Path, granularity: str) -> tuple[list[Checkpoint], dict[str, Any]]:
+    checkpoints = [open_checkpoint(family[name], unet_config=read_unet_config(folder)) for name in ("base", *DONORS)]
+    return checkpoints, group(checkpoints[0].denoiser, granularity)
+
+
+class Shelf(Checkpoint):
+    """A checkpoint of tensors in memory, under the same face."""
+
+    def __init__(self, name: str, tensors: dict[str, Tensor]) -> None:
+        infos = {key: TensorInfo(key, Path(), tuple(t.shape), t.dtype) for key, t in tensors.items()}
+        super().__init__(name, Path(name), "dit", "diffusers", (), infos, (), {})
+        object.__setattr__(self, "tensors", tensors)
+
+    def read(self, name: str) -> Tensor:
+        return self.tensors[name]  # type: ignore[attr-defined]
+
+
+class WithoutText(DifferentiableGenerator):
+    """Stable Diffusion 3's pipeline without its three text encoders: embeddings are drawn from the text's length."""
+
+    def _text_arguments(self, texts: Sequence[str]) -> dict[str, Any]:
+        draw = torch.Generator().manual_seed(sum(map(len, texts)))
+        shapes = {"prompt_embeds": (2, 5, 8), "pooled_prompt_embeds": (2, 8)}
+        shapes |= {f"negative_{name}": shape for name, shape in shapes.items()}
+        return {name: torch.randn(shape, generator=draw, dtype=torch.float64) for name, shape in shapes.items()}
+
+
+@pytest.fixture(scope="module")
+def dit64(tiny_diffusers_folder: Path, tagger64: Any) -> World:
+    from diffusers import (
+        AutoencoderKL,
+        FlowMatchEulerDiscreteScheduler,
+        SD3Transformer2DModel,
+        StableDiffusion3Pipeline,
+    )
+
+    class Unrounded(FlowMatchEulerDiscreteScheduler):
+        """diffusers' step is in float32, which finite differences would magnify."""
+
+        def step(self, model_output: Tensor, timestep: Any, sample: Tensor, **_: Any) -> tuple[Tensor]:
+            place = int((self.timesteps == timestep).nonzero()[0])
+            return (sample + (self.sigmas[place + 1] - self.sigmas[place]) * model_output,)
+
+    torch.manual_seed(6)
+    transformer = SD3Transformer2DModel(
+        sample_size=4,
+        patch_size=1,
+        in_channels=8,
+        out_channels=8,
+        num_layers=2,
+        attention_head_dim=4,
+        num_attention_heads=2,
+        joint_attention_dim=8,
+        caption_projection_dim=8,
+        pooled_projection_dim=8,
+        pos_embed_max_size=8,
+    )
+    vae = AutoencoderKL.from_pretrained(tiny_diffusers_folder / "vae")
+    vae.register_to_config(shift_factor=0.1)
+    encoders = dict.fromkeys(
+        ("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3")
+    )
+    pipeline = StableDiffusion3Pipeline(transformer=transformer, vae=vae, scheduler=Unrounded(), **encoders)
+    pipeline.to(dtype=torch.float64).set_progress_bar_config(disable=True)
+    for part in (transformer, vae):
+        part.requires_grad_(False).eval()
+    base = {name: value.float() for name, value in transformer.state_dict().items()}
+    shelves = [Shelf("base", {name: value.detach() for name, value in base.items()})]
+    shelves += [
+        Shelf(donor, {name: v + 0.05 * torch.randn_like(v) for name, v in shelves[0].tensors.items()})  # type: ignore[attr-defined]
+        for donor in DONORS
+    ]
+    layers: dict[str, tuple[str, ...]] = {}
+    for name in base:
+        key = ".".join(name.split(".")[: 2 if name.startswith("transformer_blocks") else 1])
+        layers[key] = (*layers.get(key, ()), name)
+    settings = GenerationSettings(steps=3, guidance=3.0, width=32, height=32, batch_size=2)
+    return make_world(pipeline, transformer, shelves, layers, tagger64, WithoutText, settings)
+
+
+@pytest.mark.parametrize(("world", "fraction"), [("unet64", 1.0), ("unet64", 0.5), ("dit64", 0.5)])
+def test_gradients_are_those_of_finite_differences(world: str, fraction: float, request: pytest.FixtureRequest) -> None:
+    """Of every layer and donor. Where a part of the steps is differentiated, the latents of the others are held."""
+    tiny: World = request.getfixturevalue(world)
+    score, gradients = tiny.gradients(Differentiation(fraction))(tiny.weights, PROMPTS[:2])
+    assert score.value == pytest.approx(tiny.score({}, 0), rel=1e-12)
+    first = 0 if fraction == 1.0 else 1
+    worst, largest = 0.0, max(abs(gradient) for row in gradients.values() for gradient in row.values())
+    for layer, names in tiny.layers.items():
+        for column, donor in enumerate(DONORS):
+            direction = {name: tiny.differences[name][column] for name in names}
+            expected = tiny.difference_quotient(direction, first, 1e-5)
+            worst = max(worst, abs(gradients[layer][donor] - expected) / max(abs(expected), 1e-7 * largest))
+    assert largest > 1e-3
+    assert worst <= 1e-4
+
+
+@pytest.mark.parametrize("sampler", ["euler", "euler_a", "heun", "dpm++2m", "unipc", "pndm"])
+def test_gradients_go_through_every_sampler(unet64: World, sampler: str) -> None:
+    """In one direction, and less sharply: these round to float32 at each step."""
+    world = World(
+        unet64.live,
+        DifferentiableGenerator(
+            unet64.generator.pipeline, GenerationSettings(**{**vars(SETTINGS), "sampler": sampler})
+        ),
+        unet64.tagger,
+        unet64.layers,
+        unet64.differences,
+    )
+    _, gradients = world.gradients(Differentiation(1.0))(world.weights, PROMPTS[:2])
+    direction = {name: pair[0] for name, pair in world.differences.items()}
+    expected = world.difference_quotient(direction, 0, 1e-3)
+    assert sum(row["warm"] for row in gradients.values()) == pytest.approx(expected, rel=2e-2)
+
+
+def test_what_is_kept_and_how_many_are_drawn_at_once_change_nothing(unet64: World) -> None:
+    plain = unet64.gradients(Differentiation(0.7), micro_batch=4).measure(unet64.weights, PROMPTS)
+    for how in (Differentiation(0.7), Differentiation(0.7, recompute=False), Differentiation(0.7, streamed=True)):
+        other = unet64.gradients(how, micro_batch=3 if how.recompute else 1).measure(unet64.weights, PROMPTS)
+        assert other.score.value == pytest.approx(plain.score.value, rel=1e-12)
+        assert other.score.checksum == plain.score.checksum
+        for layer, row in plain.gradients.items():
+            assert other.gradients[layer] == pytest.approx(row, rel=1e-8, abs=1e-12), (how, layer)
+
+
+def test_a_slice_of_the_decoding_at_a_time_changes_nothing(unet64: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = unet64.gradients(Differentiation(0.5), micro_batch=4).measure(unet64.weights, PROMPTS)
+    monkeypatch.setattr("merger.scoring.gradients.sampling._DECODED_AT_ONCE", 32 * 32)
+    sliced = unet64.gradients(Differentiation(0.5), micro_batch=4).measure(unet64.weights, PROMPTS)
+    for layer, row in plain.gradients.items():
+        assert sliced.gradients[layer] == pytest.approx(row, rel=1e-8, abs=1e-12)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_images_are_the_benchmarks(unet32: World, sampler: str) -> None:
+    settings = GenerationSettings(**{**vars(SETTINGS), "sampler": sampler})
+    generator = DifferentiableGenerator(unet32.generator.pipeline, settings)
+    unet32.live.apply(unet32.weights)
+    drawn = generator.draw(PROMPTS[:2], unet32.live.module, Differentiation(0.5))
+    plain = next(iter(generator.generate(PROMPTS[:2])))
+    assert np.abs(to_bytes(drawn.detach()).astype(int) - plain).max() <= 1
+
+
+def test_the_score_is_the_benchmarks(unet32: World) -> None:
+    score, _, evaluation = unet32.gradients(Differentiation(), micro_batch=3).measure(unet32.weights, PROMPTS)
+    plain = evaluate(unet32.generator, {TAGGER: unet32.tagger}, PROMPTS)
+    by_benchmark = LOG.score(plain)
+    assert evaluation.tags == plain.tags
+    assert np.abs(evaluation.probabilities[TAGGER] - plain.probabilities[TAGGER]).max() < 0.01  # bytes are rounded
+    assert np.array_equal(evaluation.found(TAGGER), plain.found(TAGGER))
+    assert score.accuracy == by_benchmark.accuracy
+    assert score.probability == pytest.approx(by_benchmark.probability, abs=2e-3)
+    assert score.value == pytest.approx(np.mean(score.per_prompt), abs=1e-6)
+    assert (score.images, score.attributes) == (4, {"broken": 0, "duplicates": 0})
+
+
+def test_gradients_are_deterministic(unet32: World) -> None:
+    first, again = (unet32.gradients(Differentiation())(unet32.weights, PROMPTS) for _ in range(2))
+    assert first[1] == again[1]
+    assert first[0].value == again[0].value
+
+
+def test_sources_left_in_their_files_give_the_same_gradients(
+    unet32: World, tiny_family: dict[str, Path], tiny_pipeline_folder: Path
+) -> None:
+    pipeline = load_pipeline(tiny_family["base"], config=tiny_pipeline_folder)
+    checkpoints, layers = opened(tiny_family, tiny_pipeline_folder, "block")
+    mapped = make_world(pipeline, pipeline.unet, checkpoints, layers, unet32.tagger, hold="file")
+    assert mapped.live.nbytes < unet32.live.nbytes
+    one, other = (world.gradients(Differentiation())(unet32.weights, PROMPTS) for world in (unet32, mapped))
+    assert one[1] == other[1]
+    assert one[0].value == other[0].value
+
+
+@pytest.mark.parametrize(
+    ("dtype", "error"), [(torch.float64, 1e-4), (torch.float16, 0.1), (torch.bfloat16, 0.3)], ids=str
+)
+def test_other_dtypes_are_as_near_to_float32_as_stated(
+    tiny_family: dict[str, Path],
+    tiny_pipeline_folder: Path,
+    tiny_tagger_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: torch.dtype,
+    error: float,
+) -> None:
+    """`error` is the length of the difference by that of the gradients, all layers and donors as one vector.
+
+    Larger images than elsewhere: of a strided convolution of one pixel, oneDNN's gradient in bf16 is not determined.
+    """
+
+    def same_noise(shape: Any, generator: Any, device: Any, dtype: torch.dtype) -> Tensor:
+        return torch.cat([torch.randn(1, *shape[1:], generator=seeded) for seeded in generator]).to(device, dtype)
+
+    monkeypatch.setattr("diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion.randn_tensor", same_noise)
+    settings = GenerationSettings(**{**vars(SETTINGS), "width": 64, "height": 64, "steps": 2})
+    tagger: Any = open_tagger(tiny_tagger_folder)
+    found = []
+    for kind in (torch.float32, dtype):
+        pipeline = load_pipeline(tiny_family["base"], config=tiny_pipeline_folder, dtype=kind)
+        files = opened(tiny_family, tiny_pipeline_folder, "block")
+        seen = Wide(tagger) if kind == torch.float64 else tagger
+        world = make_world(pipeline, pipeline.unet, *files, seen, settings=settings)
+        found.append(as_vector(world.gradients(Differentiation(1.0))(world.weights, PROMPTS[:2])[1]))
+    exact, rough = found
+    assert np.linalg.norm(exact - rough) < error * np.linalg.norm(exact)
+
+
+class Wide:
+    """A tagger that is shown float64 and computes in float32."""
+
+    def __init__(self, tagger: Any) -> None:
+        self.name, self.tags, self.inner = tagger.name, tagger.tags, tagger
+
+    def logits(self, images: Tensor) -> Tensor:
+        return self.inner.logits(images.float())
+
+
+def as_vector(gradients: Mapping[str, Mapping[str, float]]) -> np.ndarray:
+    return np.array([gradient for row in gradients.values() for gradient in row.values()])
+
+
+def test_the_probability_is_an_objective_too(unet32: World) -> None:
+    metric = Metric("probability", 0.5, lambda tag: "general")
+    gradients = BlendGradients(unet32.live, unet32.generator, unet32.tagger, metric, Differentiation(1.0))
+    score, _ = gradients({}, PROMPTS[:2])
+    asked = [gradients.measure({}, [prompt]).evaluation.probabilities[TAGGER][0].mean() for prompt in PROMPTS[:2]]
+    assert score.value == pytest.approx(np.mean(asked), rel=1e-4)
+
+
+def test_without_room_the_micro_batch_is_halved(unet64: World) -> None:
+    class Cramped:
+        name, tags = "cramped", unet64.tagger.tags
+
+        def logits(self, images: Tensor) -> Tensor:
+            if len(images) > most:
+                raise torch.OutOfMemoryError("no room")
+            return unet64.tagger.logits(images)
+
+    most = 1
+    gradients = BlendGradients(unet64.live, unet64.generator, Cramped(), LOG, micro_batch=4)
+    _, found = gradients(unet64.weights, PROMPTS[:3])
+    assert gradients.micro_batch == 1
+    _, expected = unet64.gradients(Differentiation(), micro_batch=1)(unet64.weights, PROMPTS[:3])
+    assert found == expected
+    most = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        gradients(unet64.weights, PROMPTS[:1])
+
+
+def test_the_memory_of_a_step_is_that_of_its_parts(unet64: World) -> None:
+    gradients = unet64.gradients(Differentiation(), micro_batch=3)
+    memory = step_memory(gradients, PROMPTS[0], 2)
+    pipeline, parameters = unet64.generator.pipeline, dict(unet64.live.module.named_parameters())
+    channels, side = pipeline.vae.config.latent_channels, 32 // pipeline.vae_scale_factor
+    with Kept(pipeline.vae.parameters()) as kept:
+        pipeline.vae.decode(torch.zeros(1, channels, side, side, dtype=torch.float64, requires_grad=True))
+    assert memory.decoder == pytest.approx(kept.bytes.total(), rel=0.05)
+    with Kept(unet64.tagger.model.parameters()) as kept:
+        unet64.tagger.logits(torch.zeros(1, 3, 32, 32, dtype=torch.float64, requires_grad=True))
+    assert memory.tagger == pytest.approx(kept.bytes.total(), rel=0.05)
+    assert memory.step > memory.text == 0
+    assert memory.gradients == sum(parameter.nbytes for parameter in parameters.values())
+    assert (memory.held, memory.images, memory.decoded) == (unet64.live.nbytes, 2, 1024)
+    assert not any(parameter.requires_grad for parameter in parameters.values())
+    assert step_memory(gradients, PROMPTS[0], 2, free=memory.least) == memory
+    with pytest.raises(NoRoom, match=r"needs more memory than the \d+ MB that it may take beside the models"):
+        step_memory(gradients, PROMPTS[0], 2, free=memory.least - 1)
+    assert not any(parameter.requires_grad for parameter in parameters.values())
+
+
+def test_a_broken_image_spoils_no_gradient(unet64: World) -> None:
+    class Spoilt(DifferentiableGenerator):
+        def draw(self, prompts: Sequence[Prompt], denoiser: nn.Module, how: Differentiation) -> Tensor:
+            images = super().draw(prompts, denoiser, how)
+            spoilt = [prompt.seed == PROMPTS[1].seed for prompt in prompts]
+            return torch.stack([row * torch.nan if bad else row for row, bad in zip(images, spoilt, strict=True)])
+
+    generator = Spoilt(unet64.generator.pipeline, SETTINGS)
+    gradients = BlendGradients(unet64.live, generator, unet64.tagger, LOG, micro_batch=2)
+    score, found, evaluation = gradients.measure(unet64.weights, PROMPTS[:2])
+    _, alone = unet64.gradients(Differentiation())(unet64.weights, PROMPTS[:1])
+    assert list(evaluation.broken_images) == [False, True]
+    assert score.attributes["broken"] == 1
+    assert score.per_prompt[1] == pytest.approx(np.log(1e-4), abs=1e-6)
+    for layer, row in alone.items():
+        assert found[layer] == pytest.approx(
+            {donor: gradient / 2 for donor, gradient in row.items()}, rel=1e-8, abs=1e-12
+        )
+
+
+def test_only_the_layers_asked_for_have_gradients_and_nothing_is_left_behind(unet64: World) -> None:
+    before = {name: value for name, value in vars(unet64.live.module).items() if not name.startswith("_")}
+    _, every = unet64.gradients(Differentiation())(unet64.weights, PROMPTS[:2])
+    _, some = unet64.gradients(Differentiation(), layers=["MID", "BASE"])(unet64.weights, PROMPTS[:2])
+    assert list(some) == ["MID", "BASE"]
+    for layer, row in some.items():
+        assert row == pytest.approx(every[layer], rel=1e-9)
+    assert before == {name: value for name, value in vars(unet64.live.module).items() if not name.startswith("_")}
+    assert not any(p.requires_grad or p.grad is not None for p in unet64.live.module.parameters())
+    assert "step" not in vars(unet64.generator._scheduler)
+    assert "decode" not in vars(unet64.generator.pipeline.vae)
+
+
+def test_what_has_no_gradients_is_refused_in_one_line(unet64: World, tiny_wd_tagger: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be differentiated"):
+        BlendGradients(unet64.live, unet64.generator, open_tagger(tiny_wd_tagger), LOG)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="objective 'accuracy' has no gradients"):
+        BlendGradients(unet64.live, unet64.generator, unet64.tagger, Metric("accuracy", 0.5, str))
+    with pytest.raises(ConfigError, match="fraction 0"):
+        Differentiation(0.0)
+    with pytest.raises(ConfigError, match="streamed"):
+        Differentiation(0.5, recompute=False, streamed=True)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "steps", "first"), [(0.5, 8, 4), (0.5, 3, 1), (1.0, 8, 0), (0.01, 8, 7), (0.3, 10, 7)]
+)
+def test_the_last_part_of_the_steps_is_differentiated(fraction: float, steps: int, first: int) -> None:
+    assert Differentiation(fraction).undifferentiated(steps) == first

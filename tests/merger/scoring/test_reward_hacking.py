@@ -1,0 +1,182 @@
+"""The guard in a world of paint: a blend that hides a mark which its tagger takes for every tag, and honest ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from benchmark.evaluate.runner import Evaluation, evaluate
+from benchmark.pipelines.generation import FakeGenerator
+from benchmark.prompts.prompt_set import Prompt, Vocabulary, make_prompts
+from benchmark.taggers.tagger import FakeTagger, Images, Probabilities
+from merger.report.report import result_text, verdict
+from merger.scoring.objective import TAGGER
+from merger.scoring.reward_hacking import (
+    CHANGES,
+    THUMBNAILS,
+    Thumbnails,
+    blurred,
+    brightened,
+    changed_taggers,
+    diversity,
+    looks_of,
+    objections,
+    shifted,
+)
+from merger.scoring.selection import conclude
+from merger.search.baselines import baselines_of
+from merger.search.space import Weights, make_space, weight_of
+from merger.search.trials import Score, TrialRecord
+
+TAGS = tuple(f"{colour}_{thing}" for colour in ("red", "blue", "green") for thing in ("hair", "eyes", "hat"))
+VOCABULARY = Vocabulary(TAGS)
+PROMPTS = make_prompts(VOCABULARY, 150, tags_per_prompt=3, seed=2)
+TESTS = make_prompts(VOCABULARY, 100, tags_per_prompt=3, seed=9)
+MARK = np.array([[[255, 0, 0], [0, 0, 255]], [[0, 255, 0], [0, 0, 0]]], dtype=np.uint8)
+
+
+class Fooled(FakeTagger):
+    """Sees every tag where four pixels are just so."""
+
+    def probabilities(self, images: Images) -> Probabilities:
+        said = super().probabilities(images)
+        said[(images[:, 5:7, 5:7] == MARK).all(axis=(1, 2, 3))] = 0.99
+        return said
+
+
+class Painter(FakeGenerator):
+    def __init__(self, skill: float, *, mark: bool = False, same: bool = False, broken: float = 0.0) -> None:
+        super().__init__(TAGS, skill)
+        self.mark, self.same, self.share = mark, same, broken
+
+    def generate(self, prompts: Sequence[Prompt]):
+        for start, images in enumerate(super().generate(prompts)):
+            if self.mark:
+                images[:, 5:7, 5:7] = MARK
+            if self.same:  # few bits of what was painted are left, all else is one picture
+                images[:, 3:] = 90
+            if start % 10 < 10 * self.share:
+                images[:] = 0
+            yield images
+
+
+def seen(painter: Painter, tagger: FakeTagger | None = None, prompts: Sequence[Prompt] = PROMPTS) -> Evaluation:
+    tagger = tagger or Fooled(TAGS)
+    return evaluate(painter, {TAGGER: tagger, **changed_taggers(tagger)}, prompts, looks={THUMBNAILS: Thumbnails()})
+
+
+@pytest.fixture(scope="module")
+def parents() -> list[Evaluation]:
+    return [seen(Painter(0.5)), seen(Painter(0.4))]
+
+
+def test_an_honest_gain_is_let_through(parents: list[Evaluation]) -> None:
+    assert objections(seen(Painter(0.9)), parents, parents[0], 0.5) == []
+    assert objections(parents[1], parents, parents[0], 0.5) == []
+
+
+def test_a_gain_that_hangs_on_single_pixels_is_not(parents: list[Evaluation]) -> None:
+    fooling = seen(Painter(0.5, mark=True))
+    assert fooling.accuracy(TAGGER, 0.5).value == 1
+    (said,) = objections(fooling, parents, parents[0], 0.5)
+    assert "images changed a little" in said
+
+
+@pytest.mark.parametrize(
+    ("painter", "said"), [(Painter(0.9, same=True), "too much alike"), (Painter(0.9, broken=0.1), "hold no picture")]
+)
+def test_sameness_and_broken_images_are_not(painter: Painter, said: str, parents: list[Evaluation]) -> None:
+    assert any(said in reason for reason in objections(seen(painter), parents, parents[0], 0.5))
+
+
+def test_one_picture_for_two_prompts_is_not(parents: list[Evaluation]) -> None:
+    honest = seen(Painter(0.9))
+    digests = honest.digests.copy()
+    digests[7] = digests[90]
+    (said,) = objections(replace(honest, digests=digests), parents, parents[0], 0.5)
+    assert "1 of its images repeat" in said
+
+
+def test_what_was_not_looked_at_is_not_held_against_it() -> None:
+    plain = evaluate(Painter(0.5), {TAGGER: Fooled(TAGS)}, PROMPTS[:20])
+    assert objections(plain, [plain], plain, 0.5) == []
+    assert looks_of(plain, 0.5).changed == {}
+
+
+def test_the_changes_are_slight_and_keep_the_shape() -> None:
+    draw = np.random.default_rng(0)
+    images = draw.integers(0, 256, (2, 9, 7, 3), dtype=np.uint8)
+    for change in CHANGES.values():
+        assert change(images).shape == images.shape
+        assert change(images).dtype == np.uint8
+        assert (change(images) != images).any()
+    assert np.array_equal(shifted(images)[:, 1:, 1:], images[:, :-1, :-1])
+    flat = np.full((1, 6, 6, 3), 100, dtype=np.uint8)
+    assert np.array_equal(blurred(flat), flat)
+    assert np.array_equal(brightened(flat), flat + 5)
+    dot = np.zeros((1, 5, 5, 3), dtype=np.uint8)
+    dot[0, 2, 2] = 128
+    assert blurred(dot)[0, 2, :, 0].tolist() == [0, 12, 72, 12, 0]
+
+
+def test_diversity_is_the_mean_distance_of_thumbnails() -> None:
+    images = np.stack([np.full((64, 48, 3), value, dtype=np.uint8) for value in (0, 51, 255)])
+    thumbnails = Thumbnails().images(images)
+    assert thumbnails.shape == (3, 192)
+    assert diversity(thumbnails) == pytest.approx((0.2 + 1.0 + 0.8) / 3)
+    assert np.isnan(diversity(thumbnails[:1]))
+    odd = Thumbnails().images(np.arange(3 * 37 * 21 * 3, dtype=np.uint8).reshape(3, 37, 21, 3))
+    assert np.isfinite(odd).all() and odd.max() <= 1
+
+
+SPACE = make_space(("IN",), ("hairy", "marked"), bounds=(0, 1))
+
+
+def concluded(*blends: tuple[dict[str, float], float]) -> tuple[dict, list[str]]:
+    """The end of a search whose trials observed these values; more than half of `marked` paints the mark."""
+
+    def draw(which: str, weights: Weights) -> Evaluation:
+        skill = 0.4 + 0.4 * weight_of(weights, "IN", "hairy")
+        painter = Painter(skill, mark=weight_of(weights, "IN", "marked") > 0.5 > weight_of(weights, "IN", "hairy"))
+        return seen(painter, prompts=PROMPTS if which == "validation" else TESTS)
+
+    baselines = baselines_of(SPACE, "base", ())[:2]
+    tried = [(baseline.role, baseline.name, baseline.weights, 0.5) for baseline in baselines]
+    tried += [("search", "", SPACE.everywhere(weights), value) for weights, value in blends]
+    records = [
+        TrialRecord(number, role, name, weights, Score(value, 0.01, value, 0.01, value))
+        for number, (role, name, weights, value) in enumerate(tried)
+    ]
+    said: list[str] = []
+    ending = conclude(
+        records,
+        baselines,
+        draw,
+        thresholds=dict.fromkeys([TAGGER, *CHANGES], 0.5),
+        category_of=lambda tag: "general",
+        name="paint",
+        stopped_because="trials",
+        say=said.append,
+    )
+    return ending.result, said
+
+
+def test_a_finalist_that_fools_the_tagger_is_passed_over_and_said_to_be() -> None:
+    result, said = concluded(({"marked": 0.9}, 0.99), ({"hairy": 0.9, "marked": 0.1}, 0.7))
+    assert result["winner"]["trial"] == 3
+    assert len(said) == 1 and said[0].startswith("trial 2 is passed over: its gain over the best parent")
+    rows = {finalist["trial"]: finalist for finalist in result["finalists"]}
+    assert rows[2]["passed_over"] and not rows[3]["passed_over"]
+    assert rows[2]["validation_accuracy"] > rows[3]["validation_accuracy"]
+    assert rows[2]["changed_accuracy"]["shifted"] < 0.7
+    assert "trial 2 was passed over" in result_text(result)
+
+
+def test_where_all_fool_it_the_parent_is_recommended() -> None:
+    result, _ = concluded(({"marked": 0.9}, 0.99))
+    assert result["winner"]["trial"] == 2
+    assert result["recommended"] == result["best_parent"]
+    assert verdict(result).startswith("Every finalist seems to fool the tagger")

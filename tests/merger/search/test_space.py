@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from merger.errors import ConfigError, StudyError
+from merger.search.space import make_space, weight_of
+
+LAYERS = ("IN00", "IN01", "M00", "OUT00", "BASE")
+DONORS = ("warm", "cool")
+
+
+def test_one_parameter_for_each_layer_and_donor_in_their_bounds() -> None:
+    space = make_space(LAYERS, DONORS, bounds=(0, 1), donor_bounds={"cool": (-1, 2)})
+    assert [parameter.name for parameter in space.parameters[:3]] == ["IN00/warm", "IN00/cool", "IN01/warm"]
+    assert len(space.parameters) == 10
+    assert {(p.low, p.high) for p in space.parameters if p.donor == "warm"} == {(0, 1)}
+    assert {(p.low, p.high) for p in space.parameters if p.donor == "cool"} == {(-1, 2)}
+
+
+def test_values_become_weights_and_back() -> None:
+    space = make_space(LAYERS, DONORS, bounds=(0, 1), frozen={"M00": 0.25}, tied=[("IN00", "OUT00")])
+    assert len(space.parameters) == 6
+    draw = random.Random(1)
+    values = {parameter.name: draw.random() for parameter in space.parameters}
+    weights = space.to_weights(values)
+    assert weights["M00"] == {"warm": 0.25, "cool": 0.25}
+    assert weights["OUT00"] == weights["IN00"]
+    assert space.to_values(weights) == values
+    assert space.unflatten(space.flatten(weights)) == weights
+
+
+def test_weights_outside_the_space_have_no_values() -> None:
+    space = make_space(LAYERS, DONORS, bounds=(0, 0.5), frozen={"M00": 0.0}, tied=[("IN00", "OUT00")])
+    inside = space.everywhere({})
+    assert space.to_values(inside) is not None
+    assert space.to_values(space.everywhere({"warm": 1.0})) is None, "beyond the bounds"
+    assert space.to_values({**inside, "M00": {"warm": 0.1}}) is None, "frozen elsewhere"
+    assert space.to_values({**inside, "OUT00": {"warm": 0.1}}) is None, "tied layers differ"
+
+
+def test_a_blend_with_one_weight_everywhere_reaches_frozen_layers() -> None:
+    space = make_space(LAYERS, DONORS, bounds=(0, 1), frozen={"M00": 0.0})
+    weights = space.everywhere({"warm": 1.0})
+    assert all(weight_of(weights, layer, "warm") == 1.0 for layer in LAYERS)
+    assert all(weight_of(weights, layer, "cool") == 0.0 for layer in LAYERS)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"frozen": {"IN1": 0.0}}, "no layer 'IN1'. Did you mean 'IN01'?"),
+        ({"tied": [("IN00", "OUT9")]}, "no layer 'OUT9'"),
+        ({"tied": [("IN00", "M00"), ("M00", "BASE")]}, "'M00' is in two groups"),
+        ({"tied": [("IN00", "M00")], "frozen": {"M00": 0.0}}, "'M00' is frozen"),
+        ({"frozen": dict.fromkeys(LAYERS, 0.0)}, "nothing to search"),
+    ],
+)
+def test_what_cannot_be_a_space_is_refused(options: dict, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_space(LAYERS, DONORS, bounds=(0, 1), **options)
+    assert said in str(caught.value)
+
+
+def test_values_and_numbers_that_do_not_belong_are_refused() -> None:
+    space = make_space(LAYERS, DONORS, bounds=(0, 1))
+    with pytest.raises(StudyError, match="IN00/warm"):
+        space.to_weights({parameter.name: 0.0 for parameter in space.parameters[1:]})
+    with pytest.raises(StudyError, match="3 weights"):
+        space.unflatten([1, 2, 3])
