@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,9 @@ from typing import Any
 
 from benchmark.errors import did_you_mean
 from benchmark.writing import write_text
-from merger.config.config import Config, dump_config, load_config
+from merger.app import previous_version
+from merger.config.config import Config
+from merger.config.loading import dump_config, overridden, parse_config, read_yaml
 from merger.errors import StudyError
 
 ROOT = Path("runs")
@@ -69,9 +71,15 @@ class Run:
         """Whether a search was begun here."""
         return self.config_file.is_file()
 
-    def config(self) -> Config:
-        """The configuration this run was begun with. Raises `ConfigError` if it cannot be read."""
-        return load_config(self.config_file)
+    def config(self, overrides: Sequence[str] = ()) -> Config:
+        """The configuration this run was begun with, with `key=value` overrides. Raises `ConfigError` if unreadable."""
+        raw = previous_version.translated_config(read_yaml(self.config_file))
+        return parse_config(overridden(raw, overrides), folder=self.folder.resolve(), where=str(self.config_file))
+
+    def config_to_continue(self, overrides: Sequence[str] = ()) -> Config:
+        """The same. Raises `StudyError` if a search that began with it cannot be continued any more."""
+        previous_version.check_can_continue(read_yaml(self.config_file), self.name)
+        return self.config(overrides)
 
     def storage(self, config: Config) -> str:
         """The URL of the study's database."""
@@ -82,7 +90,7 @@ class Run:
         if not self.result_file.is_file():
             return None
         try:
-            return dict(json.loads(self.result_file.read_text(encoding="utf-8")))
+            return previous_version.translated_result(json.loads(self.result_file.read_text(encoding="utf-8")))
         except ValueError as error:
             raise StudyError(f"{self.result_file}: is damaged ({error}); `merger resume` writes it again") from None
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from merger.config.config import parse_config
+from merger.config.loading import parse_config
 from merger.errors import ConfigError
 from merger.export.recipe import Recipe, Source
 from merger.layers.rules import check_rules, read_rules

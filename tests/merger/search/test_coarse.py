@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from merger.config.config import load_config
+from merger.config.loading import load_config
 from merger.errors import ConfigError
 from merger.layers.unet import group
 from merger.search.coarse import levels_of
