@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from merger.report.progress import Progress, duration, time_left, trial_line
+from merger.report.progress import SearchProgress, duration, time_left, trial_line
 from merger.search.trials import Score, TrialRecord, best_of, distinct_best, improvement, last_improvement, why_stop
 
 
@@ -77,7 +77,7 @@ def test_progress_says_how_far_how_good_how_fast_and_how_long() -> None:
 
 def test_progress_off_a_terminal_is_one_line_a_trial() -> None:
     stream = io.StringIO()
-    progress = Progress(3, stream=stream)
+    progress = SearchProgress(3, stream=stream)
     done = records(0.5)
     progress.start("trial 0")
     progress.drawn(4, 0.5)
