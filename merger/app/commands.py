@@ -137,12 +137,12 @@ def export(args: argparse.Namespace) -> int:
 
 def merge(args: argparse.Namespace) -> int:
     """`merger merge`: a file from a recipe alone."""
-    from merger.checkpoints.compatibility import check_fit, remarks
+    from merger.checkpoints.compatibility import check_compatible, remarks
     from merger.export.forms import ExportOptions, export_as
     from merger.export.recipe_files import open_recipe
 
     recipe, base, donors = open_recipe(args.recipe, allow_pickle=args.allow_pickle)
-    for remark in remarks(donors, check_fit(base, donors)):
+    for remark in remarks(donors, check_compatible(base, donors)):
         print(remark, file=sys.stderr)
     how = ExportOptions(args.dtype, args.denoiser_only, args.format, _configuration(args), args.mecha)
     written = export_as(recipe, args.output, how, base=base, donors=donors)

@@ -29,19 +29,19 @@ from benchmark.prompts.prompt_set import (
 from benchmark.prompts.text import knows_clip
 from benchmark.taggers.tagger import Tagger, columns_of, open_tagger
 from merger.app.identity import identity_of
+from merger.app.source_paths import local
 from merger.blend.live import LiveDenoiser
 from merger.checkpoints.adapter import open_donor
 from merger.checkpoints.checkpoint import Checkpoint, open_checkpoint, read_unet_config
-from merger.checkpoints.compatibility import check_fit, remarks
+from merger.checkpoints.compatibility import check_compatible, remarks
 from merger.checkpoints.components import check_configuration, check_overrides, use_text_encoders, use_vae
-from merger.checkpoints.hub import local
 from merger.checkpoints.text_encoders import components_of, with_text_encoders
 from merger.checkpoints.weight_files import refuse_pickled_base
 from merger.config.config import Config
 from merger.config.parts import TaggerSettings
 from merger.errors import CheckpointError, ConfigError, did_you_mean
 from merger.export.recipe import Recipe
-from merger.layers.unet import group
+from merger.layers.grouping import group
 from merger.scoring.gradients.gradients import BlendGradients, DifferentiableTagger
 from merger.scoring.gradients.sampling import DifferentiableGenerator, Differentiation
 from merger.scoring.gradients.steps import FreshSteps
@@ -220,7 +220,7 @@ def open_session(config: Config) -> Session:
         open_donor(donor.path, base, name=name, allow_pickle=config.allow_pickle)
         for donor, name in zip(config.donors, config.donor_names, strict=True)
     )
-    for remark in remarks(donors, check_fit(base, donors)):
+    for remark in remarks(donors, check_compatible(base, donors)):
         print(remark, file=sys.stderr)
     if base.text and all(len(donor.lent) == len(components_of(base.text)) for donor in donors):
         raise ConfigError(

@@ -31,7 +31,7 @@ from merger.config.parts import (
     locate,
 )
 from merger.errors import ConfigError
-from merger.export.recipe import DENOISER, TEXT, components_problem
+from merger.layers.components import DENOISER, TEXT, components_problem
 from merger.layers.rules import check_rules, read_rules
 
 Granularity = Literal["stage", "block", "module", "tensor"] | dict[str, str]  # a table: pattern -> layer

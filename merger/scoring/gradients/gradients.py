@@ -76,7 +76,7 @@ class Measured(NamedTuple):
 
 @dataclass
 class _Piece:
-    """One parameter of layer number `row`; `read` gives its values in the base [P] and in every donor D x [P]."""
+    """One parameter of layer number `row`; `read` gives its values in the base [P] and every donor's difference."""
 
     row: int
     parameter: Tensor
@@ -235,7 +235,7 @@ class _Pass:
 def _pieces(live: LiveDenoiser, layers: Sequence[str]) -> Iterator[_Piece]:
     """The parameters of `layers`, with the values they are blended from."""
     for row, layer in enumerate(layers):
-        for parameter, read in live.sources(layer):
+        for parameter, read in live.differences(layer):
             yield _Piece(row, parameter, read)
 
 
@@ -269,9 +269,10 @@ def _reducer(piece: _Piece, totals: Tensor) -> Any:
         if gradient is None:
             return
         wide = torch.promote_types(gradient.dtype, torch.float32)
-        flat, (held, donors) = gradient.reshape(-1).to(wide), piece.read()
+        flat, (held, differences) = gradient.reshape(-1).to(wide), piece.read()
         base = held.to(wide)
-        for column, donor in enumerate(donors):
-            totals[piece.row, column] += (donor.to(wide) - base).mul_(flat).sum(dtype=torch.float64)
+        added = torch.empty_like(base)
+        for column, difference in enumerate(differences):
+            totals[piece.row, column] += difference.write(added, base).mul_(flat).sum(dtype=torch.float64)
 
     return reduce

@@ -29,7 +29,7 @@ from merger.checkpoints.names.unet import denoiser_names, text_encoder_names, va
 from merger.errors import CheckpointError
 from merger.export.forms import ExportOptions, export_as
 from merger.export.recipe import Recipe
-from merger.layers.unet import group
+from merger.layers.grouping import group
 from merger.scoring.gradients.sampling import DifferentiableGenerator, Differentiation
 from tests.conftest import SCHEDULER_CONFIG
 from tests.merger.conftest import TRANSFORMERS, small_sd3_keys, unet_config

@@ -92,7 +92,9 @@ def test_every_odd_file_is_answered_with_one_line(tiny_family: dict[str, Path], 
         made("pointer.safetensors", b"version https://git-lfs.github.com/spec/v1\n"): "Git LFS pointer",
         headed("overlap.safetensors", {"a": entry, "b": entry}, bytes(4)): "begins at byte 0, expected 4",
         headed("gap.safetensors", {"a": entry | {"data_offsets": [4, 8]}}, bytes(8)): "begins at byte 4, expected 0",
-        headed("dtype.safetensors", {"a": entry | {"dtype": "Q4"}}, bytes(4)): "dtype Q4 is not supported",
+        headed(
+            "dtype.safetensors", {"a": entry | {"dtype": "Q4"}}, bytes(4)
+        ): "of type Q4, which this version cannot read",
         headed("negative.safetensors", {"a": entry | {"shape": [-1]}}, bytes(4)): "no shape",
         headed("list.safetensors", []): "damaged",
         headed("nothing.safetensors", {}): "holds no denoiser",

@@ -23,7 +23,7 @@ from merger.checkpoints.adapter import open_donor
 from merger.checkpoints.checkpoint import open_checkpoint
 from merger.checkpoints.text_encoders import with_text_encoders
 from merger.errors import ConfigError
-from merger.layers.unet import group
+from merger.layers.grouping import group
 from merger.scoring.gradients.gradients import BlendGradients
 from merger.scoring.gradients.memory import step_memory
 from merger.scoring.gradients.sampling import DifferentiableGenerator, Differentiation
