@@ -24,7 +24,7 @@ class CheckpointError(InputError):
 
 
 class NoDenoiser(CheckpointError):
-    """A sound file of weights without a denoiser. kind, words: as `merger.checkpoints.families.kind_of` says them."""
+    """A sound file of weights without a denoiser. kind, words: as `merger.checkpoints.kinds.kind_of` says them."""
 
     def __init__(self, message: str, kind: str, words: str) -> None:
         super().__init__(message)

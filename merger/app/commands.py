@@ -100,8 +100,8 @@ def export(args: argparse.Namespace) -> int:
     """`merger export`: writes the winner, the best so far, or a given trial. Opens no tagger and no vocabulary."""
     from merger.app.identity import check_sources
     from merger.app.scored_files import export_trial
+    from merger.app.source_paths import local
     from merger.app.sources import open_sources
-    from merger.checkpoints.hub import local
     from merger.export.forms import ExportOptions, is_folder
     from merger.search.study import incumbent, read_study
     from merger.search.trials import STEP
@@ -141,12 +141,12 @@ def export(args: argparse.Namespace) -> int:
 
 def merge(args: argparse.Namespace) -> int:
     """`merger merge`: a file from a recipe alone."""
-    from merger.checkpoints.compatibility import check_fit, remarks
+    from merger.checkpoints.compatibility import check_compatible, remarks
     from merger.export.forms import ExportOptions, export_as
     from merger.export.recipe_files import open_recipe
 
     recipe, base, donors = open_recipe(args.recipe, allow_pickle=args.allow_pickle)
-    for remark in remarks(donors, check_fit(base, donors)):
+    for remark in remarks(donors, check_compatible(base, donors)):
         print(remark, file=sys.stderr)
     how = ExportOptions(args.dtype, args.denoiser_only, args.format, _configuration(args), args.mecha)
     written = export_as(recipe, args.output, how, base=base, donors=donors)

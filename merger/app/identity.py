@@ -18,7 +18,7 @@ from merger.app.exam import Exam
 from merger.app.sources import BlendSources
 from merger.config.config import Config
 from merger.errors import StudyError
-from merger.export.recipe import DENOISER
+from merger.layers.components import DENOISER
 from merger.scoring.objective import TAGGER
 from merger.search.study import describe_difference
 

@@ -13,9 +13,9 @@ import torch
 from benchmark.errors import first_line
 from benchmark.pipelines.loading import OWN_SAMPLER, SAMPLERS
 from merger.app.exam import Exam, open_exam
+from merger.app.source_paths import local
 from merger.app.sources import BlendSources, open_sources
 from merger.checkpoints.components import check_overrides
-from merger.checkpoints.hub import local
 from merger.config.config import Config
 from merger.errors import ConfigError, did_you_mean
 from merger.scoring.objective import TAGGER

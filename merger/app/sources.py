@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 from merger.checkpoints.adapter import open_donor
 from merger.checkpoints.checkpoint import Checkpoint, open_checkpoint, read_unet_config
-from merger.checkpoints.compatibility import check_fit, remarks
+from merger.checkpoints.compatibility import check_compatible, remarks
 from merger.checkpoints.components import check_configuration
 from merger.checkpoints.text_encoders import components_of, with_text_encoders
 from merger.checkpoints.weight_files import refuse_pickled_base
 from merger.config.config import Config
 from merger.errors import ConfigError
 from merger.export.recipe import Recipe
-from merger.layers.unet import group
+from merger.layers.grouping import group
 from merger.search.space import Space, Weights, make_space
 
 
@@ -38,7 +38,7 @@ class BlendSources:
 def open_sources(config: Config) -> BlendSources:
     """Opens the checkpoints that `config` names and checks that they are compatible, by their headers alone.
 
-    config: without hub ids (`merger.checkpoints.hub.local`). Prints a line for every remark about a donor. Raises
+    config: without hub ids (`merger.app.source_paths.local`). Prints a line for every remark about a donor. Raises
     `InputError` in one line.
     """
     unet_config = read_unet_config(config.pipeline) if config.pipeline is not None else None
@@ -53,7 +53,7 @@ def open_sources(config: Config) -> BlendSources:
         open_donor(donor.path, base, name=name, allow_pickle=config.allow_pickle)
         for donor, name in zip(config.donors, config.donor_names, strict=True)
     )
-    for remark in remarks(donors, check_fit(base, donors)):
+    for remark in remarks(donors, check_compatible(base, donors)):
         print(remark, file=sys.stderr)
     if base.text and all(len(donor.lent) == len(components_of(base.text)) for donor in donors):
         raise ConfigError(

@@ -32,7 +32,7 @@ from merger.config.parts import (
     Vocabulary,
     name_of,
 )
-from merger.export.recipe import DENOISER, TEXT, components_problem
+from merger.layers.components import DENOISER, TEXT, components_problem
 
 Granularity = Annotated[Literal["stage", "block", "module", "tensor"] | dict[str, str], TableOfLayers]
 Method = Literal["auto", "gradient", "bayes", "cmaes", "tpe", "gp", "random"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from merger.layers.unet import group
+from merger.layers.grouping import group
 from merger.search.samplers import Level
 from merger.search.space import Space
 

@@ -73,7 +73,7 @@ def step_memory(scored: BlendGradients, prompt: Prompt, images: int, free: float
     free: bytes that a step may take besides what is held. Raises `NoRoom` if one image alone needs more.
     """
     live, generator, tagger = scored.live, scored.generator, scored.tagger
-    parameters = [parameter for layer in scored.layers for parameter, _ in live.sources(layer)]
+    parameters = [parameter for layer in scored.layers for parameter, _ in live.differences(layer)]
     gradients = 0 if scored.how.streamed else sum(parameter.nbytes for parameter in parameters)
     last = Differentiation(1 / generator.settings.steps, recompute=False)  # the last step, with all its activations
     modules = [*generator.pipeline.components.values(), getattr(tagger, "model", None)]

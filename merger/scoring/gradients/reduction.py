@@ -20,7 +20,7 @@ from merger.blend.live import LiveDenoiser, Read
 
 @dataclass
 class SearchedParameter:
-    """One parameter of layer number `row`. `read` gives its values in the base [P] and in every donor, D x [P]."""
+    """One parameter of layer number `row`. `read` gives its values in the base [P] and every donor's difference."""
 
     row: int
     parameter: Tensor
@@ -30,7 +30,7 @@ class SearchedParameter:
 def searched_parameters(live: LiveDenoiser, layers: Sequence[str]) -> Iterator[SearchedParameter]:
     """The parameters of `layers`, with the values that they are blended from."""
     for row, layer in enumerate(layers):
-        for parameter, read in live.sources(layer):
+        for parameter, read in live.differences(layer):
             yield SearchedParameter(row, parameter, read)
 
 
@@ -64,9 +64,10 @@ def _reducer(searched: SearchedParameter, totals: Tensor) -> Callable[[Tensor], 
         if gradient is None:
             return
         wide = torch.promote_types(gradient.dtype, torch.float32)
-        flat, (held, donors) = gradient.reshape(-1).to(wide), searched.read()
+        flat, (held, differences) = gradient.reshape(-1).to(wide), searched.read()
         base = held.to(wide)
-        for column, donor in enumerate(donors):
-            totals[searched.row, column] += (donor.to(wide) - base).mul_(flat).sum(dtype=torch.float64)
+        buffer = torch.empty_like(base)
+        for column, difference in enumerate(differences):
+            totals[searched.row, column] += difference.write(buffer, base).mul_(flat).sum(dtype=torch.float64)
 
     return reduce

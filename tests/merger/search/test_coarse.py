@@ -9,7 +9,7 @@ import pytest
 
 from merger.config.loading import load_config
 from merger.errors import ConfigError
-from merger.layers.unet import group
+from merger.layers.grouping import group
 from merger.search.coarse import levels_of
 from merger.search.space import make_space
 
