@@ -41,18 +41,15 @@ def identity_of(session: Session) -> dict[str, str]:
             named[key] = files_fingerprint(sorted(source.rglob("*.safetensors")) if source.is_dir() else [source])
     if config.blends_text:
         named["components"] = config.components
-    if session.chosen.method == "gradient":
-        named["polish"] = config.polish
-        named["gradient"] = config.gradient.model_dump()
-    if config.coarse_to_fine:
-        named["coarse_to_fine"] = dict(config.coarse_to_fine)
+    if session.chosen.follows_gradients:
+        named["gradient"] = config.gradient.model_dump(exclude={"steps"})  # a search may go on with more steps
     named |= {key: getattr(config, key) for key in _AS_THEY_ARE}
     if config.clip_skip != 1:
         named["clip_skip"] = config.clip_skip
     named["negative prompt"] = config.negative_prompt
     named |= {f"threshold of the {role}": session.thresholds[role] for role in session.taggers}
     named["weights searched"] = [asdict(parameter) for parameter in session.space.parameters]
-    named["racing"] = config.racing
+    named["pruning"] = config.pruning
     named["frozen"] = dict(session.space.fixed)
     named |= {f"number of {which} prompts": len(session.prompts[which]) for which in session.prompts}
     named |= {f"{which} prompts": fingerprint(session.prompts[which]) for which in session.prompts}

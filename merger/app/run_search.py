@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any, cast
@@ -30,10 +30,12 @@ from merger.scoring.objective import TAGGER, evaluate_blend
 from merger.scoring.reward_hacking import THUMBNAILS, Thumbnails, changed_taggers
 from merger.scoring.selection import SHOWN, Cache, Ending, conclude
 from merger.search.baselines import baselines_of, most_trials, outcomes
-from merger.search.samplers import check_method
+from merger.search.locks import study_lock
+from merger.search.loop import search
+from merger.search.registry import sampler_named
 from merger.search.space import Weights
 from merger.search.storage import refusals_said
-from merger.search.study import Study, open_study, search
+from merger.search.study import Study, open_study
 from merger.search.trials import TrialRecord
 
 
@@ -85,10 +87,25 @@ def run_search(session: Session, run: Run, interrupt: Interrupt) -> dict[str, An
     new = not run.exists()
     run.make_folder()
     kept = f"What is finished is kept: mend that, then `merger resume {run.folder}`."
-    with run.lock(), refusals_said(run.storage(session.config), kept):
+    storage = run.storage(session.config)
+    with _held(run, storage, new), refusals_said(storage, kept):
         study = _open(session, run, identity, new)
         session = _as_begun(session, run.name, study.noted("method"))
         return _search(session, loaded, climb if session.chosen.method == "gradient" else None, study, run, interrupt)
+
+
+@contextmanager
+def _held(run: Run, storage: str, new: bool) -> Iterator[None]:
+    """Holds the run and its study. A folder made for a study that another process searches does not stay."""
+    with ExitStack() as held:
+        held.enter_context(run.lock())
+        try:
+            held.enter_context(study_lock(storage, run.name))
+        except StudyError:
+            if new:
+                shutil.rmtree(run.folder, ignore_errors=True)  # Windows keeps the lock file, which is open
+            raise
+        yield
 
 
 @dataclass(frozen=True)
@@ -143,7 +160,7 @@ def _search(
     chosen = session.chosen
     # what `bayes` comes to depends on the limit of trials, which may change between sittings: it is kept
     method = study.noted("method") or chosen.method
-    check_method(method)
+    sampler_named(method)  # a study may have been begun by a sampler that is not registered here
     study.note("method", method)
     if chosen.why:
         progress.say(f"method: {method}" + (f", as {chosen.why}" if method == chosen.method else ", as it was begun"))
@@ -166,9 +183,8 @@ def _search(
         session.objective(loaded),
         study,
         replace(session.search_settings, method=method),
-        baselines=len(baselines),
-        climb=climb.gradient_steps if climb else None,
-        race=session.racer(loaded),
+        take_step=climb.gradient_steps if climb else None,
+        pruned=session.pruned_objective(loaded),
         interrupted=interrupt,
         report=progress.drawn,
         on_start=start,
@@ -213,7 +229,6 @@ def _write(session: Session, run: Run, records: list[TrialRecord], ending: Endin
 
 def _check_before(session: Session, run: Run) -> None:
     """What would otherwise fail only after the folder is made, or after hours."""
-    check_method(session.chosen.method)
     if run.folder.exists() and not run.exists() and any(run.folder.iterdir()):
         raise StudyError(f"{run.folder}: is there already and is no run; choose another --name")
 

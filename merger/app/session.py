@@ -6,7 +6,6 @@ vocabulary; `Session.load` makes the denoiser live. Only then is the run folder 
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -46,13 +45,13 @@ from merger.scoring.gradients.gradients import BlendGradients, DifferentiableTag
 from merger.scoring.gradients.sampling import DifferentiableGenerator, Differentiation
 from merger.scoring.gradients.steps import FreshSteps
 from merger.scoring.objective import JUDGE, TAGGER, BlendObjective, Live, Metric
-from merger.scoring.pruning import Racer
+from merger.scoring.pruning import pruned
 from merger.search.adam import AdamSettings
 from merger.search.baselines import most_trials
-from merger.search.coarse import levels_of
 from merger.search.sampler_choice import Choice, choose
 from merger.search.space import Space, Weights, make_space
 from merger.search.study import SearchSettings
+from merger.search.trials import PrunedObjective
 
 SETS = ("search", "validation", "test")
 
@@ -97,7 +96,6 @@ class Session:
             no_gradients=blind or self.no_gradients,
             weights=len(self.space.parameters),
             trials=max(config.trials - most_trials(self.space, config.baselines), 0),
-            scipy=importlib.util.find_spec("scipy") is not None,
         )
 
     @property
@@ -123,8 +121,6 @@ class Session:
             adam,
             gradient.eval_every,
             config.baselines,
-            config.polish,
-            levels_of(self.space, self.layers, config.coarse_to_fine.items()),
         )
 
     def load(self) -> Loaded:
@@ -148,9 +144,9 @@ class Session:
         """The search's objective."""
         return BlendObjective(loaded.live, loaded.generator, self.taggers[TAGGER], self.prompts["search"], self.metric)
 
-    def racer(self, loaded: Loaded) -> Racer | None:
-        """The objective where hopeless trials are given up; None where all are drawn to their end."""
-        return Racer(self.objective(loaded)) if self.config.racing else None
+    def pruned_objective(self, loaded: Loaded) -> PrunedObjective | None:
+        """The objective that gives up hopeless trials; None unless the configuration asks for it."""
+        return pruned(self.objective(loaded)) if self.config.pruning else None
 
     def gradient_steps(self, loaded: Loaded, *, streamed: bool = False) -> FreshSteps | None:
         """What takes the steps of a climb; None for other methods. See `Differentiation` for `streamed`."""
@@ -248,10 +244,7 @@ def open_session(config: Config) -> Session:
     for tagger in taggers.values():
         columns_of(tagger, vocabulary.tags)
     prompts = _prompts(config, vocabulary)
-    session = Session(config, base, donors, layers, space, taggers, vocabulary, prompts, device)
-    if config.coarse_to_fine and session.chosen.method != "cmaes":
-        raise ConfigError(f"coarse_to_fine: is for method 'cmaes', and this search's is '{session.chosen.method}'")
-    return session
+    return Session(config, base, donors, layers, space, taggers, vocabulary, prompts, device)
 
 
 def text_encoders_of(pipeline: Any, components: Sequence[str], base: Checkpoint) -> dict[str, torch.nn.Module]:

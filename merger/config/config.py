@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
@@ -33,11 +33,10 @@ from merger.config.parts import (
 from merger.errors import ConfigError
 from merger.export.recipe import DENOISER, TEXT, components_problem
 from merger.layers.rules import check_rules, read_rules
+from merger.search.registry import CHOOSERS, no_method, sampler_names
 
 Granularity = Literal["stage", "block", "module", "tensor"] | dict[str, str]  # a table: pattern -> layer
-Method = Literal["auto", "gradient", "bayes", "cmaes", "tpe", "gp", "random"]
 BaselineKind = Literal["uniform", "best_uniform", "greedy_soup"]
-Coarser = Literal["stage", "block", "module"]
 ObjectiveKind = Literal["accuracy", "probability", "log_probability"]
 
 
@@ -82,11 +81,9 @@ class Config(Settings):
     seed: Annotated[int, Field(ge=0)] = 0
 
     baselines: tuple[BaselineKind, ...] = ("uniform", "best_uniform", "greedy_soup")
-    method: Method = "auto"
+    method: str = "auto"
     gradient: GradientSettings = GradientSettings()
-    polish: Annotated[int, Field(ge=0)] = 0
-    coarse_to_fine: Mapping[Coarser, Annotated[int, Field(ge=1)]] = {}
-    racing: bool = False
+    pruning: bool = False
     objective: ObjectiveKind = "probability"
     trials: Annotated[int, Field(ge=1)] = 200
     patience: Annotated[int, Field(ge=1)] = 60
@@ -155,22 +152,19 @@ class Config(Settings):
             raise ValueError(f"{value[0]} x {value[1]} pixels will not do: width and height must be multiples of 8")
         return value
 
+    @field_validator("method")
+    @classmethod
+    def _known_method(cls, value: str) -> str:
+        if value not in (*CHOOSERS, *sampler_names()):
+            raise ValueError(no_method(value))
+        return value
+
     @field_validator("template")
     @classmethod
     def _holds_tags(cls, value: str) -> str:
         if "{tags}" not in value:
             raise ValueError(f"'{value}' has no place for the tags: write {{tags}} where they go")
         return value
-
-    @model_validator(mode="after")
-    def _coarser(self) -> Self:
-        order = get_args(Coarser)
-        finest = self.granularity if isinstance(self.granularity, str) else "stage"
-        allowed = order[: order.index(finest)] if finest in order else order
-        if tuple(self.coarse_to_fine) != tuple(each for each in allowed if each in self.coarse_to_fine):
-            what = f"{', '.join(allowed)}, in this order" if allowed else "nothing"
-            raise ValueError(f"coarse_to_fine: coarser than the search's granularity is {what}")
-        return self
 
     @model_validator(mode="after")
     def _distinct_names(self) -> Self:

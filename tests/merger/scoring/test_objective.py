@@ -15,8 +15,9 @@ from benchmark.taggers.tagger import FakeTagger
 from merger.scoring.objective import JUDGE, TAGGER, BlendObjective, Metric, evaluate_blend
 from merger.scoring.selection import Cache, Ending, conclude, finalists_of
 from merger.search.baselines import baselines_of, outcomes
+from merger.search.loop import search
 from merger.search.space import Weights, make_space, weight_of
-from merger.search.study import SearchSettings, open_study, search
+from merger.search.study import SearchSettings, open_study
 from merger.search.trials import Score, TrialRecord
 
 HAIR, EYES = ("red_hair", "blue_hair", "white_hair", "pink_hair"), ("red_eyes", "blue_eyes", "green_eyes", "grey_eyes")
@@ -124,7 +125,7 @@ def test_a_search_finds_the_best_blend_and_the_end_shows_it(tmp_path: Path) -> N
     study = open_study(
         f"sqlite:///{tmp_path / 'study.db'}", "paint", SPACE, identity={}, baselines=baselines_of(SPACE, "base")
     )
-    search(objective(), study, SearchSettings("cmaes", 1, 60, 99), baselines=4)
+    search(objective(), study, SearchSettings("cmaes", 1, 60, 99))
     ending, drawn = concluded(study.records())
     winner = {model["role"]: model for model in ending.result["models"]}["winner"]
     assert winner["accuracy"] > 0.6
