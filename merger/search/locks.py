@@ -61,6 +61,8 @@ def file_lock(path: Path, refusal: str) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
+    if not path.parent.is_dir():  # which FileLock would make
+        raise StudyError(f"{path.parent}: there is no such folder")
     lock = FileLock(path)
     try:
         lock.acquire(blocking=False)
