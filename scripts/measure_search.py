@@ -68,7 +68,7 @@ def measure(search: Path, name: str, seed: int, work: Path, images: int, threads
     strategy = STRATEGIES[name]
     config = configuration(search, strategy, seed, threads, work / f"noise-{seed}", test_prompts=256)
     session = open_session(config)
-    runtime = load_runtime(session, gradients=choose_method(session).method == "gradient")
+    runtime = load_runtime(session, gradients=choose_method(session).follows_gradients)
     tester = Tester(runtime, work / f"tests-{seed}{'-noise' if strategy.noise else ''}")
     sights = follow(session, runtime, work / f"{name.replace(' ', '-').replace(',', '')}-{seed}", strategy, images)
     curve = []

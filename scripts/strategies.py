@@ -24,7 +24,8 @@ from merger.app.session import Session
 from merger.config.config import Config
 from merger.config.loading import load_config
 from merger.search.baselines import baselines_of
-from merger.search.study import open_study, search
+from merger.search.loop import search
+from merger.search.study import open_study
 from merger.search.trials import STEP, Score, TrialRecord
 
 
@@ -132,26 +133,25 @@ def follow(session: Session, runtime: Runtime, folder: Path, strategy: Strategy,
     if strategy.published:
         return list(_published(session, runtime, folder / "trials.jsonl", images))
     config, sources = session.config, session.sources
-    space, method = sources.space, choose_method(session).method
+    space, choice = sources.space, choose_method(session)
     baselines = baselines_of(space, sources.base.name)
     run = Run(folder)
-    identity = identity_of(config, sources, session.exam, method)
+    identity = identity_of(config, sources, session.exam, choice)
     study = open_study(run.storage(config), "search", space, identity=identity, baselines=baselines)
 
     def enough() -> bool:
-        if method == "gradient":
+        if choice.follows_gradients:
             return False
         return sum(record.score.images for record in study.records()) >= images
 
     layers = sorted({layer for parameter in space.parameters for layer in parameter.layers})
-    steps = runtime.gradient_steps(layers, config.gradient.backprop_fraction) if method == "gradient" else None
+    steps = runtime.gradient_steps(layers, config.gradient.backprop_fraction) if choice.follows_gradients else None
     search(
         runtime.objective,
         study,
-        search_settings(session, method),
-        baselines=len(baselines),
-        climb=steps,
-        race=runtime.pruned_objective if config.racing else None,
+        search_settings(session, choice.method),
+        take_step=steps,
+        pruned=runtime.pruned_objective if config.pruning else None,
         interrupted=enough,
     )
     done = study.records()

@@ -60,9 +60,8 @@ def status(args: argparse.Namespace) -> int:
     if found["best"]:
         best = found["best"]
         print(f"best {best['value']:.4f} ± {best['stderr']:.4f} ({best['label']}), accuracy {best['accuracy']:.4f}")
-        print(
-            f"{found['since_improvement']} trials since it last rose by more than its noise (patience {found['patience']})"
-        )
+        waited, patience = found["since_improvement"], found["patience"]
+        print(f"{waited} trials since the last improvement larger than its noise (patience {patience})")
     if found["left"]:
         print(f"at most {found['left']} left")
     result = find_run(args.target).result()
@@ -224,14 +223,13 @@ def describe(run: Run) -> dict[str, Any]:
     """Where a run stands, as plain values; needs none of its sources."""
     from merger.report.progress import duration, time_left
     from merger.search.study import read_study
-    from merger.search.trials import best_of, last_improvement
+    from merger.search.trials import best_of, since_improvement
 
     config = run.config()
     records = read_study(run.storage(config), run.name).records()
     best, result = best_of(records), run.result()
     state = "running" if run.busy() else "finished" if result is not None else "stopped"
     left = time_left(records, config.trials, config.time_limit)
-    baselines = len(config.donors) + 2
     return {
         "name": run.name,
         "folder": str(run.folder),
@@ -240,7 +238,7 @@ def describe(run: Run) -> dict[str, Any]:
         "limit": config.trials,
         "images": sum(record.score.images for record in records),
         "seconds": round(sum(record.score.seconds for record in records), 1),
-        "since_improvement": max(len(records) - max(last_improvement(records) + 1, baselines), 0),
+        "since_improvement": since_improvement(records),
         "patience": config.patience,
         "left": duration(left) if left is not None and state != "finished" else None,
         "best": None

@@ -20,6 +20,7 @@ from merger.config.config import Config
 from merger.errors import StudyError
 from merger.layers.components import DENOISER
 from merger.scoring.objective import TAGGER
+from merger.search.sampler_choice import Choice
 from merger.search.study import describe_difference
 
 MAY_CHANGE = {
@@ -71,15 +72,15 @@ BY_CONTENT = {
 """{setting: the parts of the identity that it decides}. These settings count by what they lead to: a file by its bytes,
 wherever it lies; a vocabulary by the prompts that are made from it."""
 
-_ALWAYS = ("baselines", "method", "objective", "steps", "sampler", "guidance", "size", "dtype", "seed", "racing")
+_ALWAYS = ("baselines", "method", "objective", "steps", "sampler", "guidance", "size", "dtype", "seed", "pruning")
 """Settings that every stored identity names. All others are named only if they are not at their default, so that an
 identity stored before such a setting existed still compares equal."""
 
 
-def identity_of(config: Config, sources: BlendSources, exam: Exam, method: str) -> dict[str, str]:
+def identity_of(config: Config, sources: BlendSources, exam: Exam, choice: Choice) -> dict[str, str]:
     """{name: text, JSON or hash} of a search. Hashes every source once.
 
-    method: the sampler; the settings of the gradient search count only if it is `gradient`.
+    choice: the sampler. The settings of the gradient search count only for a sampler that follows gradients.
     """
     named: dict[str, Any] = {**identity_of_sources(sources)}
     named |= {role: f"{tagger.name} {tagger.fingerprint}" for role, tagger in exam.taggers.items()}
@@ -92,7 +93,7 @@ def identity_of(config: Config, sources: BlendSources, exam: Exam, method: str) 
     named["negative prompt"] = config.negative_prompt
     for which, prompts in exam.prompts.items():
         named |= {f"number of {which} prompts": len(prompts), f"{which} prompts": fingerprint(prompts)}
-    if method == "gradient":
+    if choice.follows_gradients:
         settings = config.gradient.model_dump()
         named["gradient"] = {key: settings[key] for key in settings if f"gradient.{key}" not in MAY_CHANGE}
     for key in _by_value():

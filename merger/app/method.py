@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 from benchmark.taggers.tagger import Tagger
 from merger.app.session import Session
 from merger.errors import StudyError
 from merger.scoring.objective import TAGGER
 from merger.search.adam import AdamSettings
 from merger.search.baselines import most_trials
-from merger.search.coarse import levels_of
 from merger.search.sampler_choice import Choice, choose
 from merger.search.study import SearchSettings
 
@@ -28,7 +25,6 @@ def choose_method(session: Session, no_gradients: str = "") -> Choice:
         no_gradients=_not_differentiable(tagger) or no_gradients,
         weights=len(space.parameters),
         trials=max(config.trials - most_trials(space, config.baselines), 0),
-        scipy=importlib.util.find_spec("scipy") is not None,
     )
 
 
@@ -38,9 +34,9 @@ def choose_as_begun(session: Session, choice: Choice, begun: str | None, name: s
     choice: what would be chosen now. A search that began with gradients needs them in every sitting, and one that began
     without them stays without, however much memory there is. Raises `StudyError` if it cannot go on. name: the run's.
     """
-    if begun is None or (begun == "gradient") == (choice.method == "gradient"):
+    if begun is None or Choice(begun).follows_gradients == choice.follows_gradients:
         return choice
-    if begun == "gradient":
+    if Choice(begun).follows_gradients:
         raise StudyError(f"'{name}' began with gradients, and now {no_gradients}: continue it where there is more")
     return choose_method(session, "it began without gradients")
 
@@ -50,7 +46,7 @@ def search_settings(session: Session, method: str) -> SearchSettings:
     config = session.config
     gradient = config.gradient
     adam = None
-    if method == "gradient":
+    if Choice(method).follows_gradients:
         adam = AdamSettings(
             gradient.steps,
             gradient.learning_rate,
@@ -67,8 +63,6 @@ def search_settings(session: Session, method: str) -> SearchSettings:
         adam,
         gradient.eval_every,
         config.baselines,
-        config.polish,
-        levels_of(session.sources.space, session.sources.layers, config.coarse_to_fine.items()),
     )
 
 

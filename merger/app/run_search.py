@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,15 +21,17 @@ from merger.errors import InputError, NoRoom, StudyError
 from merger.report.progress import SearchProgress
 from merger.scoring.selection import select_winner
 from merger.search.baselines import baselines_of, most_trials, outcomes
+from merger.search.locks import study_lock
+from merger.search.loop import search
+from merger.search.registry import sampler_named
 from merger.search.sampler_choice import Choice
-from merger.search.samplers import check_method
 from merger.search.storage import refusals_said
-from merger.search.study import Study, open_study, search
+from merger.search.study import Study, open_study
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """How a search will proceed. gradient: None unless `choice` is the gradient search."""
+    """How a search will proceed. gradient: None unless the sampler chosen follows gradients."""
 
     choice: Choice
     gradient: GradientSearch | None
@@ -41,27 +44,43 @@ def run_search(session: Session, run: Run, interrupt: Interrupt) -> dict[str, An
     when asked to stop, with all finished trials kept.
     """
     choice = choose_method(session)
-    _check_before(run, choice)
-    identity = identity_of(session.config, session.sources, session.exam, choice.method)
-    runtime = load_runtime(session, gradients=choice.method == "gradient")
+    if run.folder.exists() and not run.exists() and any(run.folder.iterdir()):
+        raise StudyError(f"{run.folder}: exists already and is not a run; choose another --name")
+    identity = identity_of(session.config, session.sources, session.exam, choice)
+    runtime = load_runtime(session, gradients=choice.follows_gradients)
     interrupt.stop_if_asked()
     choice, gradient, no_gradients = _with_gradients_if_they_fit(session, runtime, choice)
     interrupt.stop_if_asked()
     new = not run.exists()
     run.make_folder()
     kept = f"What is finished is kept: fix that, then `merger resume {run.folder}`."
-    with run.lock(), refusals_said(run.storage(session.config), kept):
+    storage = run.storage(session.config)
+    with _held(run, storage, new), refusals_said(storage, kept):
         study = _open(session, run, identity, new)
         choice = choose_as_begun(session, choice, study.noted("method"), run.name, no_gradients)
-        plan = _Plan(choice, gradient if choice.method == "gradient" else None)
+        plan = _Plan(choice, gradient if choice.follows_gradients else None)
         return _search(session, runtime, plan, study, run, interrupt)
+
+
+@contextmanager
+def _held(run: Run, storage: str, new: bool) -> Iterator[None]:
+    """Holds the run and its study. A folder made for a study that another process searches is removed again."""
+    with ExitStack() as held:
+        held.enter_context(run.lock())
+        try:
+            held.enter_context(study_lock(storage, run.name))
+        except StudyError:
+            if new:
+                shutil.rmtree(run.folder, ignore_errors=True)  # Windows keeps the lock file, which is open
+            raise
+        yield
 
 
 def _with_gradients_if_they_fit(
     session: Session, runtime: Runtime, choice: Choice
 ) -> tuple[Choice, GradientSearch | None, str]:
     """(the sampler, what takes its gradient steps, why there are none although the tagger can be differentiated)."""
-    if choice.method != "gradient":
+    if not choice.follows_gradients:
         return choice, None, ""
     try:
         return choice, fit_into_memory(session, runtime), ""
@@ -79,7 +98,7 @@ def _search(
     progress = SearchProgress(config.trials, config.time_limit)
     # What `bayes` comes to depends on the limit of trials, which may change between sittings. The study keeps it.
     method = study.noted("method") or plan.choice.method
-    check_method(method)
+    sampler_named(method)  # the study may have begun with a sampler that is not registered here
     study.note("method", method)
     _say_beginning(session, plan, method, study, run, progress)
 
@@ -91,9 +110,8 @@ def _search(
         runtime.objective,
         study,
         search_settings(session, method),
-        baselines=len(baselines),
-        climb=plan.gradient.steps if plan.gradient else None,
-        race=runtime.pruned_objective if config.racing else None,
+        take_step=plan.gradient.steps if plan.gradient else None,
+        pruned=runtime.pruned_objective if config.pruning else None,
         interrupted=interrupt,
         report=progress.drawn,
         on_start=start,
@@ -136,13 +154,6 @@ def _say_beginning(
     progress.say(f"baselines take at most {most} trials, {most * prompts} images")
     if plan.gradient is not None:
         progress.say(str(plan.gradient.memory))
-
-
-def _check_before(run: Run, choice: Choice) -> None:
-    """What would otherwise fail only after the folder is made, or after hours."""
-    check_method(choice.method)
-    if run.folder.exists() and not run.exists() and any(run.folder.iterdir()):
-        raise StudyError(f"{run.folder}: exists already and is not a run; choose another --name")
 
 
 def _open(session: Session, run: Run, identity: Mapping[str, str], new: bool) -> Study:

@@ -1,10 +1,10 @@
-"""Run folders: where a search keeps what it is, what it found, and who is at it."""
+"""Run folders: where a search keeps what it is, what it found, and which process works on it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from merger.app import previous_version
 from merger.config.config import Config
 from merger.config.loading import dump_config, overridden, parse_config, read_yaml
 from merger.errors import StudyError
+from merger.search.locks import file_lock, owner_of
 
 ROOT = Path("runs")
 """Where runs lie, from where the command is called."""
@@ -38,17 +39,17 @@ class Run:
 
     @property
     def database(self) -> Path:
-        """The study, where no other storage was named."""
+        """The study, unless another storage was named."""
         return self.folder / "study.db"
 
     @property
     def samples(self) -> Path:
-        """Pictures of base, best donor and winner."""
+        """Images of base, best donor and winner."""
         return self.folder / "samples"
 
     @property
     def scores(self) -> Path:
-        """Evaluations already made after the search, so that none is drawn twice."""
+        """Evaluations already made after the search, so that no image is made twice."""
         return self.folder / "scores"
 
     @property
@@ -111,28 +112,18 @@ class Run:
         self.make_folder()
         write_text(self.config_file, dump_config(config))
 
-    def busy(self) -> bool:
-        """Whether a search is at work here now."""
-        try:
-            with self.lock():
-                return False
-        except StudyError:
-            return True
+    @property
+    def lock_file(self) -> Path:
+        """What a search holds while it works here."""
+        return self.folder / ".lock"
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
+    def busy(self) -> bool:
+        """Whether a search works here now. Takes no lock, so that a search that begins just then is not refused."""
+        return owner_of(self.lock_file) is not None
+
+    def lock(self) -> AbstractContextManager[None]:
         """Held while a search works here. Raises `StudyError` if another one does."""
-        try:
-            import fcntl
-        except ImportError:  # no such locks on Windows; there two searches must not share a folder
-            yield
-            return
-        with (self.folder / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise StudyError(f"{self.folder}: a search is at work here already; wait for it or stop it") from None
-            yield
+        return file_lock(self.lock_file, f"{self.folder}: a search is at work here already")
 
 
 def find_run(given: str) -> Run:

@@ -25,7 +25,8 @@ from merger.scoring.gradients.gradients import BlendGradients, DifferentiableTag
 from merger.scoring.gradients.sampling import DifferentiableGenerator, Differentiation
 from merger.scoring.gradients.steps import FreshSteps
 from merger.scoring.objective import TAGGER, BlendObjective
-from merger.scoring.pruning import Racer
+from merger.scoring.pruning import pruned
+from merger.search.trials import PrunedObjective
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,9 @@ class Runtime:
         return BlendObjective(self.live, self.generator, exam.taggers[TAGGER], exam.prompts["search"], exam.metric)
 
     @property
-    def pruned_objective(self) -> Racer:
+    def pruned_objective(self) -> PrunedObjective:
         """The same, but trials that are clearly worse than the best are ended early."""
-        return Racer(self.objective)
+        return pruned(self.objective)
 
     def gradient_steps(self, layers: Sequence[str], fraction: float, *, streamed: bool = False) -> FreshSteps:
         """Score and gradient of a blend on the prompts of its step.

@@ -19,6 +19,7 @@ from merger.checkpoints.components import check_overrides
 from merger.config.config import Config
 from merger.errors import ConfigError, did_you_mean
 from merger.scoring.objective import TAGGER
+from merger.search.registry import CHOOSERS, sampler_named
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ def open_session(config: Config) -> Session:
     sources = open_sources(config)
     exam = open_exam(config, device)
     tagger = exam.taggers[TAGGER]
-    if config.method == "gradient" and not hasattr(tagger, "logits"):
+    named = None if config.method in CHOOSERS else sampler_named(config.method)
+    if named and named.needs_gradients and not hasattr(tagger, "logits"):
         raise ConfigError(
             f"method: the tagger {tagger.name} cannot be differentiated, so there is no gradient to follow. "
             "Use a transformers tagger, a WD tagger's PyTorch weights (kind: wd-timm), or another method."

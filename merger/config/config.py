@@ -7,7 +7,7 @@ Everything is checked that can be checked without opening the named files.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -33,11 +33,10 @@ from merger.config.parts import (
     name_of,
 )
 from merger.layers.components import DENOISER, TEXT, components_problem
+from merger.search.registry import CHOOSERS, no_method, sampler_names
 
 Granularity = Annotated[Literal["stage", "block", "module", "tensor"] | dict[str, str], TableOfLayers]
-Method = Literal["auto", "gradient", "bayes", "cmaes", "tpe", "gp", "random"]
 BaselineKind = Literal["uniform", "best_uniform", "greedy_soup"]
-Coarser = Literal["stage", "block", "module"]
 ObjectiveKind = Literal["accuracy", "probability", "log_probability"]
 
 
@@ -161,7 +160,7 @@ class Config(Settings):
         "all), `best_uniform` (the best single weight for all layers and donors), `greedy_soup` (parents are added to "
         "the mean as long as it gets better). `[]` is none.",
     )
-    method: Method = Field(
+    method: str = Field(
         default="auto",
         description="How blends are proposed: `gradient` (Adam along the score's gradient), `cmaes`, `tpe`, `gp` (a "
         "Gaussian process), `random`, or `bayes`, which chooses one of the black-box samplers by the number of weights "
@@ -169,9 +168,11 @@ class Config(Settings):
         "`bayes`.",
     )
     gradient: GradientSettings = Field(default=GradientSettings(), description="Settings of the gradient search.")
-    polish: Annotated[int, Field(ge=0)] = 0
-    coarse_to_fine: Mapping[Coarser, Annotated[int, Field(ge=1)]] = {}
-    racing: bool = False
+    pruning: bool = Field(
+        default=False,
+        description="Whether a trial of a black-box sampler is ended early if it is clearly worse than the best so "
+        "far. Off by default: it gained nothing in measurements.",
+    )
     objective: ObjectiveKind = Field(
         default="probability",
         description="The score that trials are compared by: `probability` (the mean probability of the tags asked "
@@ -213,15 +214,12 @@ class Config(Settings):
             raise ValueError(problem)
         return tuple(sorted(value))  # two orders of the same components are the same search
 
-    @model_validator(mode="after")
-    def _coarser(self) -> Self:
-        order = get_args(Coarser)
-        finest = self.granularity if isinstance(self.granularity, str) else "stage"
-        allowed = order[: order.index(finest)] if finest in order else order
-        if tuple(self.coarse_to_fine) != tuple(each for each in allowed if each in self.coarse_to_fine):
-            what = f"{', '.join(allowed)}, in this order" if allowed else "nothing"
-            raise ValueError(f"coarse_to_fine: coarser than the search's granularity is {what}")
-        return self
+    @field_validator("method")
+    @classmethod
+    def _known_method(cls, value: str) -> str:
+        if value not in (*CHOOSERS, *sampler_names()):
+            raise ValueError(no_method(value))
+        return value
 
     @model_validator(mode="after")
     def _distinct_names(self) -> Self:

@@ -14,16 +14,16 @@ RENAMED = {
     "slopes.check_every": "gradient.eval_every",
     "slopes.pull": "gradient.weight_decay",
     "slopes.negative_penalty": "gradient.negative_penalty",
-    # "racing": "pruning",
+    "racing": "pruning",
 }
 """{old key: new key}. A dot leads to a part of a key."""
 
 RENAMED_VALUES = {"method": {"slopes": "gradient"}}
 """{key: {old value: new value}}."""
 
-REMOVED: dict[str, str] = {
-    # "polish": "it gained nothing in measurements",
-    # "coarse_to_fine": "it gained nothing in measurements",
+REMOVED = {
+    "polish": "it gained nothing in measurements",
+    "coarse_to_fine": "it gained nothing in measurements",
 }
 """{key: why it was removed}."""
 

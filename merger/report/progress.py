@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TextIO
 
-from merger.search.trials import POLISH, STEP, STOPPED_AFTER, TrialRecord, best_of, spent
+from merger.search.trials import PRUNED_AFTER, STEP, TrialRecord, best_of, spent
 
 
 class SearchProgress:
@@ -54,9 +54,9 @@ def trial_line(
 ) -> str:
     """`trial 12 of 100: 0.812 | best 0.843 ± 0.012 (uniform) | 31.0 images/s | 8 min left`."""
     best = best_of(records)
-    remark = {STEP: "step, own prompts", POLISH: POLISH}.get(record.role, record.name)
-    if STOPPED_AFTER in record.score.attributes:
-        remark = f"given up after {record.score.attributes[STOPPED_AFTER]} prompts"
+    remark = "step, own prompts" if record.role == STEP else record.name
+    if PRUNED_AFTER in record.score.attributes:
+        remark = f"pruned after {record.score.attributes[PRUNED_AFTER]} prompts"
     parts = [f"trial {len(records)} of {trials}: {record.value:.4f}" + (f" ({remark})" if remark else "")]
     if best is not None:
         parts.append(f"best {best.value:.4f} ± {best.score.stderr:.4f} ({best.label})")

@@ -60,6 +60,7 @@ class Metric:
             seconds=evaluation.seconds,
             checksum=checksum,
             attributes={"broken": evaluation.broken},
+            asked=tuple(int(count) for count in evaluation.tally(TAGGER).asked),
         )
 
     def value(self, evaluation: Evaluation) -> tuple[Estimate, Floats]:

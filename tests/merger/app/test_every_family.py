@@ -16,9 +16,8 @@ from tests.merger.test_transformer_keys import z_image_original
 
 from benchmark.errors import InputError
 from benchmark.pipelines.generation import DiffusersGenerator, GenerationSettings, to_bytes
-from benchmark.pipelines.loading import load_pipeline, quiet_diffusers
+from benchmark.pipelines.loading import denoiser_of, load_pipeline, quiet_diffusers
 from benchmark.prompts.prompt_set import Prompt
-from benchmark.pipelines.loading import denoiser_of
 from merger.blend.live import LiveDenoiser
 from merger.checkpoints.adapter import open_donor
 from merger.checkpoints.checkpoint import open_checkpoint

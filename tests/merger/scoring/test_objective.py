@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from optuna.storages import InMemoryStorage
 
 from benchmark.evaluate.runner import Evaluation
 from benchmark.pipelines.generation import FakeGenerator
@@ -16,8 +17,9 @@ from merger.scoring.evaluation_cache import EvaluationCache
 from merger.scoring.objective import JUDGE, TAGGER, BlendObjective, Metric, evaluate_blend
 from merger.scoring.selection import Selection, finalists_of, select_winner
 from merger.search.baselines import baselines_of, outcomes
+from merger.search.loop import search
 from merger.search.space import Weights, make_space, weight_of
-from merger.search.study import SearchSettings, open_study, search
+from merger.search.study import SearchSettings, open_study
 from merger.search.trials import Score, TrialRecord
 
 HAIR, EYES = ("red_hair", "blue_hair", "white_hair", "pink_hair"), ("red_eyes", "blue_eyes", "green_eyes", "grey_eyes")
@@ -121,11 +123,9 @@ def concluded(
     return selection, drawn
 
 
-def test_a_search_finds_the_best_blend_and_the_end_shows_it(tmp_path: Path) -> None:
-    study = open_study(
-        f"sqlite:///{tmp_path / 'study.db'}", "paint", SPACE, identity={}, baselines=baselines_of(SPACE, "base")
-    )
-    search(objective(), study, SearchSettings("cmaes", 1, 60, 99), baselines=4)
+def test_a_search_finds_the_best_blend_and_the_selection_shows_it() -> None:
+    study = open_study(InMemoryStorage(), "paint", SPACE, identity={}, baselines=baselines_of(SPACE, "base"))
+    search(objective(), study, SearchSettings("cmaes", 1, 60, 99))
     selection, drawn = concluded(study.records())
     winner = {model["role"]: model for model in selection.result["models"]}["winner"]
     assert winner["accuracy"] > 0.6
