@@ -16,11 +16,16 @@ from typing import Any
 
 import numpy as np
 
+from merger.app.identity import identity_of
+from merger.app.method import choose_method, search_settings
 from merger.app.runs import Run
-from merger.app.session import Loaded, Session
-from merger.config.config import Config, load_config
+from merger.app.runtime import Runtime
+from merger.app.session import Session
+from merger.config.config import Config
+from merger.config.loading import load_config
 from merger.search.baselines import baselines_of
-from merger.search.study import open_study, search
+from merger.search.loop import search
+from merger.search.study import open_study
 from merger.search.trials import STEP, Score, TrialRecord
 
 
@@ -122,29 +127,31 @@ def make_noise_donors(config: Config, seed: int, folder: Path) -> list[Path]:
     return written
 
 
-def follow(session: Session, loaded: Loaded, folder: Path, strategy: Strategy, images: int) -> list[Sight]:
+def follow(session: Session, runtime: Runtime, folder: Path, strategy: Strategy, images: int) -> list[Sight]:
     """Runs a strategy until it has drawn `images`, resuming what `folder` holds. A climb takes the steps planned."""
     folder.mkdir(parents=True, exist_ok=True)
     if strategy.published:
-        return list(_published(session, loaded, folder / "trials.jsonl", images))
-    baselines = baselines_of(session.space, session.base.name)
+        return list(_published(session, runtime, folder / "trials.jsonl", images))
+    config, sources = session.config, session.sources
+    space, choice = sources.space, choose_method(session)
+    baselines = baselines_of(space, sources.base.name)
     run = Run(folder)
-    study = open_study(
-        run.storage(session.config), "search", session.space, identity=session.identity(), baselines=baselines
-    )
+    identity = identity_of(config, sources, session.exam, choice)
+    study = open_study(run.storage(config), "search", space, identity=identity, baselines=baselines)
 
     def enough() -> bool:
-        if session.config.method == "slopes":
+        if choice.follows_gradients:
             return False
         return sum(record.score.images for record in study.records()) >= images
 
+    layers = sorted({layer for parameter in space.parameters for layer in parameter.layers})
+    steps = runtime.gradient_steps(layers, config.gradient.backprop_fraction) if choice.follows_gradients else None
     search(
-        session.objective(loaded),
+        runtime.objective,
         study,
-        session.search_settings,
-        baselines=len(baselines),
-        climb=session.climber(loaded),
-        race=session.racer(loaded),
+        search_settings(session, choice.method),
+        take_step=steps,
+        pruned=runtime.pruned_objective if config.pruning else None,
         interrupted=enough,
     )
     done = study.records()
@@ -163,11 +170,11 @@ def _cost(records: list[TrialRecord]) -> list[tuple[int, float]]:
     return costs
 
 
-def _published(session: Session, loaded: Loaded, file: Path, images: int) -> Iterator[Sight]:
+def _published(session: Session, runtime: Runtime, file: Path, images: int) -> Iterator[Sight]:
     """RimoChan's merging scripts: a Gaussian process proposes, hits on fixed prompts answer."""
     from bayes_opt import BayesianOptimization
 
-    objective, space = session.objective(loaded), session.space
+    objective, space = runtime.objective, session.sources.space
     bounds = {parameter.name: (parameter.low, parameter.high) for parameter in space.parameters}
     optimizer = BayesianOptimization(None, bounds, random_state=session.config.seed, verbose=0)
     random = np.random.default_rng(session.config.seed)
