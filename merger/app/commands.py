@@ -59,9 +59,7 @@ def status(args: argparse.Namespace) -> int:
     if found["best"]:
         best = found["best"]
         print(f"best {best['value']:.4f} ± {best['stderr']:.4f} ({best['label']}), accuracy {best['accuracy']:.4f}")
-        print(
-            f"{found['since_improvement']} trials since it last rose by more than its noise (patience {found['patience']})"
-        )
+        print(f"{found['since_improvement']} trials since the last improvement (patience {found['patience']})")
     if found["left"]:
         print(f"at most {found['left']} left")
     result = find_run(args.target).result()

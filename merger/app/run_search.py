@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any, cast
@@ -30,7 +30,6 @@ from merger.scoring.objective import TAGGER, evaluate_blend
 from merger.scoring.reward_hacking import THUMBNAILS, Thumbnails, changed_taggers
 from merger.scoring.selection import SHOWN, Cache, Ending, conclude
 from merger.search.baselines import baselines_of, most_trials, outcomes
-from merger.search.locks import study_lock
 from merger.search.loop import search
 from merger.search.registry import sampler_named
 from merger.search.space import Weights
@@ -88,24 +87,10 @@ def run_search(session: Session, run: Run, interrupt: Interrupt) -> dict[str, An
     run.make_folder()
     kept = f"What is finished is kept: mend that, then `merger resume {run.folder}`."
     storage = run.storage(session.config)
-    with _held(run, storage, new), refusals_said(storage, kept):
+    with run.held(storage, new), refusals_said(storage, kept):
         study = _open(session, run, identity, new)
         session = _as_begun(session, run.name, study.noted("method"))
         return _search(session, loaded, climb if session.chosen.method == "gradient" else None, study, run, interrupt)
-
-
-@contextmanager
-def _held(run: Run, storage: str, new: bool) -> Iterator[None]:
-    """Holds the run and its study. A folder made for a study that another process searches does not stay."""
-    with ExitStack() as held:
-        held.enter_context(run.lock())
-        try:
-            held.enter_context(study_lock(storage, run.name))
-        except StudyError:
-            if new:
-                shutil.rmtree(run.folder, ignore_errors=True)  # Windows keeps the lock file, which is open
-            raise
-        yield
 
 
 @dataclass(frozen=True)
