@@ -6,8 +6,8 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from benchmark.hashing import files_fingerprint
 from benchmark.prompts.prompt_set import fingerprint
-from benchmark.taggers.tagger import files_fingerprint
 
 if TYPE_CHECKING:
     from merger.app.session import Session

@@ -261,7 +261,7 @@ def _evaluator(session: Session, loaded: Loaded, run: Run, progress: Progress, i
             weights,
             report=report,
             keep_images=SHOWN if which == "test" else 0,
-            looks={THUMBNAILS: Thumbnails()} if which == "validation" else None,
+            extractors={THUMBNAILS: Thumbnails()} if which == "validation" else None,
         )
         caches[which].put(which, weights, evaluation)
         accuracy = evaluation.accuracy(TAGGER, session.thresholds[TAGGER])

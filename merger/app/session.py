@@ -16,18 +16,14 @@ from typing import Any, cast
 import torch
 
 from benchmark.errors import first_line
-from benchmark.pipelines.generation import DiffusersGenerator, GenerationSettings, ImageGenerator
+from benchmark.pipelines.clip_text import knows_clip
+from benchmark.pipelines.diffusers_generator import DiffusersGenerator
+from benchmark.pipelines.generation import GenerationSettings, ImageGenerator
 from benchmark.pipelines.loading import OWN_SAMPLER, SAMPLERS, denoiser_of, dtypes, load_pipeline
-from benchmark.prompts.prompt_set import (
-    Prompt,
-    Vocabulary,
-    derive_seed,
-    make_prompts,
-    read_vocabulary,
-    vocabulary_from_tags,
-)
-from benchmark.prompts.text import knows_clip
-from benchmark.taggers.tagger import Tagger, columns_of, open_tagger
+from benchmark.prompts.prompt_set import Prompt, derive_seed, make_prompts
+from benchmark.prompts.vocabulary import Vocabulary, read_vocabulary, vocabulary_from_tags
+from benchmark.taggers.registry import open_tagger
+from benchmark.taggers.tagger import Tagger, columns_of
 from merger.app.identity import identity_of
 from merger.blend.live import LiveDenoiser
 from merger.checkpoints.adapter import open_donor

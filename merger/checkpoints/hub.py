@@ -5,22 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmark.errors import InputError
+from benchmark.hub_ids import is_hub_id
 from benchmark.pipelines import hub
-from benchmark.pipelines.hub import Part
+from benchmark.pipelines.hub import Portion
 from merger.config.config import Config
 from merger.errors import CheckpointError
 
 
-def on_this_disk(source: Path, part: Part = "whole") -> Path:
+def on_this_disk(source: Path, part: Portion = "whole") -> Path:
     """The source where it is a path; of a hub id (`owner/name`), its folder in the hub's cache, fetched if need be.
 
     Paths go first: an id is looked for only where nothing is at that path, from where the command is called. Raises
     CheckpointError, in one line with the command that fetches what is lacking.
     """
-    return source if source.exists() or not hub.is_hub_id(str(source)) else fetched(str(source), part)
+    return source if source.exists() or not is_hub_id(str(source)) else fetched(str(source), part)
 
 
-def fetched(hub_id: str, part: Part = "whole") -> Path:
+def fetched(hub_id: str, part: Portion = "whole") -> Path:
     """The folder of a hub id. Raises CheckpointError as `on_this_disk`."""
     try:
         return hub.fetch(hub_id, part)
@@ -34,7 +35,7 @@ def local(config: Config) -> Config:
     So a search that is continued reads what it began with, even if the model has changed on the hub since.
     """
 
-    def found(source: Path | None, key: str, part: Part = "whole") -> Path | None:
+    def found(source: Path | None, key: str, part: Portion = "whole") -> Path | None:
         if source is None or source.is_absolute():
             return source
         try:

@@ -8,8 +8,9 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
-from benchmark.pipelines.hub import is_hub_id
-from benchmark.taggers.kinds import TaggerKind
+from benchmark.errors import InputError
+from benchmark.hub_ids import is_hub_id
+from benchmark.taggers.registry import check_tagger_kind
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
@@ -43,6 +44,13 @@ def _plain_name(name: str) -> str:
     return name
 
 
+def _known_kind(kind: str) -> str:
+    try:
+        return check_tagger_kind(kind)
+    except InputError as error:  # pydantic collects ValueErrors only
+        raise ValueError(str(error)) from None
+
+
 Located = Annotated[Path, AfterValidator(locate)]
 Sourced = Annotated[
     Path, AfterValidator(locate_source)
@@ -71,7 +79,7 @@ class TaggerSettings(Settings):
     """A tagger's folder. `kind` chooses where a folder holds more than one; `threshold` goes before the common one."""
 
     path: Located
-    kind: TaggerKind | None = None
+    kind: Annotated[str, AfterValidator(_known_kind)] | None = None
     threshold: Threshold | None = None
 
 

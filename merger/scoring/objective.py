@@ -11,7 +11,7 @@ import numpy as np
 from benchmark.evaluate import scores
 from benchmark.evaluate.runner import Evaluation, evaluate
 from benchmark.evaluate.scores import Estimate, Floats
-from benchmark.features.encoders import Look
+from benchmark.features.extractor import FeatureExtractor
 from benchmark.pipelines.generation import ImageGenerator
 from benchmark.prompts.prompt_set import Prompt
 from benchmark.taggers.tagger import Tagger
@@ -20,8 +20,6 @@ from merger.search.trials import Report, Score
 
 TAGGER, JUDGE = "tagger", "judge"
 """What evaluations call the tagger that a search follows, and the one it never sees."""
-
-_LEAST = 1e-4  # a probability below this counts as this in the logarithm
 
 
 class Live(Protocol):
@@ -65,7 +63,7 @@ class Metric:
         values = evaluation.probabilities[TAGGER].astype(np.float64)
         estimate = evaluation.mean_probability(TAGGER)
         if self.kind == "log_probability":
-            values = np.log(np.maximum(values, _LEAST))
+            values = np.log(np.maximum(values, scores.PROBABILITY_FLOOR))
             estimate = evaluation.mean_log_probability(TAGGER)
         parts = scores.per_prompt(scores.tally(values, evaluation.asked, evaluation.prompt_of))
         return estimate, parts
@@ -99,11 +97,11 @@ def evaluate_blend(
     *,
     report: Report | None = None,
     keep_images: int = 0,
-    looks: Mapping[str, Look] | None = None,
+    extractors: Mapping[str, FeatureExtractor] | None = None,
 ) -> Evaluation:
-    """One blend's images on `prompts` as every tagger sees them, and as `looks` do, where there are some."""
+    """One blend's images on `prompts` with every tagger's probabilities, and the features of `extractors`."""
     live.apply(weights)
-    return evaluate(generator, taggers, prompts, report=report, keep_images=keep_images, looks=looks)
+    return evaluate(generator, taggers, prompts, report=report, keep_images=keep_images, extractors=extractors)
 
 
 def _known(stderr: float) -> float:

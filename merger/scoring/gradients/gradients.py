@@ -25,11 +25,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from benchmark.evaluate.runner import Evaluation, asked_matrix, image_digests, is_broken, tags_asked
-from benchmark.evaluate.scores import Floats
-from benchmark.pipelines.generation import to_bytes
+from benchmark.evaluate.runner import Evaluation, asked_matrix, tags_asked
+from benchmark.evaluate.scores import PROBABILITY_FLOOR, Floats
+from benchmark.images import Images, image_digests, is_broken, to_bytes
 from benchmark.prompts.prompt_set import Prompt
-from benchmark.taggers.tagger import Images, columns_of
+from benchmark.taggers.tagger import columns_of
 from merger.blend.live import LiveDenoiser, Read
 from merger.errors import ConfigError
 from merger.scoring.gradients.sampling import DifferentiableGenerator, Differentiation
@@ -208,7 +208,7 @@ class BlendGradients:
             value=float(parts.mean()),
             stderr=float(parts.std(ddof=1) / math.sqrt(count)) if count > 1 else math.inf,
             per_prompt=tuple(round(float(part), 6) for part in parts),
-            attributes={**score.attributes, "duplicates": count - len(set(pass_.digests.tolist()))},
+            attributes={**score.attributes, "duplicates": evaluation.duplicates},
         )
 
 
@@ -228,7 +228,7 @@ class _Pass:
         self.digests[rows] = image_digests(images)
         said = torch.nan_to_num(said, nan=0.0).float().cpu()
         self.probabilities[rows] = np.where(self.broken[rows][:, None], np.float32(0), said.numpy())
-        in_vain = math.log(1e-4) if kind == "log_probability" else 0.0
+        in_vain = math.log(PROBABILITY_FLOOR) if kind == "log_probability" else 0.0
         self.values[rows] = torch.nan_to_num(values.double(), in_vain, in_vain, in_vain).cpu().numpy()
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from benchmark.evaluate.runner import Evaluation
 from benchmark.pipelines.generation import FakeGenerator
-from benchmark.prompts.prompt_set import Vocabulary, make_prompts
+from benchmark.prompts.prompt_set import make_prompts
+from benchmark.prompts.vocabulary import Vocabulary
 from benchmark.taggers.tagger import FakeTagger
 from merger.scoring.objective import JUDGE, TAGGER, BlendObjective, Metric, evaluate_blend
 from merger.scoring.selection import Cache, Ending, conclude, finalists_of
