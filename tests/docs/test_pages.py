@@ -6,6 +6,8 @@ import ast
 import importlib
 import re
 import shlex
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ import yaml
 
 from merger.app.cli import make_parser
 from merger.config.config import Config, parse_config
+from scripts.strategies import STRATEGIES
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
@@ -42,8 +45,8 @@ def _anchors(page: Path) -> set[str]:
     seen: Counter[str] = Counter()
     anchors = set()
     for heading in re.findall(r"^#+ (.+)$", _FENCED.sub("", page.read_text(encoding="utf-8")), re.MULTILINE):
-        text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).replace("`", "")
-        anchor = re.sub(r"[^\w\- ]", "", text.lower()).strip().replace(" ", "-")
+        text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).strip()
+        anchor = re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-")
         anchors.add(f"{anchor}-{seen[anchor]}" if seen[anchor] else anchor)
         seen[anchor] += 1
     return anchors
@@ -143,3 +146,26 @@ def test_no_page_names_a_key_of_the_gradient_search_that_is_not_there(page: Path
         return
     known = Config.model_fields["gradient"].default.model_dump().keys()
     assert set(re.findall(r"`gradient\.(\w+)", page.read_text(encoding="utf-8"))) <= known
+
+
+def test_the_examples_of_extensions_run() -> None:
+    """In a process of its own: they change what samplers, tagger formats and families there are."""
+    page = ROOT / "docs" / "architecture.md"
+    examples = [text for named, text in _blocks("python") if named == _named(page)]
+    asked = """
+from benchmark.taggers.registry import tagger_kinds
+from merger.checkpoints.families import family_named
+from merger.search.registry import sampler_named
+print(sampler_named("mine").about, "mine" in tagger_kinds(), family_named("mine").architecture)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join([*examples, asked])], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "the middle of the bounds True my-model-v1"
+
+
+def test_strategies_named_on_the_page_of_results_can_be_measured() -> None:
+    named = re.findall(r'--strategies "([^"]+)"', (ROOT / "docs" / "results.md").read_text(encoding="utf-8"))
+    assert named
+    assert {name.strip() for names in named for name in names.split(";")} <= set(STRATEGIES)
