@@ -16,7 +16,8 @@ import pytest
 import yaml
 
 from merger.app.cli import make_parser
-from merger.config.config import Config, parse_config
+from merger.config.config import Config
+from merger.config.loading import parse_config
 from scripts.strategies import STRATEGIES
 
 ROOT = Path(__file__).resolve().parent.parent.parent
