@@ -18,7 +18,6 @@ import yaml
 from merger.app.cli import make_parser
 from merger.config.config import Config
 from merger.config.loading import parse_config
-from scripts.strategies import STRATEGIES
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
@@ -167,6 +166,8 @@ print(sampler_named("mine").about, "mine" in tagger_kinds(), family_named("mine"
 
 
 def test_strategies_named_on_the_page_of_results_can_be_measured() -> None:
+    from scripts.strategies import STRATEGIES
+
     named = re.findall(r'--strategies "([^"]+)"', (ROOT / "docs" / "results.md").read_text(encoding="utf-8"))
     assert named
     assert {name.strip() for names in named for name in names.split(";")} <= set(STRATEGIES)
