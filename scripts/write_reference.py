@@ -16,8 +16,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmark.taggers.registry import tagger_kinds
 from benchmark.writing import write_text
 from merger.config.config import Config
+from merger.search.registry import CHOOSERS, sampler_names
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "reference" / "configuration.md"
@@ -50,6 +52,9 @@ A search is described by one YAML file. [How to search](../how-to/search.md) has
   ([the list](../../CHANGELOG.md#new-words)).
 """
 
+REGISTERED = {"method": (*CHOOSERS, *sampler_names()), "tagger.kind": tagger_kinds()}
+"""{a key whose values are names in a registry: those names}. The schema knows them as text only."""
+
 _WORDS = {"string": "text", "boolean": "true or false", "integer": "whole number", "number": "number"}
 
 
@@ -74,13 +79,16 @@ def _last_of_section(key: str, keys: list[str]) -> bool:
 def _rows(key: str, of: Schema, needed: bool, defined: Mapping[str, Schema]) -> Iterator[str]:
     """The row of a key, then one for each of its parts: `gradient.steps`, `donors.N.name`."""
     parts = _parts(of, defined)
-    yield _row(key, _type(of, defined), _default(of, needed, folded=bool(parts)), str(of.get("description", "")))
+    yield _row(
+        key, _type_of(key, of, defined), _default(of, needed, folded=bool(parts)), str(of.get("description", ""))
+    )
     if key == "judge":  # its parts are those of `tagger`, which stands above it
         return
     above = f"{key}.N" if of.get("type") == "array" else key
     for name, part in parts.get("properties", {}).items():
         default = _default(part, name in parts.get("required", ()))
-        yield _row(f"{above}.{name}", _type(part, defined), default, str(part.get("description", "")))
+        path = f"{above}.{name}"
+        yield _row(path, _type_of(path, part, defined), default, str(part.get("description", "")))
 
 
 def _row(*cells: str) -> str:
@@ -92,6 +100,13 @@ def _parts(of: Schema, defined: Mapping[str, Schema]) -> Schema:
     """The model that a key is, or a list of, or may be; nothing where it has no parts."""
     choices = [of, of.get("items", {}), *of.get("anyOf", ())]
     return next((defined[each["$ref"].rpartition("/")[2]] for each in choices if "$ref" in each), {})
+
+
+def _type_of(key: str, of: Schema, defined: Mapping[str, Schema]) -> str:
+    """The type of a key: its names if it takes those of a registry."""
+    if key in REGISTERED:
+        return f"{', '.join(f'`{name}`' for name in REGISTERED[key])}, or one that [you add](../architecture.md#i-want-to-add-)"
+    return _type(of, defined)
 
 
 def _type(of: Schema, defined: Mapping[str, Schema]) -> str:
