@@ -105,7 +105,8 @@ def _parts(of: Schema, defined: Mapping[str, Schema]) -> Schema:
 def _type_of(key: str, of: Schema, defined: Mapping[str, Schema]) -> str:
     """The type of a key: its names if it takes those of a registry."""
     if key in REGISTERED:
-        return f"{', '.join(f'`{name}`' for name in REGISTERED[key])}, or one that [you add](../architecture.md#i-want-to-add-)"
+        names = ", ".join(f"`{name}`" for name in REGISTERED[key])
+        return f"{names}, or one that [you add](../architecture.md#i-want-to-add-)"
     return _type(of, defined)
 
 
