@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from benchmark.writing import whole_or_nothing
-from merger.checkpoints.headers import aligned, pack_header
+from merger.checkpoints.headers import aligned, bytes_of, pack_header
 from merger.checkpoints.names.unet import (
     DENOISER_PREFIX,
     TEXT_ENCODER_PREFIX,
@@ -27,7 +27,6 @@ from merger.checkpoints.names.unet import (
     text_encoder_names,
     vae_names,
 )
-from merger.export.write import bytes_of
 
 Shape = tuple[int, ...]
 _BLOCK = 1 << 22

@@ -51,7 +51,7 @@ def settings(
         "trials": 7,
         "baselines": ["uniform"],
         "method": "cmaes",
-        "racing": True,
+        "pruning": True,
         "batch_size": 3,
         "device": "cpu",
         "threads": 1,

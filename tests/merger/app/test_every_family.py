@@ -16,9 +16,8 @@ from tests.merger.test_transformer_keys import z_image_original
 
 from benchmark.errors import InputError
 from benchmark.pipelines.generation import DiffusersGenerator, GenerationSettings, to_bytes
-from benchmark.pipelines.loading import load_pipeline, quiet_diffusers
+from benchmark.pipelines.loading import denoiser_of, load_pipeline, quiet_diffusers
 from benchmark.prompts.prompt_set import Prompt
-from merger.app.session import denoiser_of
 from merger.blend.live import LiveDenoiser
 from merger.checkpoints.adapter import open_donor
 from merger.checkpoints.checkpoint import open_checkpoint
@@ -29,7 +28,7 @@ from merger.checkpoints.names.unet import denoiser_names, text_encoder_names, va
 from merger.errors import CheckpointError
 from merger.export.forms import ExportOptions, export_as
 from merger.export.recipe import Recipe
-from merger.layers.unet import group
+from merger.layers.grouping import group
 from merger.scoring.gradients.sampling import DifferentiableGenerator, Differentiation
 from tests.conftest import SCHEDULER_CONFIG
 from tests.merger.conftest import TRANSFORMERS, small_sd3_keys, unet_config

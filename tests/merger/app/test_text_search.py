@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from merger.app.cli import main
 from merger.app.session import open_session
-from merger.config.config import load_config
+from merger.config.loading import load_config
 from merger.errors import ConfigError, InputError
 from tests.merger.text_models import Family, make_family
 

@@ -20,9 +20,10 @@ from benchmark.prompts.prompt_set import Prompt
 from benchmark.taggers.tagger import open_tagger
 from merger.blend.live import LiveDenoiser
 from merger.blend.sources import Hold
-from merger.checkpoints.checkpoint import Checkpoint, TensorInfo, open_checkpoint, read_unet_config
+from merger.checkpoints.checkpoint import Checkpoint, open_checkpoint, read_unet_config
+from merger.checkpoints.source import TensorInfo
 from merger.errors import ConfigError, NoRoom
-from merger.layers.unet import group
+from merger.layers.grouping import group
 from merger.scoring.gradients.gradients import BlendGradients
 from merger.scoring.gradients.memory import Kept, step_memory
 from merger.scoring.gradients.sampling import DifferentiableGenerator, Differentiation
