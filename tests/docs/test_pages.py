@@ -171,3 +171,9 @@ def test_strategies_named_on_the_page_of_results_can_be_measured() -> None:
     named = re.findall(r'--strategies "([^"]+)"', (ROOT / "docs" / "results.md").read_text(encoding="utf-8"))
     assert named
     assert {name.strip() for names in named for name in names.split(";")} <= set(STRATEGIES)
+
+
+def test_the_page_of_results_has_the_measured_tables() -> None:
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    measured = (ROOT / "docs" / "measurements" / "search.md").read_text(encoding="utf-8")
+    assert all(table.strip() in page for table in measured.split("\n\n"))
