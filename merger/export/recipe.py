@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from benchmark.hub_ids import id_of
-from merger import __version__
 from merger.checkpoints.recipe_metadata import METADATA_KEY
 from merger.errors import RecipeError, did_you_mean
 from merger.layers.components import DENOISER, components_problem
+from merger.version import __version__
 
 DTYPES = ("base", "fp16", "bf16", "fp32")
 METHODS = ("linear",)

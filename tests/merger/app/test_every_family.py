@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from tests.merger.test_transformer_keys import z_image_original
+from tests.merger.checkpoints.test_transformer_names import z_image_original
 
 from benchmark.errors import InputError
 from benchmark.images import to_bytes
