@@ -102,10 +102,6 @@ class Recipe:
         rows = {layer: dict(row) for layer, row in weights.items()}
         return cls(noted[0], tuple(noted[1:]), granularity, rows, dtype, components=tuple(components))
 
-    def row(self, layer: str) -> list[float]:
-        """Weights of one layer, in the order of the donors."""
-        return [self.weights.get(layer, {}).get(donor.name, 0.0) for donor in self.donors]
-
     @property
     def used(self) -> tuple[RecipeSource, ...]:
         """Donors with a weight other than 0 in any layer: those that a rebuild needs."""

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from tests.merger.checkpoints.test_transformer_names import z_image_original
 
 from benchmark.errors import InputError
 from benchmark.images import to_bytes
@@ -34,6 +33,7 @@ from merger.export.recipe import Recipe
 from merger.layers.grouping import group
 from merger.scoring.gradients.sampling import DifferentiableGenerator, Differentiation
 from tests.conftest import SCHEDULER_CONFIG
+from tests.merger.checkpoints.test_transformer_names import z_image_original
 from tests.merger.conftest import TRANSFORMERS, small_sd3_keys, unet_config
 from tests.merger.tiny_models import Family, Kind, make, read_index
 
