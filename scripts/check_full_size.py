@@ -35,7 +35,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmark.pipelines.loading import load_pipeline, quiet_diffusers
+from benchmark.pipelines.loading import load_pipeline
+from benchmark.pipelines.quiet import quiet_diffusers
 from merger.blend.live import LiveDenoiser
 from merger.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from merger.checkpoints.inspect import inspect_files

@@ -1,6 +1,6 @@
 """How far each way of searching comes, for its images and seconds: strategies x seeds on the demo family.
 
-    python -m scripts.measure_search --strategies "reference; slopes" --seeds 101,102,103,104,105
+    python -m scripts.measure_search --strategies "reference; gradient search" --seeds 101,102,103,104,105
     python -m scripts.measure_search --table measured            # the table, the plot and the JSON from what is there
 
 Each pair of strategy and seed is a job with a folder of its own and goes on where it was broken off; two calls with
@@ -70,21 +70,21 @@ def measure(search: Path, name: str, seed: int, work: Path, images: int, threads
     session = open_session(config)
     runtime = load_runtime(session, gradients=choose_method(session).follows_gradients)
     tester = Tester(runtime, work / f"tests-{seed}{'-noise' if strategy.noise else ''}")
-    sights = follow(session, runtime, work / f"{name.replace(' ', '-').replace(',', '')}-{seed}", strategy, images)
+    sightings = follow(session, runtime, work / f"{name.replace(' ', '-').replace(',', '')}-{seed}", strategy, images)
     curve = []
     for budget in BUDGETS:
-        seen = [sight for sight in sights if sight.images <= budget]
-        if seen and budget <= sights[-1].images:
-            best = distinct_best([sight.record for sight in seen], 1)[0]
+        seen = [sighting for sighting in sightings if sighting.images <= budget]
+        if seen and budget <= sightings[-1].images:
+            best = distinct_best([sighting.record for sighting in seen], 1)[0]
             curve.append({"images": budget, "seconds": seen[-1].seconds, **tester.accuracies(best.weights)})
-    records, sources = [sight.record for sight in sights], session.sources
+    records, sources = [sighting.record for sighting in sightings], session.sources
     chosen, images_more, seconds_more = choose(records, tester, published=strategy.published)
     parents = {each.name: tester.accuracies(each.weights) for each in baselines_of(sources.space, sources.base.name)}
     return {
         "strategy": name,
         "seed": seed,
-        "images": sights[-1].images + images_more,
-        "seconds": round(sights[-1].seconds + seconds_more, 1),
+        "images": sightings[-1].images + images_more,
+        "seconds": round(sightings[-1].seconds + seconds_more, 1),
         "observed": max(record.value for record in records),
         "final": tester.accuracies(chosen.weights),
         "curve": curve,
@@ -109,7 +109,9 @@ def main() -> int:
     parser.add_argument("--search", type=Path, default=ROOT / "demo" / "search.yaml")
     parser.add_argument("--strategies", default="", help=f"separated by ';', of: {'; '.join(STRATEGIES)}")
     parser.add_argument("--seeds", default="101,102,103,104,105")
-    parser.add_argument("--images", type=int, default=5000, help="what a search may draw (slopes end by themselves)")
+    parser.add_argument(
+        "--images", type=int, default=5000, help="what a search may make (a gradient search ends by itself)"
+    )
     parser.add_argument("--reference-images", type=int, default=10_000, help="the same of the published way")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--work", type=Path, default=ROOT / ".work" / "search")

@@ -22,10 +22,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmark.evaluate.results import Plan, Rows
+from benchmark.evaluate.results import Rows, RowSpec
 from benchmark.evaluate.runner import Batch
 from benchmark.metrics.comparison import as_json, compare
-from benchmark.metrics.secondary import Beside
+from benchmark.metrics.secondary import References
 from benchmark.pipelines.generation import GenerationSettings
 from benchmark.prompts.prompt_set import Prompt
 from benchmark.report.page import as_html
@@ -40,7 +40,7 @@ def synthetic_rows(output: Path, model: int, prompts: tuple[Prompt, ...], tags: 
     draw = np.random.default_rng(model)
     roles = {"tagger": "1", "judge": "2"}
     looks = {"clip": "3", "classes": "4"}
-    rows = Rows(output, Plan(f"model-{model}", str(model), GenerationSettings(), prompts, tags, roles, looks))
+    rows = Rows(output, RowSpec(f"model-{model}", str(model), GenerationSettings(), prompts, tags, roles, looks))
     shape = (len(prompts), len(tags))
     said = {role: draw.random(shape, dtype=np.float32) ** (0.7 + 0.1 * model) for role in roles}
     features = {
@@ -85,9 +85,9 @@ def measure(models: int, prompts: int, images: int, tags: int, looks: bool) -> d
     if not looks:
         evaluations = {name: replace(done, features={}) for name, done in evaluations.items()}
     reference = {"clip": draw.normal(size=(500, WIDTH))}
-    beside = Beside(draw.normal(size=(prompts, WIDTH)), {"clip": "clip"}, reference)
+    references = References(draw.normal(size=(prompts, WIDTH)), {"clip": "clip"}, reference)
     thresholds = {"tagger": 0.5, "judge": 0.5}
-    scored = timed("score", times, lambda: compare(evaluations, category_of, thresholds, beside))
+    scored = timed("score", times, lambda: compare(evaluations, category_of, thresholds, references))
     settings: dict[str, object] = {"images": len(made), "prompts": prompts, "width": 512, "height": 512, "steps": 20}
     settings |= {"sampler": "none", "guidance": 7.0}
     timed("tables", times, lambda: as_markdown(scored))

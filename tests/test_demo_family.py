@@ -10,8 +10,10 @@ import pytest
 import yaml
 from safetensors import safe_open
 
-from benchmark.prompts.prompt_set import make_prompts, read_vocabulary
-from benchmark.taggers.tagger import Tagger, open_tagger
+from benchmark.prompts.prompt_set import make_prompts
+from benchmark.prompts.vocabulary import read_vocabulary
+from benchmark.taggers.registry import open_tagger
+from benchmark.taggers.tagger import Tagger
 from merger.app.cli import main
 from scripts import demo_world
 
@@ -112,7 +114,8 @@ def test_plain_diffusers_draws_the_same_images_from_the_exported_file(
     import torch
     from diffusers import StableDiffusionPipeline
 
-    from benchmark.pipelines.generation import DiffusersGenerator, GenerationSettings
+    from benchmark.pipelines.diffusers_generator import DiffusersGenerator
+    from benchmark.pipelines.generation import GenerationSettings
     from benchmark.pipelines.loading import load_pipeline
     from merger.blend.live import LiveDenoiser
     from merger.checkpoints.checkpoint import open_checkpoint

@@ -28,7 +28,7 @@ Parts: TypeAlias = "Mapping[str, Tensor]"  # float32, under the names above
 def delta(parts: Parts, weight: Tensor, alpha: float | None) -> Tensor:
     """What an adapter at strength 1 adds to `weight`; same shape, float32. `weight` matters to DoRA and for its shape.
 
-    Raises ValueError where the parts make no known kind, or something of another shape.
+    Raises ValueError if the parts make no known kind, or something of another shape.
     """
     change = _change(parts, weight, alpha)
     if change.numel() != weight.numel():

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-_PARTS: tuple[tuple[str, str], ...] = (  # how a key ends -> the part's name in `lora_deltas`
+_PARTS: tuple[tuple[str, str], ...] = (  # how a key ends -> the part's name in `deltas`
     (r"\.(lora_down|lora_A|lora_A\.default|lora\.down|lora_linear_layer\.down)\.weight", "down"),
     (r"\.(lora_up|lora_B|lora_B\.default|lora\.up|lora_linear_layer\.up)\.weight", "up"),
     (r"\.lora_mid\.weight", "mid"),

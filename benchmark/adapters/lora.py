@@ -1,6 +1,6 @@
 """An adapter (LoRA and its relatives) put on a loaded pipeline: `weight + scale * what it adds`, in place.
 
-Every kind and spelling that `lora_keys` and `lora_deltas` know, for the denoiser and for text encoders.
+For the denoiser and for text encoders, in every kind and spelling that `keys` and `deltas` know.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Lora:
-    """An adapter's file, and how strongly it is added."""
+    """An adapter's file, and the strength at which it is added."""
 
     path: Path
     scale: float = 1.0
 
 
 def add_lora(pipeline: Any, lora: Lora) -> int:
-    """Add an adapter to the pipeline's weights; returns how many it changed.
+    """Add an adapter to the pipeline's weights; returns how many tensors it changed.
 
-    Raises InputError, with nothing changed, for a key of no known meaning or one that names no place of this model.
+    Raises InputError, with nothing changed, for an unknown key and for a module that this model does not have.
     """
     import torch
     from safetensors import SafetensorError, safe_open
@@ -94,7 +94,7 @@ def _of_module(
 
 
 def _denoiser_tensors(pipeline: Any) -> dict[str, Tensor]:
-    """{path with underscores for dots: parameter}; a U-Net's also by original names, which kohya's SDXL files have."""
+    """{path with underscores for dots: parameter}; a U-Net's also by original names, which kohya's SDXL files use."""
     named: dict[str, Tensor] = dict(denoiser_of(pipeline).named_parameters())
     originals = {key.replace(".", "_"): named[name] for name, key in original_keys(named).items()}
     return originals | {name.replace(".", "_"): value for name, value in named.items()}

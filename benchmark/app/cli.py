@@ -14,13 +14,16 @@ from typing import TYPE_CHECKING
 
 from benchmark.errors import InputError, memory_said
 from benchmark.prompts.text import plain_text
-from benchmark.taggers.kinds import KINDS
+from benchmark.taggers.registry import tagger_kinds
 
 if TYPE_CHECKING:
-    from benchmark.app.session import Session
+    from benchmark.app.benchmark import Benchmark
     from benchmark.metrics.calibration import Effort
 
-DESCRIPTION = "Draws prompts made of tags, asks a tagger which tags it finds again, and compares the models by that."
+DESCRIPTION = (
+    "Draws prompts made of tags, asks a tagger which tags it finds again, and compares models by their tag accuracy: "
+    "the share of the tags asked for that is found, which is the recall of these tags."
+)
 EXAMPLE = """example:
   python -m benchmark a.safetensors b.safetensors --pipeline sd15/ --tagger wd-tagger/ --tags top:200 --prompts 100
 
@@ -62,10 +65,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a .safetensors file, a diffusers folder or a hub id; NAME=MODEL names it in the tables",
     )
     judged = parser.add_argument_group("taggers and tags")
-    judged.add_argument("--tagger", metavar="FOLDER", help="looks for the tags; a folder or a hub id")
-    judged.add_argument("--tagger-kind", choices=KINDS, help="where it holds several")
+    judged.add_argument("--tagger", metavar="FOLDER", help="finds the tags again; a folder or a hub id")
+    judged.add_argument("--tagger-kind", choices=tagger_kinds(), help="if it holds several")
     judged.add_argument("--judge", metavar="FOLDER", help="a second tagger, to check the first")
-    judged.add_argument("--judge-kind", choices=KINDS, help="where it holds several")
+    judged.add_argument("--judge-kind", choices=tagger_kinds(), help="if it holds several")
     judged.add_argument(
         "--threshold", type=float, help="probability from which a tag is found (what suits a known tagger, else 0.5)"
     )
@@ -79,35 +82,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE|top:K",
         help="a CSV with the columns tag,category,group, or the tagger's K most common general tags (%(default)s)",
     )
-    looked = parser.add_argument_group("looks: what else is told of the images")
-    looked.add_argument(
+    extracted = parser.add_argument_group("features: what else is measured of the images")
+    extracted.add_argument(
         "--clip",
         metavar="FOLDER",
         help="a transformers CLIP model, for diversity, CLIP score and R-precision",
     )
-    looked.add_argument(
+    extracted.add_argument(
         "--encoder",
         metavar="FOLDER",
         help="any transformers image encoder (DINOv2, ViT, CLIP ...), for diversity and the Fréchet distance",
     )
-    looked.add_argument(
+    extracted.add_argument(
         "--inception-classifier", metavar="FOLDER", help="a transformers image classifier, for the Inception Score"
     )
-    looked.add_argument(
+    extracted.add_argument(
         "--frechet",
         type=Path,
         metavar="FOLDER",
-        help="reference images, for the Fréchet distance to them as --encoder or --clip sees them",
+        help="reference images, for the Fréchet distance to them by --encoder or --clip",
     )
-    looked.add_argument(
+    extracted.add_argument(
         "--style-vgg",
         type=Path,
         metavar="FILE",
         help="VGG-19's weights (features.N, safetensors), for the style loss; it often misjudges style",
     )
-    looked.add_argument("--style-reference", type=Path, metavar="FOLDER", help="images of the style wanted")
-    looked.add_argument("--lora", type=Path, metavar="FILE", help="draw every model with this LoRA too, and compare")
-    looked.add_argument("--lora-scale", type=float, default=1.0, help="how strongly it is added (%(default)s)")
+    extracted.add_argument("--style-reference", type=Path, metavar="FOLDER", help="images of the style wanted")
+    extracted.add_argument("--lora", type=Path, metavar="FILE", help="draw every model with this LoRA too, and compare")
+    extracted.add_argument("--lora-scale", type=float, default=1.0, help="how strongly it is added (%(default)s)")
     asked = parser.add_argument_group("prompts")
     asked.add_argument("--prompts", type=int, default=100, metavar="N", help="how many, of each size (%(default)s)")
     asked.add_argument("--images", type=int, default=1, metavar="N", help="images of each prompt (%(default)s)")
@@ -130,8 +133,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     drawn.add_argument("--guidance", type=float, default=7.0, help="(%(default)s)")
     drawn.add_argument("--size", default="512x512", metavar="WxH", help="(%(default)s)")
     drawn.add_argument("--clip-skip", type=int, default=1, metavar="N", help="as web UIs count it: 1 skips none (1)")
-    drawn.add_argument("--batch-size", type=int, metavar="N", help="found by itself where not given")
-    drawn.add_argument("--device", help="cpu, cuda, cuda:1 ... (a GPU where there is one)")
+    drawn.add_argument("--batch-size", type=int, metavar="N", help="(found automatically)")
+    drawn.add_argument("--device", help="cpu, cuda, cuda:1 ... (a GPU if there is one)")
     drawn.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), help="(fp16 on a GPU, else fp32)")
     drawn.add_argument("--compile", action="store_true", help="compile the denoiser first: pays for many images")
     drawn.add_argument("--threads", type=int, help="processor threads of ONNX taggers (all)")
@@ -163,25 +166,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Score the models and print their tables. Returns 0; raises InputError for what is wrong with the arguments."""
+    """Score the models and print their tables. Returns 0. Raises InputError for bad arguments."""
     if args.grid or args.prompt:
         return _grid(args)
-    from benchmark.app.session import Session, parse_efforts
+    from benchmark.app.benchmark import Benchmark, parse_efforts
 
     efforts = None
     if args.calibrate or args.calibrate_sizes:
         efforts = parse_efforts(args.calibrate or str(args.steps), args.calibrate_sizes or args.size)
-    session = Session.from_arguments(args)
+    benchmark = Benchmark.from_arguments(args)
     if efforts is not None:
-        return _calibrate(session, efforts, args.json)
-    models, samples, more = session.compare()
+        return _calibrate(benchmark, efforts, args.json)
+    models, samples, more = benchmark.compare()
     from benchmark.metrics.comparison import as_json, plain
     from benchmark.report.page import as_html
     from benchmark.report.scatter import save_png, scatter
     from benchmark.report.tables import as_markdown
     from benchmark.writing import write_text
 
-    settings = session.settings_for_json()
+    settings = benchmark.settings_for_json()
     text = json.dumps(
         {"settings": settings, "models": as_json(models), "tables": plain(more)}, indent=1, allow_nan=False
     )
@@ -197,9 +200,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _grid(args: argparse.Namespace) -> int:
-    """Draw a grid and say where it is."""
+    """Draw a grid and print where it is."""
+    from benchmark.app.benchmark import Benchmark, make_output
     from benchmark.app.grids import alternatives, cells, draw_cells, parse_axes
-    from benchmark.app.session import Session, make_output
     from benchmark.app.studio import Studio
     from benchmark.report.sheet import compose, save_grid
 
@@ -207,9 +210,9 @@ def _grid(args: argparse.Namespace) -> int:
         texts = [text for given in args.prompt for text in alternatives(given)]
         studio = Studio.from_arguments(args)
     else:
-        session = Session.from_arguments(args)
-        studio = session.studio
-        texts = list(dict.fromkeys(prompt.text for prompt in session.prompts))[:GRID_PROMPTS]
+        benchmark = Benchmark.from_arguments(args)
+        studio = benchmark.studio
+        texts = list(dict.fromkeys(prompt.text for prompt in benchmark.prompts))[:GRID_PROMPTS]
     rows, columns = parse_axes(args.grid or "prompts,models", studio, texts, args.seed)
     wanted = cells(rows, columns, studio, texts, args.seed)
     make_output(args.output)
@@ -223,26 +226,27 @@ def _grid(args: argparse.Namespace) -> int:
     return 0
 
 
-def _calibrate(session: Session, efforts: Sequence[Effort], as_json: bool) -> int:
-    """Print what each number of steps and size costs and changes."""
-    from benchmark.metrics.calibration import NEAR, calibration_table, cheapest
+def _calibrate(benchmark: Benchmark, efforts: Sequence[Effort], as_json: bool) -> int:
+    """Print how long an image takes with each number of steps and size, and how the figures change."""
+    from benchmark.metrics.calibration import NEAR, cheapest
     from benchmark.metrics.comparison import plain
+    from benchmark.report.calibration_table import calibration_table
     from benchmark.report.tables import table_as_markdown
 
-    by_role = session.calibrate(efforts)
+    by_role = benchmark.calibrate(efforts)
     found = {role: cheapest(settings) for role, settings in by_role.items()}
     if as_json:
-        told = {
+        figures = {
             role: {"settings": settings, "cheapest": (best := found[role]) and best.effort._asdict()}
             for role, settings in by_role.items()
         }
-        print(json.dumps(plain(told), indent=1, allow_nan=False))
+        print(json.dumps(plain(figures), indent=1, allow_nan=False))
         return 0
     for number, (role, settings) in enumerate(by_role.items()):
         print(("\n" if number else "") + table_as_markdown(calibration_table(settings, role)))
         best = found[role]
         if best is None:
-            print("\nRanks say nothing here: name two or more models that differ.")
+            print("\nNo rank correlation is known: name two or more models that differ.")
         else:
             chosen = f"{best.effort.steps} steps at {best.effort.size}"
             print(f"\nThe cheapest that ranks the models alike (rank correlation {NEAR} or more), by {role}: {chosen}.")

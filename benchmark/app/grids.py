@@ -1,4 +1,4 @@
-"""X/Y grids: the same prompts and noise under two changing things. `sheet.py` makes one picture of them.
+"""X/Y grids: the same prompts and noise while two things change. `report.sheet` makes one picture of them.
 
 An axis is `models`, `seeds=4`, `steps=8:12:20`, `guidance=4:7:10` or `prompts`; a prompt matrix writes alternatives as
 `a|b|c`, or in braces: `{red|blue} hair, {hat|crown}` is four prompts.
@@ -14,10 +14,11 @@ from typing import Any
 
 from benchmark.app.studio import Studio
 from benchmark.errors import InputError, did_you_mean
-from benchmark.pipelines.generation import DiffusersGenerator, GenerationSettings
+from benchmark.images import Images
+from benchmark.pipelines.diffusers_generator import DiffusersGenerator
+from benchmark.pipelines.generation import GenerationSettings
 from benchmark.prompts.prompt_set import Prompt, derive_seed
 from benchmark.prompts.text import plain_text
-from benchmark.taggers.tagger import Images
 
 AXES = ("models", "seeds", "steps", "guidance", "prompts")
 SEEDS, GUIDANCE = 4, (4.0, 7.0, 10.0)  # where an axis names no values
@@ -25,7 +26,7 @@ SEEDS, GUIDANCE = 4, (4.0, 7.0, 10.0)  # where an axis names no values
 
 @dataclass(frozen=True)
 class Axis:
-    """What changes along it: `values` are names of models, seeds, steps, guidances or texts of prompts."""
+    """What changes along an axis: `values` are names of models, seeds, steps, guidances or texts of prompts."""
 
     kind: str
     values: tuple[str | int | float, ...]
@@ -43,7 +44,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Cell:
-    """One image of a grid: who draws which prompt from which seed, and how."""
+    """One image of a grid: the model, the prompt's text, the seed and the settings."""
 
     model: str
     text: str
@@ -65,7 +66,7 @@ def alternatives(text: str) -> tuple[str, ...]:
 
 
 def parse_axes(text: str, studio: Studio, prompts: Sequence[str], seed: int) -> tuple[Axis, Axis]:
-    """`models,steps=8:12` -> what changes from row to row and from column to column. Raises InputError."""
+    """`models,steps=8:12` -> (the axis from row to row, the axis from column to column). Raises InputError."""
     parts = [part.strip() for part in text.split(",")]
     if len(parts) != 2 or parts[0].partition("=")[0] == parts[1].partition("=")[0]:
         raise InputError(f"grid '{text}': name two different axes, such as models,seeds or prompts,steps=8:12:20.")
@@ -100,8 +101,9 @@ def _axis(text: str, studio: Studio, prompts: Sequence[str], seed: int) -> Axis:
 
 
 def cells(rows: Axis, columns: Axis, studio: Studio, prompts: Sequence[str], seed: int) -> dict[tuple[int, ...], Cell]:
-    """(block, row, column) -> cell. There is a block for each prompt that is no axis; else, for what no axis changes,
-    the first model, the first seed and the settings as they are.
+    """(block, row, column) -> cell, with a block for each prompt unless prompts are an axis.
+
+    What no axis changes is the first model, the first seed and the settings.
     """
     blocks = [""] if "prompts" in (rows.kind, columns.kind) else list(prompts)
     made: dict[tuple[int, ...], Cell] = {}
@@ -121,7 +123,7 @@ def cells(rows: Axis, columns: Axis, studio: Studio, prompts: Sequence[str], see
 def draw_cells(
     wanted: Mapping[tuple[int, ...], Cell], studio: Studio, report: Callable[[int], None]
 ) -> dict[tuple[int, ...], Images]:
-    """Every cell's image, uint8 [H, W, 3]; each model is loaded once. `report(images done)` hears of every batch."""
+    """Every cell's image, uint8 [H, W, 3]. Each model is loaded once; `report(images done)` follows each batch."""
     drawn: dict[tuple[int, ...], Images] = {}
     for model in dict.fromkeys(cell.model for cell in wanted.values()):
         pipeline = studio.load(model)

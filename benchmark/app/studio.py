@@ -1,4 +1,4 @@
-"""The models that a command line names, and how they draw: checked, told apart by content, opened when needed."""
+"""The models that a command line names, and how they draw: checked, identified by content, opened when needed."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from typing import Any
 
 from benchmark.adapters.lora import Lora, add_lora
 from benchmark.errors import InputError, did_you_mean
-from benchmark.evaluate.results import joint_fingerprint, model_fingerprint
-from benchmark.pipelines.generation import DiffusersGenerator, GenerationSettings, ImageGenerator
+from benchmark.hashing import joint_fingerprint, model_fingerprint
+from benchmark.hub_ids import is_hub_id
+from benchmark.pipelines.diffusers_generator import DiffusersGenerator
+from benchmark.pipelines.generation import GenerationSettings, ImageGenerator
 from benchmark.pipelines.loading import (
     OWN_SAMPLER,
     SAMPLERS,
@@ -27,7 +29,7 @@ from benchmark.pipelines.loading import (
 class Studio:
     """`models`: name -> file or folder on this disk; `settings`: how they draw; `pipeline`: of single files.
 
-    `loras`: what is added to some of the models, by their names; `pairs`: a model's name -> its name with the LoRA.
+    `loras`: the LoRA of a model, by the model's name; `pairs`: a model's name -> its name with the LoRA.
     """
 
     models: Mapping[str, Path]
@@ -41,7 +43,7 @@ class Studio:
 
     @classmethod
     def from_arguments(cls, args: argparse.Namespace) -> Studio:
-        """Check the arguments of `cli.add_arguments` that say what draws and how. Raises InputError."""
+        """Check the arguments of `cli.add_arguments` that name models and how they draw. Raises InputError."""
         width, height = parse_size(args.size)
         settings = GenerationSettings(
             args.steps, args.sampler, args.guidance, width, height, args.negative, args.batch_size, args.clip_skip - 1
@@ -49,7 +51,7 @@ class Studio:
         if settings.sampler not in (OWN_SAMPLER, *SAMPLERS):
             raise InputError(f"Unknown sampler '{args.sampler}'.{did_you_mean(args.sampler, [OWN_SAMPLER, *SAMPLERS])}")
         models = _models(args.models)
-        if args.pipeline and not Path(args.pipeline).is_dir() and args.pipeline.count("/") != 1:
+        if args.pipeline and not Path(args.pipeline).is_dir() and not is_hub_id(args.pipeline):
             raise InputError(f"{args.pipeline}: there is no such folder (--pipeline).")
         device = args.device or _default_device()
         if args.lora is None:
@@ -61,7 +63,7 @@ class Studio:
         return cls(both, settings, args.pipeline, device, args.dtype, loras, pairs, args.compile)
 
     def mark(self, name: str) -> str:
-        """A SHA-256 of everything of a model that decides its images, but for the settings."""
+        """A SHA-256 of everything but the settings that decides a model's images."""
         path, config = self.models[name], Path(self.pipeline) if self.pipeline else None
         parts = [model_fingerprint(path), self.dtype or self.device.partition(":")[0]]
         if config is not None and path.is_file():
@@ -74,7 +76,7 @@ class Studio:
         return joint_fingerprint(parts)
 
     def load(self, name: str) -> Any:
-        """The model's pipeline, its LoRA added. Raises InputError where either cannot be loaded."""
+        """The model's pipeline, its LoRA added. Raises InputError if either cannot be loaded."""
         dtype = dtypes()[self.dtype] if self.dtype else None
         pipeline = load_pipeline(self.models[name], config=self.pipeline, dtype=dtype, device=self.device)
         if name in self.loras:
@@ -83,7 +85,7 @@ class Studio:
         return pipeline
 
     def open(self, name: str, batch_size: int | None = None) -> ImageGenerator:
-        """The model, ready to draw; `batch_size` where the settings have none. Raises InputError."""
+        """The model, ready to draw; `batch_size` is used if the settings have none. Raises InputError."""
         settings = replace(self.settings, batch_size=self.settings.batch_size or batch_size)
         return DiffusersGenerator(self.load(name), settings)
 

@@ -1,15 +1,15 @@
-"""Result rows on disk: one row an image, with the raw probability of every tag. Nothing drawn twice, nothing mixed.
+"""Result rows on disk: one row an image, with the raw probability of every tag. No image is drawn twice.
 
     OUTPUT/rows/NAME-FINGERPRINT/
         about.json       everything that decides the rows: model, settings, prompts, tags, taggers
         part-000000.npz  the rows of one batch, named by the first; while the run is under way
-        look-000000.npz  the features of one batch, where a look is added to rows that are complete
+        look-000000.npz  the features of one batch, while features are added to rows that are complete
         rows.npz         all rows, once complete
 
 Columns of an .npz: `prompt`, `seed`, `broken`, `digest` (of the pixels), `seconds` (that the image took) [n], and
-`probabilities/TAGGER` float32 [n, T], and `features/LOOK-FINGERPRINT` float32 [n, E] for each look (CLIP, ...).
+`probabilities/TAGGER` float32 [n, T], and `features/ROLE-FINGERPRINT` float32 [n, E] for each extractor (CLIP, ...).
 The fingerprint covers all that decides a row, so rows of another model version, tagger, vocabulary or setting have
-another folder. Looks do not decide what is drawn: their columns are added to the rows there are.
+another folder. Features do not decide what is drawn: their columns are added to existing rows.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmark.errors import InputError
-from benchmark.evaluate.runner import Batch, Evaluation, image_digests
-from benchmark.features.encoders import Embeddings
+from benchmark.evaluate.runner import Batch, Evaluation
+from benchmark.features.extractor import Features
 from benchmark.features.references import read_picture
+from benchmark.images import Images, image_digests
 from benchmark.pipelines.generation import GenerationSettings
 from benchmark.prompts.prompt_set import Prompt, fingerprint
-from benchmark.taggers.tagger import Images
 from benchmark.writing import write_arrays, write_text
 
 FORMAT = 2  # of the rows; a change of what they mean needs another number
@@ -41,10 +41,10 @@ _AT_ONCE = 32  # kept images read at a time
 
 
 @dataclass(frozen=True)
-class Plan:
+class RowSpec:
     """All that decides the rows of one model.
 
-    `taggers` and `looks`: role -> fingerprint; `tags`: the T columns.
+    `taggers` and `extractors`: role -> fingerprint; `tags`: the T columns.
     """
 
     name: str
@@ -53,10 +53,10 @@ class Plan:
     prompts: tuple[Prompt, ...]
     tags: tuple[str, ...]
     taggers: Mapping[str, str]
-    looks: Mapping[str, str] = field(default_factory=dict)
+    extractors: Mapping[str, str] = field(default_factory=dict)
 
     def about(self) -> dict[str, Any]:
-        """What is written beside the rows, and fingerprinted. Name, batch size and looks decide nothing."""
+        """What is written beside the rows, and fingerprinted. Name, batch size and extractors decide no row."""
         settings = asdict(self.settings)
         del settings["batch_size"]
         return {
@@ -74,15 +74,15 @@ class Plan:
         return hashlib.sha256(json.dumps(self.about(), sort_keys=True).encode()).hexdigest()
 
     def folder(self, output: Path) -> Path:
-        """Where this plan's rows are."""
+        """Where these rows are kept."""
         return output / "rows" / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', self.name)}-{self.fingerprint[:12]}"
 
 
 class Rows:
-    """The rows of one plan, on disk. The folder is made with the first rows."""
+    """The rows of one spec, on disk. The folder is made with the first rows."""
 
-    def __init__(self, output: Path, plan: Plan):
-        self.plan, self.folder = plan, plan.folder(output)
+    def __init__(self, output: Path, spec: RowSpec):
+        self.spec, self.folder = spec, spec.folder(output)
 
     @property
     def complete(self) -> bool:
@@ -92,7 +92,7 @@ class Rows:
     @property
     def done(self) -> int:
         """How many rows are there, from the first on without a gap."""
-        return len(self.plan.prompts) if self.complete else sum(len(part["seed"]) for part in self._parts())
+        return len(self.spec.prompts) if self.complete else sum(len(part["seed"]) for part in self._parts())
 
     @property
     def batch_size(self) -> int | None:
@@ -105,11 +105,11 @@ class Rows:
         if not (self.folder / "about.json").is_file():
             self.folder.mkdir(parents=True, exist_ok=True)
             about = {
-                **self.plan.about(),
-                "prompts": [[p.index, p.text, list(p.tags), p.seed] for p in self.plan.prompts],
+                **self.spec.about(),
+                "prompts": [[p.index, p.text, list(p.tags), p.seed] for p in self.spec.prompts],
             }
             write_text(self.folder / "about.json", json.dumps(about, indent=1))
-        prompts = self.plan.prompts[start : start + len(batch.images)]
+        prompts = self.spec.prompts[start : start + len(batch.images)]
         columns: Columns = {
             "prompt": np.array([prompt.index for prompt in prompts], dtype=np.int64),
             "seed": np.array([prompt.seed for prompt in prompts], dtype=np.int64),
@@ -122,18 +122,18 @@ class Rows:
         write_arrays(self.folder / f"part-{start:06}.npz", columns)
 
     def finish(self) -> None:
-        """Join the parts. Raises RuntimeError where rows are missing."""
+        """Join the parts. Raises RuntimeError if rows are missing."""
         if self.complete:
             return
         self._join("part", {})
 
     def evaluation(self) -> Evaluation:
-        """The complete rows as an Evaluation (without images). Raises InputError where the file is damaged."""
+        """The complete rows as an Evaluation (without images). Raises InputError if the file is damaged."""
         columns = _read_columns(self.folder / "rows.npz")
-        seeds = np.array([prompt.seed for prompt in self.plan.prompts], dtype=np.int64)
-        roles = {f"probabilities/{role}": role for role in self.plan.taggers}
-        looks = {name: role for role, name in self._columns_of_looks().items()}
-        needed = {"seed", "broken", "digest", "seconds", *roles, *looks}
+        seeds = np.array([prompt.seed for prompt in self.spec.prompts], dtype=np.int64)
+        roles = {f"probabilities/{role}": role for role in self.spec.taggers}
+        extracted = {name: role for role, name in self._feature_columns().items()}
+        needed = {"seed", "broken", "digest", "seconds", *roles, *extracted}
         whole = columns is not None and needed <= columns.keys()
         if columns is None or not whole or not np.array_equal(columns["seed"], seeds):
             raise InputError(
@@ -141,37 +141,37 @@ class Rows:
             )
         said = {role: columns[name] for name, role in roles.items()}
         return Evaluation(
-            self.plan.prompts,
-            self.plan.tags,
+            self.spec.prompts,
+            self.spec.tags,
             said,
             columns["broken"],
             columns["digest"],
             float(columns["seconds"].sum(dtype=np.float64)),
-            features={role: columns[name] for name, role in looks.items()},
+            features={role: columns[name] for name, role in extracted.items()},
         )
 
     @property
-    def missing_looks(self) -> list[str]:
-        """Roles of looks that have not seen these rows, which are complete."""
+    def missing_features(self) -> list[str]:
+        """Roles of extractors whose features these rows, which are complete, lack."""
         columns = _read_columns(self.folder / "rows.npz") or {}
-        return [role for role, name in self._columns_of_looks().items() if name not in columns]
+        return [role for role, name in self._feature_columns().items() if name not in columns]
 
-    def add_features(self, start: int, features: Mapping[str, Embeddings]) -> None:
-        """Keep what looks say of the images from row `start` on, beside rows that are complete."""
-        seen = len(next(iter(features.values())))
-        seeds = np.array([prompt.seed for prompt in self.plan.prompts[start : start + seen]], dtype=np.int64)
+    def add_features(self, start: int, features: Mapping[str, Features]) -> None:
+        """Keep the features of the images from row `start` on, beside rows that are complete."""
+        count = len(next(iter(features.values())))
+        seeds = np.array([prompt.seed for prompt in self.spec.prompts[start : start + count]], dtype=np.int64)
         write_arrays(self.folder / f"look-{start:06}.npz", {"seed": seeds, **self._named(features)})
 
     def features_done(self, roles: Sequence[str]) -> int:
-        """How many rows all these looks have seen, from the first on."""
+        """How many rows have the features of all these roles, from the first on."""
         return sum(len(part["seed"]) for part in self._parts("look", roles))
 
     def finish_features(self, roles: Sequence[str]) -> None:
-        """Put the features beside the rows. Raises RuntimeError where some are missing."""
+        """Join the features to the rows. Raises RuntimeError if some are missing."""
         self._join("look", _read_columns(self.folder / "rows.npz") or {}, roles)
 
     def kept_images(self, start: int) -> Iterator[Images]:
-        """The images from row `start` on as they were drawn, a few at a time, up to the first not kept whole."""
+        """The images from row `start` on as they were drawn, a few at a time, up to the first that was not kept so."""
         columns = _read_columns(self.folder / "rows.npz")
         digests = () if columns is None else columns["digest"][start:]
         kept: list[Images] = []
@@ -187,28 +187,28 @@ class Rows:
         if kept:
             yield np.stack(kept)
 
-    def _columns_of_looks(self) -> dict[str, str]:
-        """role -> name of its column, which says which look of that role it was."""
-        return {role: f"features/{role}-{mark[:12]}" for role, mark in self.plan.looks.items()}
+    def _feature_columns(self) -> dict[str, str]:
+        """role -> name of its column, which identifies the extractor."""
+        return {role: f"features/{role}-{mark[:12]}" for role, mark in self.spec.extractors.items()}
 
-    def _named(self, features: Mapping[str, Embeddings]) -> Columns:
-        names = self._columns_of_looks()
+    def _named(self, features: Mapping[str, Features]) -> Columns:
+        names = self._feature_columns()
         return {names[role]: values for role, values in features.items()}
 
     def _join(self, kind: str, columns: Columns, roles: Sequence[str] | None = None) -> None:
         parts = self._parts(kind, roles)
         there = sum(len(part["seed"]) for part in parts)
-        if there != len(self.plan.prompts):
-            raise RuntimeError(f"{self.folder}: {there} of {len(self.plan.prompts)} rows are there")
+        if there != len(self.spec.prompts):
+            raise RuntimeError(f"{self.folder}: {there} of {len(self.spec.prompts)} rows are there")
         joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         write_arrays(self.folder / "rows.npz", columns | joined)
         for file in self.folder.glob(f"{kind}-*.npz"):
             file.unlink()
 
     def _parts(self, kind: str = "part", roles: Sequence[str] | None = None) -> list[Columns]:
-        """The readable parts that follow one another from row 0; what follows a gap, or lacks a look, is done again."""
-        names = self._columns_of_looks()
-        needed = {"seed", *(names[role] for role in (self.plan.looks if roles is None else roles))}
+        """The readable parts from row 0 up to the first gap, or to the first part that lacks features of `roles`."""
+        names = self._feature_columns()
+        needed = {"seed", *(names[role] for role in (self.spec.extractors if roles is None else roles))}
         parts: list[Columns] = []
         row = 0
         while (file := self.folder / f"{kind}-{row:06}.npz").is_file():
@@ -220,27 +220,8 @@ class Rows:
         return parts
 
 
-def model_fingerprint(path: Path) -> str:
-    """SHA-256 of a model: of the file, or of every weight, configuration and tokenizer file of a folder."""
-    if path.is_file():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    digest = hashlib.sha256()
-    for file_path in sorted(path.rglob("*")):
-        if file_path.is_file() and file_path.suffix in {".safetensors", ".json", ".txt", ".model"}:
-            with file_path.open("rb") as file:
-                content = hashlib.file_digest(file, "sha256").hexdigest()
-            digest.update(f"{file_path.relative_to(path).as_posix()}\0{content}\n".encode())
-    return digest.hexdigest()
-
-
-def joint_fingerprint(parts: Sequence[str]) -> str:
-    """One SHA-256 for several, in their order."""
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
 def _read_columns(path: Path) -> Columns | None:
-    """The columns; None where the file is no whole .npz."""
+    """The columns; None if the file is no whole .npz."""
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}

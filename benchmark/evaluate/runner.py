@@ -5,7 +5,6 @@ I  images (one for each prompt value)    T  tags scored (a column each)
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,22 +14,23 @@ import numpy as np
 from benchmark.errors import InputError
 from benchmark.evaluate import scores
 from benchmark.evaluate.scores import Bools, Estimate, Floats, Integers, Tally
-from benchmark.features.encoders import Embeddings, Look
+from benchmark.features.extractor import FeatureExtractor, Features
+from benchmark.images import Images, image_digests, is_broken
 from benchmark.pipelines.generation import ImageGenerator
-from benchmark.prompts.prompt_set import Prompt, normal_tag
-from benchmark.taggers.tagger import Images, Probabilities, Tagger, columns_of
+from benchmark.prompts.prompt_set import Prompt
+from benchmark.prompts.vocabulary import normal_tag
+from benchmark.taggers.tagger import Probabilities, Tagger, columns_of
 
 THRESHOLD = 0.5
-_FLAT = 3  # an image whose brightest and darkest values are this near holds no picture
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a pass found out. Thresholds and categories come later: nothing is redrawn for another one.
+    """What one pass measured. Thresholds and categories are applied later: another one needs no new images.
 
     `tags` [T]; `asked` [I, T]; `prompt_of` [I] (the clusters); `probabilities[tagger]` [I, T] float32;
     `broken_images` [I]: black, NaN or flat pictures, whose probabilities are 0; `digests` [I]: equal for equal pixels;
-    `images` the first few, [K, H, W, 3]; `features[look]` [I, E]: what else looked at the images.
+    `images` the first few, [K, H, W, 3]; `features[extractor]` [I, E].
     """
 
     prompts: tuple[Prompt, ...]
@@ -40,7 +40,7 @@ class Evaluation:
     digests: Integers
     seconds: float
     images: Images | None = None
-    features: Mapping[str, Embeddings] = field(default_factory=dict)
+    features: Mapping[str, Features] = field(default_factory=dict)
     asked: Bools = field(init=False)
     prompt_of: Integers = field(init=False)
 
@@ -50,12 +50,22 @@ class Evaluation:
 
     @property
     def broken(self) -> int:
-        """How many images held no picture."""
+        """How many images hold no picture."""
         return int(self.broken_images.sum())
 
     @property
+    def duplicates(self) -> int:
+        """How many images repeat the image of another prompt, pixel by pixel. Broken images are not counted."""
+        first: dict[int, int] = {}
+        repeated = 0
+        for row in np.flatnonzero(~self.broken_images):
+            prompt = int(self.prompt_of[row])
+            repeated += first.setdefault(int(self.digests[row]), prompt) != prompt
+        return repeated
+
+    @property
     def images_per_second(self) -> float:
-        """Images drawn and tagged a second."""
+        """Images drawn and tagged per second."""
         return len(self.prompts) / self.seconds if self.seconds > 0 else float("nan")
 
     def found(self, tagger: str, threshold: float = THRESHOLD) -> Floats:
@@ -67,7 +77,7 @@ class Evaluation:
         return scores.tally(self.found(tagger, threshold), self.asked, self.prompt_of)
 
     def accuracy(self, tagger: str, threshold: float = THRESHOLD) -> Estimate:
-        """Tags asked for and found / tags asked for."""
+        """Tag accuracy: tags asked for and found / tags asked for (their recall)."""
         return scores.estimate(self.tally(tagger, threshold))
 
     def mean_probability(self, tagger: str) -> Estimate:
@@ -81,11 +91,11 @@ class Evaluation:
     def per_category(
         self, tagger: str, category_of: Callable[[str], str], threshold: float = THRESHOLD
     ) -> dict[str, Estimate]:
-        """The accuracy of each category that was asked about."""
+        """The accuracy of each category with a tag that was asked for."""
         return scores.per_category(self.found(tagger, threshold), self.asked, self.prompt_of, self.tags, category_of)
 
     def per_prompt(self, tagger: str, threshold: float = THRESHOLD) -> Floats:
-        """The accuracy of each prompt, by rising index."""
+        """The accuracy of each prompt, in the order of its index."""
         return scores.per_prompt(self.tally(tagger, threshold))
 
 
@@ -102,7 +112,7 @@ def asked_matrix(prompts: Sequence[Prompt], tags: Sequence[str]) -> Bools:
 
 
 def tags_asked(prompts: Sequence[Prompt]) -> tuple[str, ...]:
-    """Every tag that some prompt asks for, sorted."""
+    """Every tag that a prompt asks for, sorted."""
     return tuple(sorted({tag for prompt in prompts for tag in prompt.tags}))
 
 
@@ -115,13 +125,13 @@ def evaluate(
     report: Callable[[int, float], None] | None = None,
     keep_images: int = 0,
     threshold: float = THRESHOLD,
-    looks: Mapping[str, Look] | None = None,
+    extractors: Mapping[str, FeatureExtractor] | None = None,
 ) -> Evaluation:
     """Draw every prompt once and ask every tagger about every image.
 
-    `tags`: the columns to keep; None keeps the tags that are asked for. After each batch `report(images done, accuracy
-    of them by the first tagger at threshold)` is called; what it raises ends the pass. `keep_images` keeps the first
-    few pictures, `looks` what else looks at every picture, by the name it is kept under.
+    `tags`: the columns to keep; None keeps the tags that are asked for. `report(images done, their accuracy by the
+    first tagger at threshold)` is called after each batch; what it raises ends the pass. `keep_images`: how many of
+    the first pictures to keep. `extractors`: what else to keep of every picture, by name.
     Raises InputError, before anything is drawn, for a tag that a tagger does not know.
     """
     tags = tuple(tags) if tags is not None else tags_asked(prompts)
@@ -130,9 +140,9 @@ def evaluate(
     broken = np.zeros(len(prompts), dtype=np.bool_)
     digests = np.zeros(len(prompts), dtype=np.int64)
     kept: list[Images] = []
-    features: dict[str, list[Embeddings]] = {role: [] for role in looks or {}}
+    features: dict[str, list[Features]] = {role: [] for role in extractors or {}}
     started = time.perf_counter()
-    for batch in score_batches(generator, taggers, prompts, tags, looks):
+    for batch in score_batches(generator, taggers, prompts, tags, extractors):
         rows = slice(batch.start, batch.start + len(batch.images))
         broken[rows], digests[rows] = batch.broken, batch.digests
         for name, said in batch.probabilities.items():
@@ -152,9 +162,10 @@ def evaluate(
 
 @dataclass(frozen=True)
 class Batch:
-    """Images [B, H, W, 3] of the prompts from `start` on, with what each tagger said, [B, T], and which are broken.
+    """Images [B, H, W, 3] of the prompts from `start` on, and what was measured of them.
 
-    `digests` [B] are equal for equal pixels; `features[look]` [B, E]. `seconds` it took to draw and tag them all.
+    `probabilities[tagger]` [B, T]; `broken` [B]; `digests` [B], equal for equal pixels; `features[extractor]` [B, E];
+    `seconds`: to draw and tag all of them.
     """
 
     start: int
@@ -162,7 +173,7 @@ class Batch:
     probabilities: Mapping[str, Probabilities]
     broken: Bools
     digests: Integers
-    features: Mapping[str, Embeddings] = field(default_factory=dict)
+    features: Mapping[str, Features] = field(default_factory=dict)
     seconds: float = 0.0
 
 
@@ -171,7 +182,7 @@ def score_batches(
     taggers: Mapping[str, Tagger],
     prompts: Sequence[Prompt],
     tags: Sequence[str],
-    looks: Mapping[str, Look] | None = None,
+    extractors: Mapping[str, FeatureExtractor] | None = None,
 ) -> Iterator[Batch]:
     """Draw and tag, batch by batch. The columns are `tags`; a broken image's probabilities are 0.
 
@@ -183,22 +194,9 @@ def score_batches(
         broken = is_broken(images)
         said = {name: tagger.probabilities(images)[:, columns[name]] for name, tagger in taggers.items()}
         said = {name: np.where(broken[:, None], np.float32(0), np.nan_to_num(p, nan=0.0)) for name, p in said.items()}
-        features = {role: look.images(images) for role, look in (looks or {}).items()}
+        features = {role: extractor.images(images) for role, extractor in (extractors or {}).items()}
         seconds = time.perf_counter() - started
         yield Batch(done, images, said, broken, image_digests(images), features, seconds)
         done, started = done + len(images), time.perf_counter()
     if done != len(prompts):
         raise RuntimeError(f"the generator drew {done} images for {len(prompts)} prompts")
-
-
-def image_digests(images: Images) -> Integers:
-    """[B] int64: the first eight bytes of the SHA-256 of each image's pixels."""
-    digests = b"".join(hashlib.sha256(np.ascontiguousarray(image).data).digest()[:8] for image in images)
-    return np.frombuffer(digests, dtype="<i8").astype(np.int64)
-
-
-def is_broken(images: Images) -> Bools:
-    """[B]: whether each uint8 image [B, H, W, 3] is of one colour, all but rounding (a NaN is drawn black)."""
-    flat = images.reshape(len(images), -1, 3)
-    spread = flat.max(axis=1).astype(np.int16) - flat.min(axis=1)
-    return np.asarray(spread.max(axis=1) < _FLAT)

@@ -12,7 +12,7 @@ prompts. A score is a ratio, sum(hits) / sum(asked), over prompts; its standard 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 RESAMPLES = 2000
 LEVEL = 0.95
+PROBABILITY_FLOOR = 1e-4  # a smaller probability counts as this in a logarithm
 _SEED = 20240229  # of the resampling only: the same numbers always get the same interval
 
 Floats = NDArray[np.floating[Any]]
@@ -31,7 +32,7 @@ Integers = NDArray[np.integer[Any]]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its standard error and 95 % interval. All are NaN where there was nothing to score."""
+    """A value with its standard error and 95 % interval. All are NaN if there was nothing to score."""
 
     value: float
     stderr: float
@@ -40,7 +41,7 @@ class Estimate:
 
 
 class Rate(NamedTuple):
-    """How often, of how many images."""
+    """A share, and the number of images that it is a share of."""
 
     score: Estimate
     images: int
@@ -48,7 +49,7 @@ class Rate(NamedTuple):
 
 @dataclass(frozen=True)
 class Tally:
-    """What each prompt contributes: `hits` [C] out of `asked` [C]. `prompts` [C] are the prompts' indices, rising."""
+    """What each prompt contributes: `hits` [C] out of `asked` [C]. `prompts` [C]: the prompts' indices, ascending."""
 
     prompts: Integers
     hits: Floats
@@ -56,7 +57,7 @@ class Tally:
 
 
 def tally(values: Floats, asked: Bools, prompt_of: Integers) -> Tally:
-    """Sum `values` [I, T] and the count of `asked` [I, T] over each prompt, looking only where asked."""
+    """Sum `values` [I, T] where `asked` [I, T], and count `asked`, over each prompt."""
     if values.shape != asked.shape or len(prompt_of) != len(values):
         raise ValueError(f"values {values.shape}, asked {asked.shape} and prompt_of {np.shape(prompt_of)} do not fit")
     prompts, position = np.unique(np.asarray(prompt_of), return_inverse=True)
@@ -74,8 +75,9 @@ def estimate(counts: Tally) -> Estimate:
 
 
 def paired_difference(a: Tally, b: Tally) -> Estimate:
-    """Score of `a` minus score of `b`, which must have been asked the same: prompt by prompt, so that what a prompt's
-    difficulty adds to both cancels. Raises ValueError where the prompts differ.
+    """Score of `a` minus score of `b`, paired by prompt, so that a prompt's difficulty cancels.
+
+    Raises ValueError unless both were asked the same.
     """
     if not (np.array_equal(a.prompts, b.prompts) and np.array_equal(a.asked, b.asked)):
         raise ValueError("a paired difference needs two scores of the same prompts")
@@ -83,7 +85,7 @@ def paired_difference(a: Tally, b: Tally) -> Estimate:
 
 
 def tag_accuracy(probabilities: Floats, asked: Bools, prompt_of: Integers, threshold: float) -> Estimate:
-    """Tags asked for and found (probability >= threshold) / tags asked for."""
+    """Tags asked for and found (probability >= threshold) / tags asked for: their recall."""
     return estimate(tally(found(probabilities, threshold), asked, prompt_of))
 
 
@@ -92,13 +94,13 @@ def mean_probability(probabilities: Floats, asked: Bools, prompt_of: Integers) -
     return estimate(tally(probabilities, asked, prompt_of))
 
 
-def mean_log_probability(probabilities: Floats, asked: Bools, prompt_of: Integers, floor: float = 1e-4) -> Estimate:
-    """The mean natural logarithm of the probability of the tags asked for, at least `floor` each."""
-    return mean_value(np.log(np.maximum(probabilities, floor)), asked, prompt_of)
+def mean_log_probability(probabilities: Floats, asked: Bools, prompt_of: Integers) -> Estimate:
+    """The mean natural logarithm of the probability of the tags asked for, each at least `PROBABILITY_FLOOR`."""
+    return mean_value(np.log(np.maximum(probabilities, PROBABILITY_FLOOR)), asked, prompt_of)
 
 
 def mean_value(values: Floats, asked: Bools, prompt_of: Integers) -> Estimate:
-    """The mean of any values [I, T] where `asked`, with intervals that may leave 0..1."""
+    """The mean of any values [I, T] where `asked`, with an interval that may leave 0..1."""
     counts = tally(values, asked, prompt_of)
     return _ratio(counts.hits, counts.asked, bounded=False)
 
@@ -111,7 +113,7 @@ def found(probabilities: Floats, threshold: float) -> Floats:
 def per_category(
     values: Floats, asked: Bools, prompt_of: Integers, tags: Sequence[str], category_of: Callable[[str], str]
 ) -> dict[str, Estimate]:
-    """An estimate for each category of `tags` [T] that was asked about, in the order in which they appear."""
+    """An estimate for each category of `tags` [T] that was asked for, in the order in which they appear."""
     categories = np.array([category_of(tag) for tag in tags])
     scores: dict[str, Estimate] = {}
     for category in dict.fromkeys(categories.tolist()):
@@ -122,7 +124,7 @@ def per_category(
 
 
 def per_tag(values: Floats, asked: Bools, prompt_of: Integers, tags: Sequence[str]) -> dict[str, Rate]:
-    """The mean of 0..1 values [I, T] where asked, and in how many images, for each tag that was asked about."""
+    """The mean of 0..1 values [I, T] where asked, and in how many images, for each tag that was asked for."""
     order = np.argsort(prompt_of, kind="stable")
     starts = np.unique(np.asarray(prompt_of)[order], return_index=True)[1]
     hits = np.add.reduceat(np.where(asked, values, 0.0)[order], starts, axis=0, dtype=np.float64)  # [C, T]
@@ -137,17 +139,9 @@ def per_tag(values: Floats, asked: Bools, prompt_of: Integers, tags: Sequence[st
 
 
 def per_prompt(counts: Tally) -> Floats:
-    """Each prompt's own score [C]; NaN where it was asked nothing."""
+    """Each prompt's own score [C]; NaN if it was asked nothing."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(counts.hits / counts.asked)
-
-
-def as_dict(scores: Mapping[str, Estimate]) -> dict[str, dict[str, float]]:
-    """Plain values, for JSON."""
-    return {
-        name: {"value": score.value, "stderr": score.stderr, "low": score.low, "high": score.high}
-        for name, score in scores.items()
-    }
 
 
 def _ratio(hits: Floats, asked: Floats, *, bounded: bool) -> Estimate:

@@ -1,4 +1,4 @@
-"""A look by an image classifier of one class an image, for the Inception Score: a transformers model in a folder.
+"""Features for the Inception Score: the classes that a transformers image classifier gives an image.
 
 B images, K classes.
 """
@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmark.errors import InputError
-from benchmark.features.encoders import Embeddings
+from benchmark.features.extractor import Features
+from benchmark.images import Images
 from benchmark.taggers.networks import CONFIG, PREPROCESSOR, WEIGHTS, TransformersNetwork
-from benchmark.taggers.tagger import Images
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class ClassifierLook(TransformersNetwork):
-    """Any transformers image classifier with its preprocessing. See `Look`."""
+class ClassifierFeatures(TransformersNetwork):
+    """Any transformers image classifier with its preprocessing. See `FeatureExtractor`."""
 
     def __init__(self, folder: Path | str, *, device: str = "cpu", batch_size: int = 32):
         folder, needed = Path(folder), (CONFIG, WEIGHTS, PREPROCESSOR)
@@ -31,7 +31,7 @@ class ClassifierLook(TransformersNetwork):
         if config.get("problem_type") == "multi_label_classification":
             raise InputError(f"{folder}: is a tagger. The Inception Score needs a classifier of one class an image.")
 
-    def images(self, images: Images) -> Embeddings:
+    def images(self, images: Images) -> Features:
         """uint8 [B, H, W, 3] -> the probability of each class [B, K]; rows sum to 1."""
         return self.show(images, self._classes, self.model.config.num_labels)
 

@@ -1,4 +1,4 @@
-"""The seam of the looks: what else than tags is kept of an image. Those that embed it, of transformers, are here.
+"""Feature extractors that embed images, by models of transformers.
 
 `ClipEncoder` reads prompts too; `PooledEncoder` is any other image encoder. B images or texts, E numbers for each.
 """
@@ -7,63 +7,42 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmark.errors import InputError
+from benchmark.features.extractor import Features
+from benchmark.images import Images
 from benchmark.prompts.text import plain_text
 from benchmark.taggers.networks import CONFIG, PREPROCESSOR, WEIGHTS, TransformersNetwork, load_tokenizer, read_config
-from benchmark.taggers.tagger import Images
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Embeddings = NDArray[np.float32]  # [B, E]
-
-
-class Look(Protocol):
-    """A row of numbers for each image, kept beside what the taggers say. An image's does not depend on its batch."""
-
-    @property
-    def name(self) -> str:
-        """What tables call it."""
-
-    @property
-    def fingerprint(self) -> str:
-        """A SHA-256 of everything that decides its answers."""
-
-    def images(self, images: Images) -> Embeddings:
-        """uint8 [B, H, W, 3] -> float32 [B, E]."""
-
-
-class Encoder(Look, Protocol):
-    """Embeds images and texts so that those that belong together are near by cosine similarity."""
-
-    def texts(self, texts: Sequence[str]) -> Embeddings:
-        """Prompts -> [B, E]; emphasis is left out, and what is longer than the encoder reads is cut off."""
-
 
 class ClipEncoder(TransformersNetwork):
-    """A transformers CLIP model (image and text) in a folder, with its tokenizer and preprocessing. See `Encoder`."""
+    """A transformers CLIP model (image and text) in a folder, with its tokenizer and preprocessing.
+
+    See `FeatureExtractor`. Images and texts that belong together are near by cosine similarity.
+    """
 
     def __init__(self, folder: Path | str, *, device: str = "cpu", batch_size: int = 32):
         folder, needed = Path(folder), (CONFIG, WEIGHTS, PREPROCESSOR, "tokenizer_config.json")
         super().__init__(folder, "CLIPModel", "CLIP folder", needed, device=device, batch_size=batch_size)
         self._tokenizer: Any = load_tokenizer(folder)
 
-    def images(self, images: Images) -> Embeddings:
+    def images(self, images: Images) -> Features:
         """uint8 [B, H, W, 3] -> [B, E]."""
         return self.show(images, self._embed, self.model.config.projection_dim)
 
     def _embed(self, pixels: Tensor) -> Tensor:
-        seen = self.model.vision_model(pixel_values=self.preprocessing(pixels)).pooler_output
-        embedded: Tensor = self.model.visual_projection(seen)
+        pooled = self.model.vision_model(pixel_values=self.preprocessing(pixels)).pooler_output
+        embedded: Tensor = self.model.visual_projection(pooled)
         return embedded
 
-    def texts(self, texts: Sequence[str]) -> Embeddings:
-        """Prompts -> [B, E]."""
+    def texts(self, texts: Sequence[str]) -> Features:
+        """Prompts -> [B, E]; emphasis is left out, and what is longer than the encoder reads is cut off."""
         import torch
 
         parts = [np.empty((0, self.model.config.projection_dim), dtype=np.float32)]
@@ -80,33 +59,33 @@ class ClipEncoder(TransformersNetwork):
 
 
 class PooledEncoder(TransformersNetwork):
-    """Any transformers image encoder in a folder (DINOv2, ViT, ConvNeXt, SigLIP's image half ...). See `Look`.
+    """Any transformers image encoder in a folder (DINOv2, ViT, ConvNeXt, SigLIP's image half ...).
 
-    What it says of an image is what its own pooler makes of it; where its file has none (a ViT that was trained as a
-    classifier), the class token, or the mean over a map of features.
+    See `FeatureExtractor`. The embedding is what its own pooler gives; if its file has none (a ViT that was trained as
+    a classifier), the class token, or the mean over a map of features.
     """
 
     def __init__(self, folder: Path | str, *, device: str = "cpu", batch_size: int = 32):
         folder, needed = Path(folder), (CONFIG, WEIGHTS, PREPROCESSOR)
         what = "image encoder's folder"
         super().__init__(folder, "AutoModel", what, needed, device=device, batch_size=batch_size, spare="pooler")
-        self._sees: Any = getattr(self.model, "vision_model", self.model)
-        self.width = self._try(folder)
+        self._encode: Any = getattr(self.model, "vision_model", self.model)
+        self.width = self._tried(folder)
 
-    def images(self, images: Images) -> Embeddings:
+    def images(self, images: Images) -> Features:
         """uint8 [B, H, W, 3] -> [B, E]."""
         return self.show(images, self._pooled, self.width)
 
     def _pooled(self, pixels: Tensor) -> Tensor:
-        seen = self._sees(pixel_values=self.preprocessing(pixels))
+        seen = self._encode(pixel_values=self.preprocessing(pixels))
         pooled: Tensor | None = getattr(seen, "pooler_output", None)
         if pooled is None:
             whole: Tensor = seen.last_hidden_state
             pooled = whole.mean(dim=(2, 3)) if whole.dim() == 4 else whole[:, 0]
         return pooled.flatten(1)
 
-    def _try(self, folder: Path) -> int:
-        """Look at noise twice: E. Raises InputError for what sees no images, or sees them by chance."""
+    def _tried(self, folder: Path) -> int:
+        """E, from embedding noise twice. Raises InputError for what takes no images, or embeds one in two ways."""
         import torch
 
         side = getattr(self.model.config, "image_size", None)
@@ -117,14 +96,14 @@ class PooledEncoder(TransformersNetwork):
                 first, second = self._pooled(noise), self._pooled(noise)
         except (RuntimeError, ValueError, TypeError, AttributeError) as error:
             reason = " ".join(str(error).split())[:120]
-            raise InputError(f"{folder}: is no image encoder; it cannot be shown an image ({reason}).") from None
+            raise InputError(f"{folder}: is no image encoder; it does not take an image ({reason}).") from None
         if not torch.allclose(first, second):
-            raise InputError(f"{folder}: sees one image in two ways (a masked autoencoder?). Use another encoder.")
+            raise InputError(f"{folder}: embeds one image in two ways (a masked autoencoder?). Use another encoder.")
         return first.shape[1]
 
 
 def open_encoder(folder: Path | str, *, device: str = "cpu") -> ClipEncoder | PooledEncoder:
-    """The encoder of images in a folder: CLIP, which reads prompts too, or any other. Raises InputError."""
+    """The image encoder in a folder: CLIP, which reads prompts too, or any other. Raises InputError."""
     folder = Path(folder)
     if not (folder / CONFIG).is_file():
         raise InputError(f"{folder}: is no image encoder's folder; it has no {CONFIG}.")

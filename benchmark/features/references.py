@@ -1,4 +1,4 @@
-"""Folders of pictures that a model's images are compared with, and what a look says of them."""
+"""Folders of reference pictures that a model's images are compared with, and their features."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from pathlib import Path
 import numpy as np
 
 from benchmark.errors import InputError
-from benchmark.features.encoders import Embeddings, Look
-from benchmark.taggers.tagger import Images, files_fingerprint
+from benchmark.features.extractor import FeatureExtractor, Features
+from benchmark.hashing import files_fingerprint
+from benchmark.images import Images
 from benchmark.writing import whole_or_nothing
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 
 def picture_files(folder: Path) -> list[Path]:
-    """The pictures of a folder, by name; not those of folders in it. Raises InputError where there are none."""
+    """The pictures of a folder, by name, without those of folders in it. Raises InputError if there are none."""
     if not folder.is_dir():
         raise InputError(f"{folder}: there is no such folder of reference images.")
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
@@ -26,7 +27,7 @@ def picture_files(folder: Path) -> list[Path]:
 
 
 def read_picture(file: Path) -> Images:
-    """uint8 [H, W, 3]; what is transparent lies on white. Raises InputError."""
+    """uint8 [H, W, 3], transparent parts on white. Raises InputError."""
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -43,12 +44,12 @@ def pictures(folder: Path) -> Iterator[Images]:
     yield from map(read_picture, picture_files(folder))
 
 
-def look_at(folder: Path, look: Look, cache: Path) -> Embeddings:
-    """What a look says of each picture, float32 [J, E]; kept as a file in `cache`, by the pictures and the look."""
-    name = f"{look.fingerprint[:12]}-{files_fingerprint(picture_files(folder))[:12]}.npy"
+def reference_features(folder: Path, extractor: FeatureExtractor, cache: Path) -> Features:
+    """The features of each picture of a folder, float32 [J, E]; `cache` keeps them by pictures and extractor."""
+    name = f"{extractor.fingerprint[:12]}-{files_fingerprint(picture_files(folder))[:12]}.npy"
     if not (cache / name).is_file():
-        seen = np.concatenate([look.images(picture[None]) for picture in pictures(folder)])
+        found = np.concatenate([extractor.images(picture[None]) for picture in pictures(folder)])
         with whole_or_nothing(cache / name) as partial, partial.open("wb") as file:
-            np.save(file, seen, allow_pickle=False)
-    kept: Embeddings = np.load(cache / name, allow_pickle=False)
+            np.save(file, found, allow_pickle=False)
+    kept: Features = np.load(cache / name, allow_pickle=False)
     return kept

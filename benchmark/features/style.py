@@ -1,8 +1,8 @@
 """Style loss: how far an image's textures are from reference images', by Gram matrices of VGG-19's features.
 
 Gatys, Ecker and Bethge 2016 (Image Style Transfer Using Convolutional Neural Networks), with layers conv1_1 to conv5_1
-weighted alike. It sees textures and colours and takes them for style: a picture of the wrong thing in the right colours
-is near. It must not be an objective alone.
+weighted alike. It measures textures and colours: a picture of the wrong thing in the right colours is near. It must not
+be the only objective.
 
 B images; C channels of a layer, M its pixels; L = 5 layers.
 """
@@ -17,26 +17,26 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmark.errors import InputError
-from benchmark.evaluate.results import joint_fingerprint
-from benchmark.features.encoders import Embeddings
+from benchmark.features.extractor import Features
 from benchmark.features.references import picture_files, read_picture
-from benchmark.taggers.tagger import Images, check_images, files_fingerprint
+from benchmark.hashing import files_fingerprint, joint_fingerprint
+from benchmark.images import Images, check_images
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 # Numbers of `features.N` in torchvision's and timm's VGG-19: convolutions by block, a pooling after each block.
 _BLOCKS = ((0, 2), (5, 7), (10, 12, 14, 16), (19, 21, 23, 25), (28,))
-_SEEN = (0, 5, 10, 19, 28)  # conv1_1, conv2_1, conv3_1, conv4_1, conv5_1
+_USED = (0, 5, 10, 19, 28)  # conv1_1, conv2_1, conv3_1, conv4_1, conv5_1
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the pictures VGG was trained on
 _LEAST = 16  # pixels: conv5_1 sees a sixteenth
 
 
-class StyleLook:
-    """The style loss of each layer to the mean Gram matrices of a folder of reference images. See `Look`.
+class StyleFeatures:
+    """The style loss of each layer to the mean Gram matrices of a folder of reference images. See `FeatureExtractor`.
 
     `weights`: a safetensors file with `features.N.weight` and `.bias`. References whose shorter side is longer than
-    `side` are made as small, as textures depend on size. Raises InputError.
+    `side` are reduced to it, as textures depend on size. Raises InputError.
     """
 
     def __init__(self, weights: Path, references: Path, side: int, *, device: str = "cpu", batch_size: int = 8):
@@ -52,7 +52,7 @@ class StyleLook:
         """SHA-256 of the weights, the reference images and the size they are compared at."""
         return joint_fingerprint([files_fingerprint(self._files), str(self._side)])
 
-    def images(self, images: Images) -> Embeddings:
+    def images(self, images: Images) -> Features:
         """uint8 [B, H, W, 3] -> [B, L]: each layer's loss, mean over C x C of (Gram - reference)^2, divided by 4."""
         check_images(images)
         rows = []
@@ -62,7 +62,7 @@ class StyleLook:
                 for gram, wanted in zip(self.grams(image), self._reference, strict=True)
             ]
             rows.append([float(value) for value in apart])
-        return np.array(rows, dtype=np.float32).reshape(len(images), len(_SEEN))
+        return np.array(rows, dtype=np.float32).reshape(len(images), len(_USED))
 
     def grams(self, image: Images) -> list[Tensor]:
         """uint8 [H, W, 3] -> [C, C] for each layer: F F' / M, so that the size of an image does not scale it."""
@@ -85,7 +85,7 @@ class StyleLook:
         return [total / (len(self._files) - 1) for total in sums]
 
     def _features(self, image: Images) -> Iterator[Tensor]:
-        """[1, C, h, w] after the rectifier of each layer that is seen."""
+        """[1, C, h, w] after the rectifier of each layer of the loss."""
         import torch
         from torch.nn.functional import conv2d, max_pool2d
 
@@ -98,14 +98,14 @@ class StyleLook:
             for layer in block:
                 weight, bias = self._layers[layer]
                 features = conv2d(features, weight, bias, padding=1).relu()
-                if layer in _SEEN:
+                if layer in _USED:
                     yield features
 
 
 def read_vgg(path: Path) -> dict[int, tuple[Tensor, Tensor]]:
     """N -> (weight [C, C_before, 3, 3], bias [C]), float32, of VGG-19's convolutions up to conv5_1.
 
-    Raises InputError for a file that is no safetensors file, or is laid out in another way.
+    Raises InputError for a file that is no safetensors file, or has another layout.
     """
     from safetensors import SafetensorError, safe_open
 

@@ -1,7 +1,7 @@
 """Evaluations of several models on the same prompts -> one set of figures a model. Pure.
 
-Every score has its 95 % interval; every model but the first its paired difference to the first, by each tagger. A
-difference that one tagger sees and the other does not is marked: it may be that tagger's taste and no improvement.
+Every score has its 95 % interval; every model but the first has its paired difference to the first, by each tagger. A
+difference that only one tagger sees is marked: it may be that tagger's bias and no improvement.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import numpy as np
 from benchmark.evaluate import scores
 from benchmark.evaluate.runner import Evaluation
 from benchmark.evaluate.scores import Bools, Estimate, Floats, Integers, Rate, Tally
-from benchmark.metrics.secondary import Beside, secondary, see
-from benchmark.prompts.prompt_set import normal_tag
+from benchmark.metrics.secondary import References, feature_scores, secondary
+from benchmark.prompts.vocabulary import normal_tag
 
 ONE_TAGGER = "only one tagger sees it"
 Tallies = Mapping[str, Mapping[str, Mapping[Any, Tally]]]  # of what -> tagger's role -> category and so on
@@ -27,7 +27,8 @@ Tallies = Mapping[str, Mapping[str, Mapping[Any, Tally]]]  # of what -> tagger's
 class ModelScores:
     """One model's figures. Keys of the outer mappings are taggers' roles, of the inner ones categories and so on.
 
-    The first model has no differences. `tags`: how often each was found where it was asked for; `added`: where not.
+    The first model has no differences. `tags`: how often each was found in images that asked for it; `added`: in images
+    that did not.
     """
 
     name: str
@@ -56,15 +57,15 @@ def compare(
     evaluations: Mapping[str, Evaluation],
     category_of: Callable[[str], str],
     thresholds: Mapping[str, float],
-    beside: Beside | None = None,
+    references: References | None = None,
 ) -> tuple[ModelScores, ...]:
-    """Score every model, the first of which is what the others are compared with.
+    """Score every model; the others are compared with the first.
 
     `thresholds`: role of each tagger -> where a tag counts as found; the first role is the main tagger.
-    `beside`: what looks compare the images with. Raises ValueError where the models did not draw the same prompts.
+    `references`: what features are compared with. Raises ValueError unless the models drew the same prompts.
     """
-    beside = beside or Beside()
-    seen = {name: see(evaluation, beside) for name, evaluation in evaluations.items()}
+    references = references or References()
+    measured = {name: feature_scores(evaluation, references) for name, evaluation in evaluations.items()}
     tallies = {name: _tallies(evaluation, category_of, thresholds) for name, evaluation in evaluations.items()}
     first = next(iter(evaluations))
     return tuple(
@@ -74,8 +75,8 @@ def compare(
             thresholds,
             tallies[name],
             None if name == first else tallies[first],
-            secondary(seen[name], evaluation.prompt_of),
-            {} if name == first else secondary(seen[name], evaluation.prompt_of, seen[first]),
+            secondary(measured[name], evaluation.prompt_of),
+            {} if name == first else secondary(measured[name], evaluation.prompt_of, measured[first]),
         )
         for name, evaluation in evaluations.items()
     )
@@ -133,7 +134,7 @@ def _model(
         images=len(evaluation.prompts),
         broken=evaluation.broken,
         broken_share=_share(evaluation.broken_images, prompt_of),
-        duplicates=duplicates(evaluation),
+        duplicates=evaluation.duplicates,
         accuracy={role: keyed[""] for role, keyed in each("all").items()},
         probability={role: evaluation.mean_probability(role) for role in thresholds},
         difference=difference,
@@ -153,23 +154,13 @@ def _model(
 
 
 def position_matrix(evaluation: Evaluation) -> Integers:
-    """int [I, T]: the place of each tag in its prompt, from 1; 0 where it was not asked for."""
+    """int [I, T]: the place of each tag in its prompt, from 1; 0 if it was not asked for."""
     column = {normal_tag(tag): number for number, tag in enumerate(evaluation.tags)}
     positions = np.zeros(evaluation.asked.shape, dtype=np.int64)
     for row, prompt in enumerate(evaluation.prompts):
         for place, tag in enumerate(prompt.tags, start=1):
             positions[row, column[normal_tag(tag)]] = place
     return positions
-
-
-def duplicates(evaluation: Evaluation) -> int:
-    """How many images repeat the image of another prompt, pixel by pixel; broken ones are counted apart."""
-    first: dict[int, int] = {}
-    repeated = 0
-    for row in np.flatnonzero(~evaluation.broken_images):
-        prompt = int(evaluation.prompt_of[row])
-        repeated += first.setdefault(int(evaluation.digests[row]), prompt) != prompt
-    return repeated
 
 
 def _share(which: Bools, prompt_of: Integers) -> Estimate:
@@ -179,14 +170,14 @@ def _share(which: Bools, prompt_of: Integers) -> Estimate:
 
 
 def _added_per_image(evaluation: Evaluation, found: Floats) -> Estimate:
-    """Tags of the vocabulary found in an image that did not ask for them."""
+    """The mean number of tags of the vocabulary found in an image that did not ask for them."""
     added = np.where(evaluation.asked, 0.0, found).sum(axis=1, keepdims=True)
     everything = np.ones_like(added, dtype=np.bool_)
     return scores.mean_value(added, everything, evaluation.prompt_of)
 
 
 def _note(difference: Mapping[str, Estimate]) -> str:
-    """`ONE_TAGGER` where the taggers do not agree that there is a difference, and on its sign."""
+    """`ONE_TAGGER` unless the taggers agree on whether there is a difference, and on its sign."""
     signs = {int(score.low > 0) - int(score.high < 0) for score in difference.values()}
     return ONE_TAGGER if len(signs) > 1 else ""
 

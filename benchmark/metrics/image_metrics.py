@@ -1,4 +1,4 @@
-"""The secondary metrics: what tag accuracy does not see. Pure numpy; the networks that embed are elsewhere.
+"""The secondary metrics: what tag accuracy does not measure. Pure; features are extracted elsewhere.
 
 I  images, of P prompts            embeddings: [I, E] of images, texts: [P, E] of prompts (any length, any scale)
 K  classes of a classifier         prompt_of: int [I]  the row of `texts` each image was drawn for
@@ -7,7 +7,6 @@ K  classes of a classifier         prompt_of: int [I]  the row of `texts` each i
 from __future__ import annotations
 
 from collections.abc import Callable
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -20,9 +19,9 @@ GROUPS = 10  # of prompts, for the intervals of scores that are no means
 
 
 def diversity(embeddings: Floats, prompt_of: Integers) -> Estimate:
-    """1 - the mean cosine similarity of consecutive images of one prompt: 0 where all are alike.
+    """1 - the mean cosine similarity of consecutive images of one prompt: 0 if all are alike.
 
-    NaN where no prompt has two images.
+    NaN if no prompt has two images.
     """
     return mean_of(distances(embeddings, prompt_of), prompt_of)
 
@@ -50,15 +49,15 @@ def clip_scores(embeddings: Floats, texts: Floats, prompt_of: Integers) -> Float
 def r_precision(
     embeddings: Floats, texts: Floats, prompt_of: Integers, *, candidates: int = 100, seed: int = 0
 ) -> Estimate:
-    """How often an image is nearer to its own prompt than to `candidates` - 1 other ones (Xu et al. 2018, R = 1).
+    """How often an image is nearer to its own prompt than to `candidates` - 1 others (Xu et al. 2018, R = 1).
 
-    The others are drawn at random for each image, from `seed`; all of them where there are fewer. A tie is a miss.
+    The others are drawn at random for each image, from `seed`; all are used if there are fewer. A tie is a miss.
     """
     return mean_of(nearest(embeddings, texts, prompt_of, candidates=candidates, seed=seed), prompt_of, bounded=True)
 
 
 def nearest(embeddings: Floats, texts: Floats, prompt_of: Integers, *, candidates: int = 100, seed: int = 0) -> Floats:
-    """[I]: 1.0 where an image is nearer to its own prompt than to the others, see `r_precision`."""
+    """[I]: 1.0 if an image is nearer to its own prompt than to the others, else 0.0; see `r_precision`."""
     similarity = _unit(embeddings) @ _unit(texts).T
     own = similarity[np.arange(len(embeddings)), prompt_of]
     draw, others = np.random.default_rng(seed), min(candidates, len(texts)) - 1
@@ -83,7 +82,7 @@ def mean_of(values: Floats, prompt_of: Integers, *, bounded: bool = False) -> Es
 def inception_score(probabilities: Floats) -> float:
     """exp of the mean Kullback-Leibler divergence of each image's classes [I, K] from those of all images.
 
-    Salimans et al. 2016. Rows sum to 1. It is 1 where every image is classed alike, K where all are certain and evenly
+    Salimans et al. 2016. Rows sum to 1. It is 1 if every image has the same classes, K if all are certain and evenly
     spread.
     """
     p = np.asarray(probabilities, dtype=np.float64)
@@ -91,7 +90,7 @@ def inception_score(probabilities: Floats) -> float:
 
 
 def _information(p: Floats) -> float:
-    """The sum of p log p, which is 0 where p is."""
+    """The sum of p log p, which is 0 for a p of 0."""
     return float(np.vdot(p, np.log(np.where(p > 0, p, 1.0))))
 
 
@@ -127,9 +126,10 @@ def frechet_from(a: Floats) -> Callable[[Floats], float]:
 def jackknife(statistic: Callable[[Bools], float], prompt_of: Integers) -> Estimate:
     """The value of a statistic that is no mean, with an interval from leaving out one group of prompts after another.
 
-    `statistic` is given which of the I images to use, [I]. `GROUPS` groups, fewer of fewer prompts; error and interval
-    are NaN below four. The interval is Student's (Efron and Tibshirani, An Introduction to the Bootstrap, ch. 11). The
-    bootstrap would not do: sets drawn with repeats are narrower, and both scores would see that as a worse model.
+    `statistic` is given which of the I images to use, [I]. There are `GROUPS` groups, fewer for fewer prompts; error
+    and interval are NaN below four. The interval is Student's (Efron and Tibshirani, An Introduction to the Bootstrap,
+    ch. 11). The bootstrap is not suitable: sets drawn with repeats are narrower, which these scores take for a worse
+    model.
     """
     return from_replicates(replicates(statistic, prompt_of))
 
@@ -144,24 +144,14 @@ def replicates(statistic: Callable[[Bools], float], prompt_of: Integers) -> Floa
 
 def from_replicates(values: Floats) -> Estimate:
     """The estimate that `jackknife` gives; of a difference of two statistics, from the difference of theirs."""
+    from scipy.stats import t as student
+
     value, left, groups = float(values[0]), values[1:], len(values) - 1
     if not groups:
         return Estimate(value, float("nan"), float("nan"), float("nan"))
     stderr = float(np.sqrt((groups - 1) * np.var(left)))
-    half = student_quantile((1 + LEVEL) / 2, groups - 1) * stderr
+    half = float(student.ppf((1 + LEVEL) / 2, groups - 1)) * stderr
     return Estimate(value, stderr, value - half, value + half)
-
-
-def student_quantile(share: float, freedom: int) -> float:
-    """Student's quantile by the expansion around the normal one (Abramowitz and Stegun 26.7.5)."""
-    z = NormalDist().inv_cdf(share)
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return z + sum(term / freedom**power for power, term in enumerate(terms, start=1))
 
 
 def _gaussian(features: Floats) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

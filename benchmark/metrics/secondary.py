@@ -1,6 +1,6 @@
-"""What looks tell of a model beside its tags: each secondary score with its interval, and its paired difference. Pure.
+"""The metrics that features give of a model: each with its interval, and its paired difference to another model. Pure.
 
-I images of a model; E the width of a look's features.
+I images of a model; E the width of an extractor's features.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from benchmark.evaluate.runner import Evaluation
 from benchmark.evaluate.scores import Bools, Estimate, Floats, Integers
 from benchmark.metrics import image_metrics as metrics
 
-CLIP, ENCODER, CLASSES, STYLE = "clip", "encoder", "classes", "style"  # roles of looks
+CLIP, ENCODER, CLASSES, STYLE = "clip", "encoder", "classes", "style"  # roles of extractors
 CANDIDATES = 100  # prompts among which an image's own must be the nearest, for R-precision
 STYLE_CAUTION = (
     "The style loss compares textures and colours and often misjudges style: never choose by it alone, and look at the "
@@ -26,39 +26,39 @@ DIVERSITY, INCEPTION, FRECHET, STYLE_LOSS = "diversity", "Inception Score", "FrÃ
 
 
 @dataclass(frozen=True)
-class Beside:
-    """What images are compared with: `texts` [P, E], CLIP's embedding of each prompt by its index.
+class References:
+    """What the features of images are compared with.
 
-    `encoders`: what tables call each look that embeds images, by its role; `reference` [J, E]: the reference images as
-    it sees them, by its role.
+    `texts` [P, E]: CLIP's embedding of each prompt, by its index. `encoders`: the name in tables of each extractor that
+    embeds images, by role. `images[role]` [J, E]: its features of the reference images.
     """
 
     texts: Floats | None = None
     encoders: Mapping[str, str] = field(default_factory=dict)
-    reference: Mapping[str, Floats] = field(default_factory=dict)
+    images: Mapping[str, Floats] = field(default_factory=dict)
 
     @cached_property
     def distances(self) -> dict[str, Callable[[Floats], float]]:
         """The Frechet distance from the reference images, by the encoder's role."""
-        return {role: metrics.frechet_from(seen) for role, seen in self.reference.items()}
+        return {role: metrics.frechet_from(features) for role, features in self.images.items()}
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What looks tell of one model: `means[score]` [I], NaN where an image has none; `sets[score]` as `replicates`."""
+class FeatureScores:
+    """One model's metrics: `means[name]` [I], NaN for an image without one; `sets[name]` as `replicates` gives them."""
 
     means: Mapping[str, Floats]
     sets: Mapping[str, Floats]
 
 
-def see(done: Evaluation, beside: Beside) -> Seen:
-    """Every secondary score that the looks allow. Broken images show nothing and are left out."""
-    sets = {name: metrics.replicates(score, done.prompt_of) for name, score in _of_sets(done, beside).items()}
-    return Seen(_per_image(done, beside), sets)
+def feature_scores(done: Evaluation, references: References) -> FeatureScores:
+    """Every metric that the evaluation's features allow. Broken images are left out."""
+    sets = {name: metrics.replicates(score, done.prompt_of) for name, score in _of_sets(done, references).items()}
+    return FeatureScores(_per_image(done, references), sets)
 
 
-def secondary(mine: Seen, prompt_of: Integers, theirs: Seen | None = None) -> dict[str, Estimate]:
-    """Every score by name, or its paired difference to another model's, which is over the images that both have."""
+def secondary(mine: FeatureScores, prompt_of: Integers, theirs: FeatureScores | None = None) -> dict[str, Estimate]:
+    """Every metric by name; with `theirs`, its paired difference to another model's, over the images of both."""
     found = {}
     for name, values in mine.means.items():
         bounded = name.startswith("R-precision") and theirs is None
@@ -68,8 +68,8 @@ def secondary(mine: Seen, prompt_of: Integers, theirs: Seen | None = None) -> di
     return found
 
 
-def _per_image(done: Evaluation, beside: Beside) -> dict[str, Floats]:
-    """Scores that are means over images: name -> [I], NaN where an image has none."""
+def _per_image(done: Evaluation, references: References) -> dict[str, Floats]:
+    """Metrics that are means over images: name -> [I], NaN for an image without one."""
     rows = np.flatnonzero(~done.broken_images)
     prompt_of = done.prompt_of[rows]
 
@@ -79,25 +79,25 @@ def _per_image(done: Evaluation, beside: Beside) -> dict[str, Floats]:
         return wide
 
     scores = {}
-    for role, encoder in _embedded(done, beside).items():
+    for role, encoder in _embedded(done, references).items():
         scores[f"{DIVERSITY} by {encoder}"] = spread(metrics.distances(done.features[role][rows], prompt_of))
-    if CLIP in done.features and beside.texts is not None:
-        seen, texts = done.features[CLIP][rows], beside.texts
-        scores["CLIP score"] = spread(metrics.clip_scores(seen, texts, prompt_of))
+    if CLIP in done.features and references.texts is not None:
+        clip, texts = done.features[CLIP][rows], references.texts
+        scores["CLIP score"] = spread(metrics.clip_scores(clip, texts, prompt_of))
         name = f"R-precision of {min(len(texts), CANDIDATES)}"
-        scores[name] = spread(metrics.nearest(seen, texts, prompt_of, candidates=CANDIDATES))
+        scores[name] = spread(metrics.nearest(clip, texts, prompt_of, candidates=CANDIDATES))
     if STYLE in done.features:
         scores[STYLE_LOSS] = spread(done.features[STYLE][rows].mean(axis=1))
     return scores
 
 
-def _embedded(done: Evaluation, beside: Beside) -> dict[str, str]:
-    """The encoders that saw the images: role -> what tables call it."""
-    return {role: name for role, name in beside.encoders.items() if role in done.features}
+def _embedded(done: Evaluation, references: References) -> dict[str, str]:
+    """The encoders whose features there are: role -> name in tables."""
+    return {role: name for role, name in references.encoders.items() if role in done.features}
 
 
-def _of_sets(done: Evaluation, beside: Beside) -> dict[str, Callable[[Bools], float]]:
-    """Scores of a whole set of images: name -> its value over the images [I] that are named."""
+def _of_sets(done: Evaluation, references: References) -> dict[str, Callable[[Bools], float]]:
+    """Metrics of a whole set of images: name -> its value over the images [I] that are to be used."""
     whole = ~done.broken_images
 
     def over(features: Floats, score: Callable[[Floats], float]) -> Callable[[Bools], float]:
@@ -110,7 +110,7 @@ def _of_sets(done: Evaluation, beside: Beside) -> dict[str, Callable[[Bools], fl
     scores = {}
     if CLASSES in done.features:
         scores[INCEPTION] = over(done.features[CLASSES], metrics.inception_score)
-    for role, encoder in _embedded(done, beside).items():
-        if role in beside.distances:
-            scores[f"{FRECHET} by {encoder}"] = over(done.features[role], beside.distances[role])
+    for role, encoder in _embedded(done, references).items():
+        if role in references.distances:
+            scores[f"{FRECHET} by {encoder}"] = over(done.features[role], references.distances[role])
     return scores

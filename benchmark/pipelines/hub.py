@@ -1,29 +1,26 @@
-"""Models by hub id (`owner/name`, `owner/name@revision`): the copy in the cache where it is whole, else fetched.
+"""Models by hub id (`owner/name`, `owner/name@revision`): the copy in the cache if it is whole, else a download.
 
-A copy that is whole is used as it is, and no network is asked: a model does not change between two runs because
-somebody uploaded another. `hf download` brings the cache up to date.
+A whole copy is used as it is, without asking the network: a model does not change between two runs because somebody
+uploaded another one. `hf download` updates the cache.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 from benchmark.errors import InputError
+from benchmark.pipelines.quiet import quiet_diffusers
 
-Part = Literal["whole", "denoiser", "vae", "configuration"]
-"""What is wanted: all that draws; the weights of the denoiser, or of the VAE; what a single file is read with."""
+Portion = Literal["whole", "denoiser", "vae", "configuration"]
+"""What of a model is wanted: all that draws; the weights of the denoiser or of the VAE; the configuration alone."""
 
-_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
-_WEIGHTS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".json", ".yaml", ".yml")
-_SNAPSHOT = re.compile(r"models--(?P<owner>[^/]+?)--(?P<name>[^/]+)/snapshots/(?P<revision>[^/]+)")
 _SMALL = ("*.json", "*.txt", "*.model")
 _DENOISERS = ("unet", "transformer")
-_ALL: Mapping[Part, tuple[str, ...]] = {
+_ALL: Mapping[Portion, tuple[str, ...]] = {
     "whole": (*_SMALL, "*/*.safetensors"),
     "denoiser": ("*.json", "unet/*.safetensors", "transformer/*.safetensors"),
     "vae": ("*.json", "vae/*.safetensors", "diffusion_pytorch_model.safetensors"),
@@ -40,35 +37,24 @@ _SMALL_PARTS = (
 )
 
 
-def is_hub_id(text: str) -> bool:
-    """Whether `text` reads as a hub id; a path of two parts does, too, so that local ones must go first."""
-    return bool(_ID.fullmatch(text)) and not text.endswith(_WEIGHTS)
-
-
-def id_of(path: Path) -> str | None:
-    """`owner/name@revision` of a path into the hub's cache; None for any other."""
-    found = _SNAPSHOT.search(path.as_posix())
-    return f"{found['owner']}/{found['name']}@{found['revision']}" if found else None
-
-
-def fetch(hub_id: str, part: Part = "whole") -> Path:
-    """The folder of a model on this disk. Raises InputError with the command that fetches what is lacking."""
+def fetch(hub_id: str, portion: Portion = "whole") -> Path:
+    """The folder of a model on this disk. Raises InputError with the command that fetches the missing files."""
     folder = cached(hub_id)
-    if folder is not None and not lacking(folder, part):
+    if folder is not None and not lacking(folder, portion):
         return folder
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        folder = _download(hub_id, part)
+        folder = _download(hub_id, portion)
     except (OSError, ValueError, HfHubHTTPError) as error:
-        raise InputError(_refusal(hub_id, part, folder, error)) from error
-    if lacking(folder, part):
-        raise InputError(_refusal(hub_id, part, folder, None))
+        raise InputError(_refusal(hub_id, portion, folder, error)) from error
+    if lacking(folder, portion):
+        raise InputError(_refusal(hub_id, portion, folder, None))
     return folder
 
 
 def cached(hub_id: str) -> Path | None:
-    """The folder of a model in the hub's cache, whole or not; None where there is none."""
+    """The folder of a model in the hub's cache, whole or not; None if it is not there."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -79,23 +65,23 @@ def cached(hub_id: str) -> Path | None:
         return None
 
 
-def lacking(folder: Path, part: Part = "whole") -> list[str]:
-    """Patterns of the files that a diffusers folder lacks for `part`; empty where it is all there."""
-    if part in ("denoiser", "vae"):  # alone at the top of some repositories
-        names = _DENOISERS if part == "denoiser" else ("vae",)
+def lacking(folder: Path, portion: Portion = "whole") -> list[str]:
+    """Patterns of the files that a diffusers folder lacks for `portion`; empty if it lacks nothing."""
+    if portion in ("denoiser", "vae"):  # alone at the top of some repositories
+        names = _DENOISERS if portion == "denoiser" else ("vae",)
         inside = next((folder / name for name in names if (folder / name).is_dir()), folder)
-        return [] if _has_weights(inside) else list(_ALL[part])
+        return [] if _has_weights(inside) else list(_ALL[portion])
     try:
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return list(_ALL[part])
+        index = dict(json.loads((folder / "model_index.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return list(_ALL[portion])
     missing = []
     for name, kind in index.items():
         if name in _UNUSED or not isinstance(kind, list) or None in kind:
             continue
         if not any((folder / name).glob("*.json")):
             missing.append(f"{name}/*")
-        elif part == "whole" and not name.startswith(_SMALL_PARTS) and not _has_weights(folder / name):
+        elif portion == "whole" and not name.startswith(_SMALL_PARTS) and not _has_weights(folder / name):
             missing.append(f"{name}/*.safetensors")
     return missing
 
@@ -109,19 +95,17 @@ def command(hub_id: str, patterns: Sequence[str] = _ALL["whole"]) -> str:
     return shlex.join(words)
 
 
-def _download(hub_id: str, part: Part) -> Path:
+def _download(hub_id: str, portion: Portion) -> Path:
     repository, _, revision = hub_id.partition("@")
-    if part == "whole":  # diffusers knows which of several variants it will read
+    if portion == "whole":  # diffusers knows which of several variants it will read
         import diffusers
-
-        from benchmark.pipelines.loading import quiet_diffusers
 
         options = {"revision": revision or None, "use_safetensors": True, "safety_checker": None}
         with quiet_diffusers():
             return Path(diffusers.DiffusionPipeline.download(repository, **options))
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(_ALL[part])))
+    return Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(_ALL[portion])))
 
 
 def _has_weights(folder: Path) -> bool:
@@ -135,8 +119,8 @@ def _has_weights(folder: Path) -> bool:
     return any(folder.glob("*.safetensors"))
 
 
-def _refusal(hub_id: str, part: Part, folder: Path | None, error: Exception | None) -> str:
-    patterns = list(_ALL[part]) if folder is None else lacking(folder, part)
+def _refusal(hub_id: str, portion: Portion, folder: Path | None, error: Exception | None) -> str:
+    patterns = list(_ALL[portion]) if folder is None else lacking(folder, portion)
     where = "is not here, neither as a folder nor in the hub's cache" if folder is None else "is not whole in the cache"
     reason = "" if error is None else f", and cannot be fetched ({_reason(error)})"
     return f"{hub_id}: {where}{reason}. Fetch it where there is a network: {command(hub_id, patterns)}"

@@ -1,20 +1,115 @@
-"""The text encodings of pipelines that encode their own words (T5, Gemma, Qwen, ...), kept from call to call.
+"""Text encodings that are kept from call to call, as a search draws the same prompts in every trial.
 
-A search draws the same prompts in every trial, and such encoders are often larger than the denoiser. What a pipeline's
-`encode_prompt` gives differs from family to family (tensors, lists, masks, in any order), so it is kept as it is, by
-the arguments of the call.
+`ClipEmbeddings` encodes for pipelines that take embeddings of CLIP's encoders; `KeptText` stands in for `encode_prompt`
+of pipelines that encode their own words (T5, Gemma, Qwen, ...).
+
+B texts, L tokens, E the width of an embedding.
 """
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
-_MOST = 2 << 30  # bytes; a fresh prompt in every step of a climb must not fill the memory
+from benchmark.pipelines.clip_text import encode_clip
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_MOST_ON_DEVICE = 1 << 30  # bytes of embeddings, which stay on the device
+_MOST_IN_MEMORY = 2 << 30  # bytes of what other pipelines make of their words; these encoders give more for a text
+
+
+class ClipEmbeddings:
+    """A pipeline's text arguments, each text encoded once.
+
+    `guided`: whether the pipeline needs the negative prompt's embeddings too. Embeddings are kept as long as
+    `text_state()` gives the same value; without it, the text encoders must not change. Of more than 1 GiB of
+    embeddings, those that were used longest ago are dropped: every step of a gradient search has prompts of its own.
+    """
+
+    def __init__(
+        self,
+        pipeline: Any,
+        negative_prompt: str,
+        *,
+        guided: bool,
+        clip_skip: int = 0,
+        text_state: Callable[[], object] | None = None,
+    ):
+        self._pipeline, self._negative_prompt = pipeline, negative_prompt
+        self._guided, self._clip_skip, self._text_state = guided, clip_skip, text_state
+        self._encoded_by: object = None
+        self._graph = False
+        self._kept: dict[str, dict[str, Tensor]] = {}
+        self._negative: tuple[Tensor, Tensor | None] | None = None
+
+    def arguments(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """The pipeline's arguments by name, each [B, L, E] or [B, E]."""
+        self._drop_outdated()
+        for text in texts:
+            if text not in self._kept:
+                self._kept[text] = self._encode(text)
+            self._kept[text] = self._kept.pop(text)  # the last used stand last
+        rows = [self._kept[text] for text in texts]
+        self._drop_many(len(texts))
+        length = math.lcm(*(value.shape[1] for row in rows for value in row.values() if value.ndim == 3))
+        return {name: _stack([row[name] for row in rows], length) for name in rows[0]}
+
+    @contextmanager
+    def with_graph(self) -> Iterator[None]:
+        """Within it, every text is encoded anew and keeps its graph back to the encoders.
+
+        Nothing of it is kept afterwards, as a backward pass uses a graph up. What was kept before is kept again.
+        """
+        self._drop_outdated()  # before it is put aside, or it would come back as if it were new
+        before = self._kept, self._negative
+        self._kept, self._negative, self._graph = {}, None, True
+        try:
+            yield
+        finally:
+            (self._kept, self._negative), self._graph = before, False
+
+    def _drop_outdated(self) -> None:
+        """Drop the embeddings of text encoders that have changed since."""
+        if self._text_state is not None and (state := self._text_state()) != self._encoded_by:
+            self._kept, self._negative, self._encoded_by = {}, None, state
+
+    def _drop_many(self, used: int) -> None:
+        """Drop what was used longest ago, beyond the limit; `used` texts are needed now."""
+        held = sum(value.nbytes for row in self._kept.values() for value in row.values())
+        while held > _MOST_ON_DEVICE and len(self._kept) > used:
+            oldest = self._kept.pop(next(iter(self._kept)))
+            held -= sum(value.nbytes for value in oldest.values())
+
+    def _encode(self, text: str) -> dict[str, Tensor]:
+        """One text and the negative prompt: the pipeline's arguments by name, each [1, ...]."""
+        encoded = encode_clip(self._pipeline, text, self._clip_skip, graph=self._graph)
+        arguments = {"prompt_embeds": encoded[0], "pooled_prompt_embeds": encoded[1]}
+        if self._guided:
+            against = self._encode_negative(encoded)
+            arguments |= {"negative_prompt_embeds": against[0], "negative_pooled_prompt_embeds": against[1]}
+        return {name: value for name, value in arguments.items() if value is not None}
+
+    def _encode_negative(self, encoded: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:
+        """The negative prompt's embeddings; zeros for an empty prompt if the model was trained that way."""
+        empty = not self._negative_prompt
+        if empty and self._pipeline.config.get("force_zeros_for_empty_prompt", False):
+            return encoded[0].new_zeros(encoded[0].shape), None if encoded[1] is None else encoded[1] * 0
+        if self._negative is None:
+            self._negative = encode_clip(self._pipeline, self._negative_prompt, self._clip_skip, graph=self._graph)
+        return self._negative
 
 
 class KeptText:
-    """`pipeline.encode_prompt`, which is called once for the same words. Encodings are kept in ordinary memory."""
+    """Stands in for `pipeline.encode_prompt`, and calls it once for the same words.
+
+    What `encode_prompt` gives differs from family to family (tensors, lists, masks, in any order), so it is kept as it
+    is, by the arguments of the call, in ordinary memory: such encoders are often larger than the denoiser.
+    """
 
     def __init__(self, pipeline: Any):
         self._encode = pipeline.encode_prompt
@@ -22,7 +117,7 @@ class KeptText:
         self._kept: OrderedDict[str, tuple[Any, int]] = OrderedDict()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """What the pipeline's own gives for these arguments."""
+        """What the pipeline's own `encode_prompt` gives for these arguments."""
         import torch
 
         key = repr((args, sorted(kwargs.items())))  # before the call: some pipelines change the list of words
@@ -32,10 +127,21 @@ class KeptText:
             with torch.no_grad():
                 encoded = self._encode(*args, **kwargs)
             self._kept[key] = (_moved(encoded, "cpu"), _bytes(encoded))
-            while len(self._kept) > 1 and sum(size for _, size in self._kept.values()) > _MOST:
+            while len(self._kept) > 1 and sum(size for _, size in self._kept.values()) > _MOST_IN_MEMORY:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(key)
         return _moved(self._kept[key][0], self._device)
+
+
+def _stack(parts: Sequence[Tensor], length: int) -> Tensor:
+    """[1, L_i, E] or [1, E] each -> [B, length, E] or [B, E]; `length` is a multiple of every L_i.
+
+    Shorter texts are repeated whole: attention over k copies of the same keys and values is attention over one, so an
+    image does not depend on how long its neighbours' prompts are, nor the negative prompt.
+    """
+    import torch
+
+    return torch.cat([part.repeat(1, length // part.shape[1], 1) if part.ndim == 3 else part for part in parts])
 
 
 def _moved(value: Any, device: Any) -> Any:

@@ -1,20 +1,21 @@
-"""Opening diffusers pipelines: a single file with a configuration folder, a diffusers folder, a hub id.
+"""Opening diffusers pipelines: a single file with a configuration folder, a diffusers folder, or a hub id.
 
-diffusers only here and in `generation.py`. Nothing is fetched for a local file, and no pickle is ever loaded.
+No pickle is ever loaded, and no code that comes with a model is run.
 """
 
 from __future__ import annotations
 
 import inspect
-import warnings
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmark.errors import InputError, did_you_mean, first_line
+from benchmark.hub_ids import is_hub_id
 from benchmark.pipelines import hub
-from benchmark.pipelines.single_files import as_marked, components_beside, configuration_of, pipeline_class
+from benchmark.pipelines.model_index import pipeline_class, read_index
+from benchmark.pipelines.quiet import quiet_diffusers
+from benchmark.pipelines.single_files import as_marked, components_beside, configuration_of
 
 if TYPE_CHECKING:
     import torch
@@ -32,19 +33,19 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "dpm++2m-karras": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "use_karras_sigmas": True}),
     "unipc": ("UniPCMultistepScheduler", {}),
 }
-_LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError)
+_LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, ImportError)
 OWN_SAMPLER = "default"  # the one the checkpoint or its configuration folder brings
 
 
 def dtypes() -> dict[str, torch.dtype]:
-    """torch's types by the names that command lines, configurations and recipes have for them."""
+    """torch's types by the names that command lines, configurations and recipes use."""
     import torch
 
     return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def denoiser_of(pipeline: Pipeline) -> torch.nn.Module:
-    """The network that is blended: a pipeline's U-Net or, where it has none, its transformer."""
+    """The network that is blended: a pipeline's U-Net or, if it has none, its transformer."""
     return pipeline.unet if getattr(pipeline, "unet", None) is not None else pipeline.transformer
 
 
@@ -59,10 +60,10 @@ def load_pipeline(
     """Load a text-to-image pipeline, without a safety checker and without progress bars, ready to draw on `device`.
 
     `source`: a `.safetensors` single file (with `config`, the folder or hub id of its pipeline's configuration), a
-    diffusers folder, or a hub id (`owner/name`). What a single file does not hold (VAE, text encoders) is read from
-    `config` where that has weights; components named in `to_fill` may be nowhere: they come untrained, for the caller
-    to fill. `dtype` None is float16 on a GPU and float32 on a CPU. Raises InputError with one line for anything that
-    is missing, cut short or not a model.
+    diffusers folder, or a hub id (`owner/name`). A VAE or text encoder that a single file lacks is read from `config`;
+    one that is not there either comes untrained if `to_fill` names it, for the caller to fill. `dtype` None is float16
+    on a GPU and float32 on a CPU. Raises InputError, in one line, for anything that is missing, cut short, not a model,
+    or that brings its own code.
     """
     import torch
 
@@ -78,7 +79,7 @@ def load_pipeline(
 
 
 def quicken(pipeline: Pipeline, *, channels_last: bool, compiled: bool) -> None:
-    """Lay convolutions out as a GPU's kernels like them best, and compile the denoiser, in place.
+    """Lay convolutions out in the order that a GPU's kernels prefer, and compile the denoiser, in place.
 
     Images change by rounding only. The first image of each shape waits for the compiler, for minutes at full size.
     """
@@ -102,6 +103,7 @@ def _load(source: str, config: str | None, dtype: torch.dtype, to_fill: Collecti
     path = local_source(source)
     try:
         if path.is_dir():
+            read_index(path)  # raises for one that names other code than diffusers' and transformers'
             return diffusers.DiffusionPipeline.from_pretrained(
                 path, use_safetensors=True, local_files_only=True, **options
             )
@@ -120,7 +122,7 @@ def _load(source: str, config: str | None, dtype: torch.dtype, to_fill: Collecti
 
 
 def check_draws_from_text(pipeline: Pipeline) -> None:
-    """Raise InputError for a pipeline that draws from an image; one that takes a mask draws with all of it masked."""
+    """Raise InputError for a pipeline that draws from an image. One that takes a mask draws with everything masked."""
     unet, vae = getattr(pipeline, "unet", None), getattr(pipeline, "vae", None)
     name, takes = type(pipeline).__name__, inspect.signature(pipeline.__call__).parameters
     if "mask_image" in takes:
@@ -140,7 +142,7 @@ def check_draws_from_text(pipeline: Pipeline) -> None:
 
 
 def local_source(source: Path | str) -> Path:
-    """The file or folder that a source is on this disk; of a hub id (`owner/name`), `hub.fetch` finds or makes one.
+    """The file or folder on this disk that a source names; `hub.fetch` finds or downloads a hub id's.
 
     Raises InputError for what is neither.
     """
@@ -151,13 +153,13 @@ def local_source(source: Path | str) -> Path:
         if not (path / "model_index.json").is_file():
             raise InputError(f"{path}: is no diffusers folder; it has no model_index.json.")
         return path
-    if not hub.is_hub_id(text):
+    if not is_hub_id(text):
         raise InputError(f"{text}: there is no such file or folder.")
     return hub.fetch(text)
 
 
 def check_single_file(path: Path) -> None:
-    """Raise InputError unless the file is safetensors and whole, as its header says."""
+    """Raise InputError unless the file is safetensors and as long as its header says."""
     from safetensors import SafetensorError, safe_open
 
     if path.suffix in {".ckpt", ".pt", ".pth", ".bin"}:
@@ -170,9 +172,9 @@ def check_single_file(path: Path) -> None:
 
 
 def make_scheduler(pipeline: Pipeline, sampler: str) -> Any:
-    """A scheduler for the pipeline by name: its own noise schedule and prediction type, another solver.
+    """A scheduler by name, with the pipeline's own noise schedule and prediction type.
 
-    Raises InputError for an unknown name, and where the model's kind (flow matching) has only its own sampler.
+    Raises InputError for an unknown name, and for any but its own sampler of a flow-matching model.
     """
     import diffusers
 
@@ -186,32 +188,3 @@ def make_scheduler(pipeline: Pipeline, sampler: str) -> Any:
     name, changes = SAMPLERS[sampler]
     with quiet_diffusers():
         return getattr(diffusers, name).from_config(pipeline.scheduler.config, **changes)
-
-
-@contextmanager
-def quiet_diffusers() -> Iterator[None]:
-    """diffusers' and transformers' bars, notices and deprecations off for a while; what goes wrong is still raised.
-
-    Without torchvision, transformers prints at diffusers' import that it falls back to Pillow; it is as good here.
-    """
-    from transformers.utils import logging as transformers_logging
-
-    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    from diffusers.utils import logging as diffusers_logging
-
-    own_level, own_bars = diffusers_logging.get_verbosity(), diffusers_logging.is_progress_bar_enabled()
-    diffusers_logging.set_verbosity_error()
-    diffusers_logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        diffusers_logging.set_verbosity(own_level)
-        transformers_logging.set_verbosity(level)
-        if own_bars:
-            diffusers_logging.enable_progress_bar()
-        if bars:
-            transformers_logging.enable_progress_bar()

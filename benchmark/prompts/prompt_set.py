@@ -1,175 +1,30 @@
-"""Prompt sets: a vocabulary and a seed in, prompts made of tags out. Pure: no files but the vocabulary's CSV.
+"""Prompt sets: a vocabulary and a seed in, prompts made of tags out. Pure.
 
-A set is balanced: every tag is asked about equally often (where groups allow it), so that its score is a mean over
-the vocabulary and not over what happened to be drawn.
+A set is balanced: every tag is asked for equally often (where groups allow it), so that a score is a mean over the
+vocabulary and does not depend on which tags happened to be drawn.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import random
-import re
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from benchmark.errors import InputError, did_you_mean
+from benchmark.errors import InputError
 from benchmark.prompts.text import escaped
-
-NO_CATEGORY = "general"
-
-# Words that never appear in a prompt, and pairs of kinds that never share a vocabulary.
-_REFUSED = re.compile(
-    r"(?:^|_)(?:loli|shota|lolicon|shotacon|toddlercon|lolidom|pedophilia|child_(?:porn|sex)\w*)(?:_|$)"
-)
-_MINOR = re.compile(
-    r"(?:^|_)(?:child|children|kid|kids|toddler|baby|infant|preteen|underage|teenager?|aged_down|kindergarten|"
-    r"elementary_school|randoseru|young|younger|little_(?:girl|boy))(?:_|$)"
-)
-_SEXUAL = re.compile(
-    r"(?:^|_)(?:sex|sexual|nude|nudity|naked|nipples?|areolae?|pussy|vagina|penis|penises|testicles|anus|anal|clitoris|cum|"
-    r"semen|ejaculation|orgasm|masturbation|fellatio|cunnilingus|handjob|paizuri|rape|bdsm|bondage|erection|topless|"
-    r"bottomless|cameltoe|uncensored|censored|hentai|porn|nsfw|upskirt|panties|underwear|lingerie|ass|breasts?|cleavage|"
-    r"groin|crotch|pubic_hair|ahegao|futanari|dildo|vibrator|fingering|groping|penetration|vaginal|condom|underboob|"
-    r"sideboob|bra|thong|spread_legs|suggestive|seductive)(?:_|$)"
-)
-
-
-def normal_tag(tag: str) -> str:
-    """The spelling that tags are compared by: lower case, underscores for spaces, no escapes."""
-    return re.sub(r"\s+", "_", tag.strip().replace("\\", "").lower())
-
-
-def spoken(tag: str) -> str:
-    """The words of one tag: `blue_hair` -> `blue hair`; faces such as `^_^` and `o_o` stay as they are."""
-    return tag.replace("_", " ") if re.search(r"[^\W\d_]{2}", tag) else tag
-
-
-def is_sexual(tag: str) -> bool:
-    """Whether a word of the tag is sexual: such tags are left out of every list that the user did not write."""
-    return bool(_SEXUAL.search(normal_tag(tag)))
-
-
-def check_allowed(tags: Iterable[str]) -> None:
-    """Raise InputError for a tag that sexualises minors, or sexual tags beside tags of minors in one vocabulary."""
-    names = [normal_tag(tag) for tag in tags]
-    refused = next((name for name in names if _REFUSED.search(name)), None)
-    if refused:
-        raise InputError(f"'{refused}' is refused: tags that sexualise minors are never used. Remove it.")
-    minor = next((name for name in names if _MINOR.search(name)), None)
-    sexual = next((name for name in names if _SEXUAL.search(name)), None)
-    if minor and sexual:
-        raise InputError(f"'{minor}' and '{sexual}' are refused in one vocabulary. Remove one of them.")
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """The tags that prompts are made of.
-
-    `categories` names each tag's category (for the tables), `groups` the tags that exclude one another: at most one of
-    a group is in a prompt. Both may leave tags out.
-    """
-
-    tags: tuple[str, ...]
-    categories: Mapping[str, str] = field(default_factory=dict)
-    groups: Mapping[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if not self.tags:
-            raise InputError("The vocabulary holds no tags.")
-        twice = [tag for tag, times in Counter(self.tags).items() if times > 1]
-        if twice:
-            raise InputError(f"The vocabulary has '{twice[0]}' twice. Remove one.")
-        check_allowed(self.tags)
-
-    def category(self, tag: str) -> str:
-        """The tag's category; `general` where none was given."""
-        return self.categories.get(tag) or NO_CATEGORY
-
-    def most_per_prompt(self) -> int:
-        """How many tags can stand in one prompt, as groups exclude their own."""
-        grouped = [self.groups[tag] for tag in self.tags if self.groups.get(tag)]
-        return len(self.tags) - len(grouped) + len(set(grouped))
-
-    def restricted(self, keep: Iterable[str]) -> Vocabulary:
-        """The same vocabulary with only these tags, in its own order. Raises InputError for a tag it has not."""
-        wanted = {normal_tag(tag): tag for tag in keep}
-        known = {normal_tag(tag): tag for tag in self.tags}
-        for name, tag in wanted.items():
-            if name not in known:
-                raise InputError(f"Unknown tag '{tag}'.{did_you_mean(tag, self.tags)}")
-        return Vocabulary(
-            tuple(tag for name, tag in known.items() if name in wanted), dict(self.categories), dict(self.groups)
-        )
+from benchmark.prompts.vocabulary import Vocabulary, spoken
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One image asked for. Images of the same text share `index`, the cluster of every interval; seeds differ."""
+    """One image asked for. Images of one text share `index`, the cluster of every interval; their seeds differ."""
 
     index: int
     text: str
     tags: tuple[str, ...]
     seed: int
-
-
-def read_vocabulary(path: Path) -> Vocabulary:
-    """Read a CSV with the columns `tag`, and optionally `category` and `group`. Raises InputError with the line."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-            columns = set(rows[0]) if rows else set()
-    except FileNotFoundError:
-        raise InputError(f"{path}: there is no such file. Name a CSV with the columns tag,category,group.") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: cannot be read as CSV ({error}).") from None
-    if "tag" not in columns:
-        raise InputError(f"{path}: needs a first line 'tag,category,group' and at least one tag below it.")
-    categories: dict[str, str] = {}
-    groups: dict[str, str] = {}
-    for number, row in enumerate(rows, start=2):
-        tag = normal_tag(row["tag"] or "")
-        if not tag:
-            raise InputError(f"{path}, line {number}: the tag is empty.")
-        if tag in categories:
-            raise InputError(f"{path}, line {number}: '{tag}' is there twice. Remove one.")
-        categories[tag] = (row.get("category") or "").strip() or NO_CATEGORY
-        group = (row.get("group") or "").strip()
-        if group:
-            groups[tag] = group
-    try:
-        return Vocabulary(tuple(categories), categories, groups)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-
-
-@lru_cache(maxsize=1)
-def shipped_vocabulary() -> Vocabulary:
-    """About 600 ordinary tags with categories and groups, for a general audience; written by hand for this project."""
-    return read_vocabulary(Path(__file__).with_name("categories.csv"))
-
-
-def vocabulary_from_tags(tags: Sequence[str], top: int, known: Vocabulary | None = None) -> Vocabulary:
-    """The first `top` of a tagger's list (most common first), with the categories and groups that `known` gives them.
-
-    `known` None is the shipped vocabulary. Sexual tags are left out, and those that are refused.
-    """
-    if top < 1:
-        raise InputError(f"top: {top} tags make no vocabulary. Use 1 or more.")
-    known = known or shipped_vocabulary()
-    chosen = []
-    for tag in dict.fromkeys(normal_tag(tag) for tag in tags):
-        if not is_sexual(tag) and not _REFUSED.search(tag):
-            chosen.append(tag)
-        if len(chosen) == top:
-            break
-    categories = {tag: known.categories[tag] for tag in chosen if tag in known.categories}
-    groups = {tag: known.groups[tag] for tag in chosen if tag in known.groups}
-    return Vocabulary(tuple(chosen), categories, groups)
 
 
 def derive_seed(seed: int, *names: object) -> int:
@@ -187,12 +42,12 @@ def make_prompts(
     template: str = "{tags}",
     images: int = 1,
 ) -> tuple[Prompt, ...]:
-    """`count` prompts of random, balanced tags, each `images` times with other noise: `count * images` values.
+    """`count` prompts of random, balanced tags, each `images` times with different noise: `count * images` values.
 
-    `tags_per_prompt` is a number or a range with both ends; `template` has `{tags}` where the tags go, and may have
-    emphasis, `(like this:1.2)`; parentheses of a tag are escaped, so that they are not read as such. The same
-    arguments give the same prompts on every machine; give each purpose (search, validation, test) its own
-    `derive_seed(seed, purpose)`. Raises InputError where the vocabulary cannot fill a prompt.
+    `tags_per_prompt`: a number, or a range with both ends. `template`: the prompt with `{tags}` in place of the tags;
+    it may have emphasis, `(like this:1.2)`. Parentheses of tags are escaped, so that they are not read as emphasis.
+    The same arguments give the same prompts on every machine. Give each purpose (search, validation, test) its own
+    `derive_seed(seed, purpose)`. Raises InputError if the vocabulary cannot fill a prompt.
     """
     least, most = (tags_per_prompt, tags_per_prompt) if isinstance(tags_per_prompt, int) else tags_per_prompt
     if count < 1 or images < 1:

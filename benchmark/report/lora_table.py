@@ -1,4 +1,4 @@
-"""What a LoRA does to each model: the tag accuracy of model + LoRA beside the style loss. Pure."""
+"""How a LoRA changes each model: the tag accuracy of model + LoRA beside the style loss. Pure."""
 
 from __future__ import annotations
 

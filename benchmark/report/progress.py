@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmark.evaluate.runner import Batch
-from benchmark.taggers.tagger import Images
+from benchmark.images import Images
 from benchmark.writing import write_picture
 
 
-class Progress:
+class DrawingProgress:
     """A line on standard error: images done, images a second, time left.
 
     Keeps the first `keep` images (None: all, without loss).
@@ -26,7 +26,7 @@ class Progress:
         self._first, self._started = 0, clock()
 
     def __call__(self, done: int, batch: Batch | None) -> None:
-        """Say how far the model is, after a batch or (None) before the first."""
+        """Print how far the model is, after a batch or (None) before the first."""
         if batch is None:
             self._first, self._started = done, self._clock()
         else:
@@ -44,7 +44,7 @@ class Progress:
 
 
 def save_images(folder: Path, start: int, images: Images, *, lossless: bool = False) -> None:
-    """Write images [B, H, W, 3] as `000012.webp`, numbered by row; without loss where others are to look at them."""
+    """Write images [B, H, W, 3] as `000012.webp`, numbered by row. Lossless images can be measured again later."""
     from PIL import Image
 
     for number, pixels in enumerate(images, start=start):

@@ -20,9 +20,9 @@ COLOURS = ("#2a78b5", "#d1662a", "#2f8f5b", "#9857b0", "#b8912b", "#c2405f", "#4
 
 @dataclass(frozen=True)
 class Dot:
-    """One model, in the chart's units; `hover` says its figures.
+    """One model, in the chart's units; `hover` gives its figures.
 
-    The label begins at (`label_x`, `label_y`), or ends there where `label_end` is "end" and not "start".
+    The label begins at (`label_x`, `label_y`) if `label_end` is "start", and ends there if it is "end".
     """
 
     name: str
@@ -39,20 +39,20 @@ class Dot:
     label_end: str
 
     def crowds(self, other: Dot) -> bool:
-        """Whether its label would lie on the other's."""
+        """Whether its label overlaps the other's."""
         mine, theirs = self._span, other._span
         return abs(self.label_y - other.label_y) < _LINE and mine[0] < theirs[1] and theirs[0] < mine[1]
 
     @property
     def _span(self) -> tuple[float, float]:
-        """From where to where the label goes, about."""
+        """Where the label begins and ends, roughly."""
         wide = _LETTER * len(self.name)
         return (self.label_x - wide, self.label_x) if self.label_end == "end" else (self.label_x, self.label_x + wide)
 
 
 @dataclass(frozen=True)
 class Scatter:
-    """The dots, and (place, figure) of the lines of the grid, up and down and across; `diversity`: whose it is."""
+    """The dots, and (place, figure) of the grid's vertical and horizontal lines; `diversity`: the metric's name."""
 
     diversity: str
     dots: tuple[Dot, ...]
@@ -61,7 +61,7 @@ class Scatter:
 
 
 def scatter(models: Sequence[ModelScores]) -> Scatter | None:
-    """Diversity to the right, accuracy by the first tagger up; None where no model has a diversity."""
+    """Diversity to the right, accuracy by the first tagger up; None if no model has a diversity."""
     role = next(iter(models[0].accuracy))
     measured = next((name for name in models[0].metrics if name.startswith(DIVERSITY)), None)
     if measured is None:

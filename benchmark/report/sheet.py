@@ -1,4 +1,4 @@
-"""A grid's images and their labels as one picture. Labels are wrapped; what is still too long ends in an ellipsis.
+"""A grid's images and their labels as one picture. Labels are wrapped, and cut with an ellipsis if still too long.
 
 Lengths are pixels.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmark.taggers.tagger import Images
+from benchmark.images import Images
 from benchmark.writing import write_picture
 
 _GAP, _LINE, _FONT, _WEBP = 8, 20, 16, 16383  # between images, of a line, of letters; the longest WebP
@@ -67,7 +67,7 @@ def compose(
 
 
 def labels(texts: Sequence[str], width: float, length: Length) -> list[list[str]]:
-    """Each text in lines. Where one is cut, what all begin with is left out, so that what tells them apart is seen."""
+    """Each text in lines. If one is cut, the beginning that all share is left out, so that the difference shows."""
     lines = [wrapped(text, width, length) for text in texts]
     if any(label and label[-1].endswith("…") for label in lines):
         alike = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*texts, strict=False))
@@ -77,7 +77,7 @@ def labels(texts: Sequence[str], width: float, length: Length) -> list[list[str]
 
 
 def wrapped(text: str, width: float, length: Length, most: int = _MOST) -> list[str]:
-    """The text in lines that are no wider, `most` of them; broken at spaces, or within a word that is wider itself."""
+    """The text in at most `most` lines no wider than `width`, broken at spaces, or within a word that is too wide."""
     lines: list[str] = []
     rest = text.strip()
     while rest:
@@ -94,7 +94,7 @@ def wrapped(text: str, width: float, length: Length, most: int = _MOST) -> list[
 
 
 def save_grid(picture: Images, folder: Path) -> Path:
-    """Write `grid.webp`, or `grid.png` where a side is longer than a WebP can be; returns which."""
+    """Write `grid.webp`, or `grid.png` if a side is too long for WebP; returns which."""
     from PIL import Image
 
     image = Image.fromarray(picture)
@@ -105,12 +105,12 @@ def save_grid(picture: Images, folder: Path) -> Path:
 
 
 def _tall(lines: int) -> int:
-    """What lines of a title or of columns' labels need."""
+    """The height of the lines of a title or of columns' labels."""
     return lines * _LINE + 14 if lines else 0
 
 
 def _cut(text: str, width: float, length: Length, end: str = "") -> str:
-    """The longest beginning that is no wider with `end`; one letter at the least."""
+    """The longest beginning that fits `width` with `end` behind it; at least one letter."""
     size = len(text)
     while size > 1 and length(text[:size] + end) > width:
         size -= 1

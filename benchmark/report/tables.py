@@ -10,14 +10,14 @@ from dataclasses import dataclass, replace
 from benchmark.evaluate.scores import Estimate, Rate
 from benchmark.metrics.comparison import ModelScores
 from benchmark.metrics.secondary import FRECHET, STYLE_CAUTION, STYLE_LOSS
-from benchmark.prompts.prompt_set import spoken
+from benchmark.prompts.vocabulary import spoken
 
 _LISTED = 5  # tags named as most and least reliable, and as drawn without being asked for
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Text or a score; `signed` shows its sign, `best` sets it off; `against`: the difference to the first model."""
+    """Text or a score. `signed` shows its sign, `best` highlights it; `against`: the difference to the first model."""
 
     text: str = ""
     score: Estimate | None = None
@@ -28,7 +28,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A head and rows of as many cells. `title` and `note` stand above it where there is room for them."""
+    """A head, and rows of as many cells. The HTML page shows `title` and `note` above it."""
 
     head: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
@@ -37,9 +37,9 @@ class Table:
 
 
 def make_tables(models: Sequence[ModelScores], more: Sequence[Table] = ()) -> tuple[Table, ...]:
-    """Every table there is something for: overall, by category, by tags and place in the prompt, and by tag.
+    """Every table that has rows: overall, by category, by number of tags and place in the prompt, and by tag.
 
-    `more` tables stand after those of all tags and before those tag by tag.
+    `more` tables come before those tag by tag.
     """
     tables = [_overall(models), *_by_key(models, "category", "categories", "category_difference", "By category")]
     if any(len(next(iter(model.by_count.values()))) > 1 for model in models):
@@ -65,7 +65,7 @@ def interval(score: Estimate, *, signed: bool = False) -> str:
 
 
 def interval_parts(score: Estimate, *, signed: bool = False) -> tuple[str, str]:
-    """`("0.812", "[0.790, 0.833]")`; the second is empty where it is not known."""
+    """`("0.812", "[0.790, 0.833]")`; the second is empty if the interval is not known."""
     if math.isnan(score.value):
         return "–", ""
     sign = "+" if signed else ""
@@ -114,7 +114,7 @@ def _by_key(models: Sequence[ModelScores], what: str, scored: str, differing: st
 
 
 def _titled_once(tables: Sequence[Table]) -> list[Table]:
-    """The same, with title and note above the first only of those that share one: the tables of all taggers."""
+    """The same tables. Of those that share a title, one a tagger, only the first keeps title and note."""
     seen: set[str] = set()
     made = []
     for table in tables:
@@ -124,7 +124,7 @@ def _titled_once(tables: Sequence[Table]) -> list[Table]:
 
 
 def _secondary(models: Sequence[ModelScores]) -> Table:
-    """What looks tell: a row a model, and below them the paired differences to the first."""
+    """The metrics of features: a row a model, and below them the paired differences to the first."""
     names = tuple(models[0].metrics)
     rows = [(Cell(model.name), *(Cell(score=model.metrics[name]) for name in names)) for model in models]
     for model in models[1:]:
@@ -168,7 +168,7 @@ def _rated(rates: Mapping[str, Rate], key: Callable[[float], float]) -> list[str
 
 
 def _compared(scores: Sequence[Estimate], against: Sequence[Estimate | None] | None = None) -> list[Cell]:
-    """A row's scores, the best three set off; `against`: each one's difference to the first."""
+    """A row's scores, the best three highlighted; `against`: each one's difference to the first."""
     best = best_three([score.value for score in scores])
     differences = against or [None] * len(scores)
     return [
@@ -178,7 +178,7 @@ def _compared(scores: Sequence[Estimate], against: Sequence[Estimate | None] | N
 
 
 def best_three(values: Sequence[float]) -> set[int]:
-    """The places of the best three (fewer of few models), with ties; none where all are equal."""
+    """The places of the best three (fewer of few models), with ties; none if all are equal."""
     order = sorted((value for value in values if not math.isnan(value)), reverse=True)
     if not order or order[0] == order[-1]:
         return set()

@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmark.errors import InputError
+from benchmark.hashing import files_fingerprint
+from benchmark.images import Images, check_images
 from benchmark.taggers.onnx_models import open_onnx
-from benchmark.taggers.tagger import Images, Probabilities, check_images, files_fingerprint
+from benchmark.taggers.tagger import Probabilities
 
 SIDE, ALIGN = 512, 4
 

@@ -1,6 +1,6 @@
-"""What taggers, classifiers and encoders in torch share: a folder, checked and loaded, and shown images.
+"""What taggers, classifiers and encoders in torch share: a folder is checked and loaded, and the model is shown images.
 
-transformers is imported here and in `pipelines.py` (to quieten it) only. B images, E numbers for each.
+B images, E numbers for each.
 """
 
 from __future__ import annotations
@@ -16,17 +16,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmark.errors import InputError, first_line
+from benchmark.hashing import files_fingerprint
+from benchmark.images import Images, check_images
 from benchmark.taggers.preprocessing import Preprocessing, read_preprocessing
-from benchmark.taggers.tagger import Images, check_images, files_fingerprint
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 WEIGHTS, CONFIG, PREPROCESSOR = "model.safetensors", "config.json", "preprocessor_config.json"
+_LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, ImportError)
 
 
 class ImageNetwork:
-    """A network in torch and the files it was read from."""
+    """A network in torch, and the files that it was read from."""
 
     def __init__(self, folder: Path, files: Sequence[str], model: Any, *, device: str, batch_size: int):
         self.name = folder.resolve().name
@@ -54,9 +56,9 @@ class ImageNetwork:
 
 
 class TransformersNetwork(ImageNetwork):
-    """A transformers model in a folder with its preprocessing; without such a file pixels pass as they are.
+    """A transformers model in a folder with its preprocessing; without a file of that, pixels pass as they are.
 
-    kind: its class in transformers. what: what a folder without one of the files `needed` is not. spare: as for
+    kind: its class in transformers. what: what errors call such a folder. needed: files it must have. spare: as for
     `load_transformers`. Raises InputError.
     """
 
@@ -82,11 +84,11 @@ class TransformersNetwork(ImageNetwork):
         super().__init__(folder, needed, model, device=device, batch_size=batch_size)
 
     def check(self, folder: Path, config: Mapping[str, Any]) -> None:
-        """Raise InputError, before any weight is read, for a model of another kind, as its `config.json` has it."""
+        """Raise InputError, before any weight is read, if its `config.json` describes another kind of model."""
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """A folder's `config.json`. Raises InputError where it cannot be read."""
+    """A folder's `config.json`. Raises InputError if it cannot be read."""
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -95,7 +97,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def check_weights(folder: Path) -> None:
-    """Raise InputError unless a folder's `model.safetensors` is whole, as its header has it."""
+    """Raise InputError unless a folder's `model.safetensors` is as long as its header says."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -108,8 +110,8 @@ def check_weights(folder: Path) -> None:
 def load_transformers(folder: Path, kind: str, spare: str | None = None) -> Any:
     """The model of a transformers class in a folder: float32, CPU, eval mode, no gradients.
 
-    Raises InputError; a tensor that is missing is an error, not a random one. `spare`: a part of the model that the
-    file may lack as a whole; the model is then without it (None).
+    `spare`: a part that the file may lack as a whole; the model's attribute is then None. Raises InputError for what
+    cannot be loaded without running code of its own, and for any other missing tensor.
     """
     import torch
     import transformers
@@ -118,9 +120,14 @@ def load_transformers(folder: Path, kind: str, spare: str | None = None) -> Any:
     with _quiet():
         try:
             model, told = getattr(transformers, kind).from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+                folder,
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=False,  # None would ask at the terminal
+                dtype=torch.float32,
+                output_loading_info=True,
             )
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except _LOADING_ERRORS as error:
             raise InputError(f"{folder}: transformers cannot load it ({first_line(error)}).") from None
     missing = sorted(told["missing_keys"])
     if missing and spare and missing == sorted(key for key in model.state_dict() if key.startswith(f"{spare}.")):
@@ -136,14 +143,14 @@ def load_tokenizer(folder: Path) -> Any:
 
     with _quiet():
         try:
-            return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, KeyError) as error:
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        except _LOADING_ERRORS as error:
             raise InputError(f"{folder}: its tokenizer cannot be loaded ({first_line(error)}).") from None
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """transformers' progress bars off for a while, and its notices about loading, which are read instead."""
+    """Within it, transformers shows no progress bars and no notices about loading: the loading info is read instead."""
     from transformers.utils import logging
 
     bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()

@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from benchmark.errors import InputError
+from benchmark.errors import InputError, first_line
 
 
 def open_onnx(path: Path, *, device: str = "cpu", threads: int | None = None) -> Any:
-    """An `InferenceSession`, on the GPU where `device` says so and onnxruntime can.
+    """An `InferenceSession`, on the GPU if `device` names one and onnxruntime supports it.
 
     `threads` None takes OMP_NUM_THREADS, or all cores this process may use. Raises InputError for a file that is no
     ONNX model, is cut short, or cannot be run.
@@ -29,8 +29,7 @@ def open_onnx(path: Path, *, device: str = "cpu", threads: int | None = None) ->
     except failures.InvalidProtobuf as error:
         raise InputError(f"{path}: is no ONNX model, or was cut short ({error}).") from None
     except (failures.Fail, failures.InvalidGraph, failures.NotImplemented, failures.NoSuchFile) as error:
-        reason = next((line for line in str(error).strip().splitlines() if line), type(error).__name__)
-        raise InputError(f"{path}: onnxruntime cannot load it ({reason}).") from None
+        raise InputError(f"{path}: onnxruntime cannot load it ({first_line(error)}).") from None
 
 
 def _cores() -> int:

@@ -7,18 +7,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmark.errors import InputError
-from benchmark.taggers.networks import CONFIG, PREPROCESSOR, TransformersNetwork
-from benchmark.taggers.tagger import MODEL_FILES, Images, Probabilities
+from benchmark.images import Images
+from benchmark.taggers.networks import CONFIG, PREPROCESSOR, WEIGHTS, TransformersNetwork
+from benchmark.taggers.tagger import Probabilities
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 class TransformersTagger(TransformersNetwork):
-    """A transformers multi-label classifier in a folder. See `Tagger`; `logits` can be differentiated."""
+    """A transformers multi-label classifier in a folder. See `Tagger`; `logits` can be differentiated.
 
-    def __init__(self, folder: Path, *, device: str = "cpu", batch_size: int = 64):
-        needed = [*MODEL_FILES["transformers"]]
+    `threads` is not used: torch has its own setting.
+    """
+
+    def __init__(self, folder: Path, *, device: str = "cpu", threads: int | None = None, batch_size: int = 64):
+        needed = [CONFIG, WEIGHTS]
         needed += [PREPROCESSOR] if (folder / PREPROCESSOR).is_file() else []
         kind = "AutoModelForImageClassification"
         super().__init__(folder, kind, "tagger's folder", needed, device=device, batch_size=batch_size)
@@ -27,13 +31,13 @@ class TransformersTagger(TransformersNetwork):
         self.general = self.tags
 
     def check(self, folder: Path, config: Mapping[str, Any]) -> None:
-        """Raise InputError for a model that is no multi-label classifier."""
+        """Raise InputError for a classifier of one class an image."""
         kind, ours = config.get("problem_type"), "multi_label_classification"
         if kind not in (None, ours):
             raise InputError(f"{folder / CONFIG}: its problem_type is '{kind}'; a tagger's is '{ours}'.")
 
     def logits(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] in 0..1 -> [B, T], differentiable in the images; weights hold no gradients."""
+        """[B, 3, H, W] in 0..1 -> [B, T], differentiable in the images; the model's weights get no gradients."""
         logits: Tensor = self.model(self.preprocessing(images)).logits
         return logits
 

@@ -18,11 +18,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmark.errors import InputError
+from benchmark.hashing import files_fingerprint
+from benchmark.images import Images, check_images
 from benchmark.taggers.onnx_models import open_onnx
-from benchmark.taggers.tagger import MODEL_FILES, Images, Probabilities, check_images, files_fingerprint
+from benchmark.taggers.tagger import Probabilities
 
-GENERAL, CHARACTER, RATING = 0, 4, 9
-TAGS_FILE = "selected_tags.csv"
+GENERAL = 0  # the category of tags that describe the picture
+TAGS_FILE, MODEL_FILE = "selected_tags.csv", "model.onnx"
 
 
 @dataclass(frozen=True)
@@ -65,16 +67,16 @@ class WDTagger:
 
     def __init__(self, folder: Path, *, device: str = "cpu", threads: int | None = None, batch_size: int = 32):
         self.name = folder.resolve().name
-        self._files = [folder / file for file in MODEL_FILES["wd"]]
+        self._files = [folder / TAGS_FILE, folder / MODEL_FILE]
         rows = read_selected_tags(folder / TAGS_FILE)
         self.tags = tuple(row.name for row in rows)
         self.general = general_tags(rows)
-        self._session = open_onnx(folder / "model.onnx", device=device, threads=threads)
+        self._session = open_onnx(folder / MODEL_FILE, device=device, threads=threads)
         self._batch_size = batch_size
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         shape, width = inputs[0].shape, outputs[0].shape[-1]
         if len(shape) != 4 or shape[3] != 3 or not isinstance(shape[1], int) or shape[1] != shape[2]:
-            raise InputError(f"{folder / 'model.onnx'}: its input is {shape}, a WD tagger's is [batch, side, side, 3].")
+            raise InputError(f"{folder / MODEL_FILE}: its input is {shape}, a WD tagger's is [batch, side, side, 3].")
         if isinstance(width, int) and width != len(self.tags):
             raise InputError(
                 f"{folder}: the model has {width} outputs, {TAGS_FILE} {len(self.tags)} rows; mixed files?"

@@ -1,10 +1,10 @@
-"""WD taggers by their PyTorch weights, which timm reads: what they say can be differentiated. B images, T tags.
+"""WD taggers by their PyTorch weights, which timm reads, so that they can be differentiated. B images, T tags.
 
-Beside `selected_tags.csv` the folder holds what timm keeps of a model: `config.json` (the architecture, its arguments,
+Beside `selected_tags.csv` the folder holds timm's files of a model: `config.json` (the architecture, its arguments,
 the size and normalisation of its input) and `model.safetensors`. The picture is padded with white to a square, resized
 (bicubic), normalised, and its channels turned to BGR, as in the example github.com/neggles/wdv3-timm.
 
-timm is an extra, as it brings torchvision, and imported here only.
+timm is an extra, as it brings torchvision, and it is imported here only.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmark.errors import InputError, first_line
+from benchmark.images import Images
 from benchmark.taggers.networks import CONFIG, WEIGHTS, ImageNetwork, check_weights
 from benchmark.taggers.preprocessing import Preprocessing
-from benchmark.taggers.tagger import MODEL_FILES, Images, Probabilities
+from benchmark.taggers.tagger import Probabilities
 from benchmark.taggers.wd import TAGS_FILE, general_tags, read_selected_tags
 
 if TYPE_CHECKING:
@@ -23,9 +24,12 @@ if TYPE_CHECKING:
 
 
 class TimmTagger(ImageNetwork):
-    """A WD tagger in a folder, in torch. See `Tagger`; `logits` can be differentiated."""
+    """A WD tagger in a folder, in torch. See `Tagger`; `logits` can be differentiated.
 
-    def __init__(self, folder: Path, *, device: str = "cpu", batch_size: int = 32):
+    `threads` is not used: torch has its own setting.
+    """
+
+    def __init__(self, folder: Path, *, device: str = "cpu", threads: int | None = None, batch_size: int = 32):
         rows = read_selected_tags(folder / TAGS_FILE)
         model = _load(folder)
         width = int(model.num_classes)
@@ -34,10 +38,10 @@ class TimmTagger(ImageNetwork):
         self.tags = tuple(row.name for row in rows)
         self.general = general_tags(rows)
         self.preprocessing = _preprocessing(folder, model.pretrained_cfg)
-        super().__init__(folder, MODEL_FILES["wd-timm"], model, device=device, batch_size=batch_size)
+        super().__init__(folder, (TAGS_FILE, CONFIG, WEIGHTS), model, device=device, batch_size=batch_size)
 
     def logits(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] in 0..1 -> [B, T], differentiable in the images; weights hold no gradients."""
+        """[B, 3, H, W] in 0..1 -> [B, T], differentiable in the images; the model's weights get no gradients."""
         logits: Tensor = self.model(self.preprocessing(_squared(images)).flip(1))
         return logits
 
@@ -53,7 +57,7 @@ def _load(folder: Path) -> Any:
     except ImportError:
         raise InputError(
             f"{folder}: its PyTorch weights need timm. Install the extra (pip install 'layermerge[timm]'), or take its "
-            "ONNX form, without slopes (kind: wd)."
+            "ONNX form, which has no gradients (kind: wd)."
         ) from None
     from safetensors.torch import load_file
 

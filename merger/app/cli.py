@@ -14,8 +14,8 @@ from pathlib import Path
 
 from benchmark.app import cli as benchmark_cli
 from benchmark.errors import InputError, memory_said
-from merger import __version__
 from merger.errors import BlendNotApplied, Stopped
+from merger.version import __version__
 
 EXAMPLES = """examples:
   merger search demo/search.yaml             search, choose the winner, write the checkpoint and the report

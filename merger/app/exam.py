@@ -5,15 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from benchmark.prompts.prompt_set import (
-    Prompt,
-    Vocabulary,
-    derive_seed,
-    make_prompts,
-    read_vocabulary,
-    vocabulary_from_tags,
-)
-from benchmark.taggers.tagger import Tagger, columns_of, open_tagger
+from benchmark.prompts.prompt_set import Prompt, derive_seed, make_prompts
+from benchmark.prompts.vocabulary import Vocabulary, read_vocabulary, vocabulary_from_tags
+from benchmark.taggers.registry import open_tagger
+from benchmark.taggers.tagger import Tagger, columns_of
 from merger.config.config import Config
 from merger.config.parts import TaggerSettings
 from merger.scoring.objective import JUDGE, TAGGER, Metric

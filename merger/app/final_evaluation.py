@@ -53,7 +53,7 @@ class FinalEvaluation:
             weights,
             report=self._report,
             keep_images=SHOWN if which == "test" else 0,
-            looks={THUMBNAILS: Thumbnails()} if which == "validation" else None,
+            extractors={THUMBNAILS: Thumbnails()} if which == "validation" else None,
         )
         self.caches[which].put(which, weights, evaluation)
         accuracy = evaluation.accuracy(TAGGER, exam.thresholds[TAGGER])

@@ -12,8 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from benchmark.hashing import files_fingerprint
 from benchmark.prompts.prompt_set import fingerprint
-from benchmark.taggers.tagger import files_fingerprint
 from merger.app.exam import Exam
 from merger.app.sources import BlendSources
 from merger.config.config import Config

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +20,6 @@ from merger.errors import InputError, NoRoom, StudyError
 from merger.report.progress import SearchProgress
 from merger.scoring.selection import select_winner
 from merger.search.baselines import baselines_of, most_trials, outcomes
-from merger.search.locks import study_lock
 from merger.search.loop import search
 from merger.search.registry import sampler_named
 from merger.search.sampler_choice import Choice
@@ -55,25 +53,11 @@ def run_search(session: Session, run: Run, interrupt: Interrupt) -> dict[str, An
     run.make_folder()
     kept = f"What is finished is kept: fix that, then `merger resume {run.folder}`."
     storage = run.storage(session.config)
-    with _held(run, storage, new), refusals_said(storage, kept):
+    with run.held(storage, new), refusals_said(storage, kept):
         study = _open(session, run, identity, new)
         choice = choose_as_begun(session, choice, study.noted("method"), run.name, no_gradients)
         plan = _Plan(choice, gradient if choice.follows_gradients else None)
         return _search(session, runtime, plan, study, run, interrupt)
-
-
-@contextmanager
-def _held(run: Run, storage: str, new: bool) -> Iterator[None]:
-    """Holds the run and its study. A folder made for a study that another process searches is removed again."""
-    with ExitStack() as held:
-        held.enter_context(run.lock())
-        try:
-            held.enter_context(study_lock(storage, run.name))
-        except StudyError:
-            if new:
-                shutil.rmtree(run.folder, ignore_errors=True)  # Windows keeps the lock file, which is open
-            raise
-        yield
 
 
 def _with_gradients_if_they_fit(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from merger.app import previous_version
 from merger.config.config import Config
 from merger.config.loading import dump_config, overridden, parse_config, read_yaml
 from merger.errors import StudyError
-from merger.search.locks import file_lock, owner_of
+from merger.search.locks import file_lock, owner_of, study_lock
 
 ROOT = Path("runs")
 """Where runs lie, from where the command is called."""
@@ -120,6 +121,23 @@ class Run:
     def busy(self) -> bool:
         """Whether a search works here now. Takes no lock, so that a search that begins just then is not refused."""
         return owner_of(self.lock_file) is not None
+
+    @contextmanager
+    def held(self, storage: str, new: bool) -> Iterator[None]:
+        """Holds this folder and its study in `storage` for one search.
+
+        new: whether the folder was made for it; then it does not stay if the study cannot be had. Raises `StudyError`
+        if another search works here, or on the study from another folder.
+        """
+        with ExitStack() as locks:
+            locks.enter_context(self.lock())
+            try:
+                locks.enter_context(study_lock(storage, self.name))
+            except StudyError:
+                if new:
+                    shutil.rmtree(self.folder, ignore_errors=True)  # Windows keeps the lock file, which is open
+                raise
+            yield
 
     def lock(self) -> AbstractContextManager[None]:
         """Held while a search works here. Raises `StudyError` if another one does."""

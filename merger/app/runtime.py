@@ -10,9 +10,10 @@ from typing import Any, cast
 
 import torch
 
-from benchmark.pipelines.generation import DiffusersGenerator, GenerationSettings, ImageGenerator
+from benchmark.pipelines.clip_text import knows_clip
+from benchmark.pipelines.diffusers_generator import DiffusersGenerator
+from benchmark.pipelines.generation import GenerationSettings, ImageGenerator
 from benchmark.pipelines.loading import denoiser_of, dtypes, load_pipeline
-from benchmark.prompts.text import knows_clip
 from merger.app.exam import Exam
 from merger.app.session import Session
 from merger.blend.live import LiveDenoiser

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmark.pipelines.hub import Part
+from benchmark.pipelines.hub import Portion
 from merger.checkpoints.hub import fetched
 from merger.config.config import Config
 from merger.errors import CheckpointError
@@ -17,7 +17,7 @@ def local(config: Config) -> Config:
     Raises CheckpointError, naming the setting, for an id that is not in the cache and cannot be fetched.
     """
 
-    def found(source: Path | None, key: str, part: Part = "whole") -> Path | None:
+    def found(source: Path | None, key: str, part: Portion = "whole") -> Path | None:
         if source is None or source.is_absolute():
             return source
         try:

@@ -81,7 +81,7 @@ class Checkpoint:
         if not info.pieces:
             whole = self.read_key(info.key, info.file)
             return whole.T if info.turned else whole
-        file = info.file if name in self.text else None  # the base's, where the encoder is lent
+        file = info.file if name in self.text else None  # the base's file if the encoder is lent
         rows = [self.read_key(piece.key, file)[piece.start : piece.stop] for piece in info.pieces]
         return (rows[0] if len(rows) == 1 else torch.cat(rows)).reshape(info.shape)
 
@@ -142,7 +142,7 @@ def open_checkpoint(
 
 
 def read_unet_config(pipeline: Path) -> dict[str, object]:
-    """`unet/config.json` of a diffusers folder, or `transformer/config.json` where it has no U-Net.
+    """`unet/config.json` of a diffusers folder, or `transformer/config.json` if it has no U-Net.
 
     Raises CheckpointError if both are missing or it is not JSON.
     """

@@ -11,8 +11,9 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
-from benchmark.pipelines.hub import is_hub_id
-from benchmark.taggers.kinds import TaggerKind
+from benchmark.errors import InputError
+from benchmark.hub_ids import is_hub_id
+from benchmark.taggers.registry import check_tagger_kind
 from merger.layers.rules import check_rules, read_rules
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
@@ -88,6 +89,13 @@ def _frozen_at_the_base(value: Any) -> Any:
     return dict.fromkeys(value, 0.0) if isinstance(value, (list, tuple)) else value
 
 
+def _known_kind(kind: str) -> str:
+    try:
+        return check_tagger_kind(kind)
+    except InputError as error:  # pydantic collects ValueErrors only
+        raise ValueError(str(error)) from None
+
+
 Located = Annotated[Path, AfterValidator(locate)]
 Sourced = Annotated[Path, AfterValidator(locate_source)]
 """A path or a hub id. Only a hub id stays relative; `merger.checkpoints.hub` finds its folder."""
@@ -136,7 +144,7 @@ class TaggerSettings(Settings):
     """A tagger."""
 
     path: Located = Field(description="The folder of the tagger's files.")
-    kind: TaggerKind | None = Field(
+    kind: Annotated[str, AfterValidator(_known_kind)] | None = Field(
         default=None, description="The tagger's format. Needed only if the folder holds more than one."
     )
     threshold: Threshold | None = Field(

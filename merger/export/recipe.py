@@ -9,11 +9,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
-from benchmark.pipelines.hub import id_of
-from merger import __version__
+from benchmark.hub_ids import id_of
 from merger.checkpoints.recipe_metadata import METADATA_KEY
 from merger.errors import RecipeError, did_you_mean
 from merger.layers.components import DENOISER, components_problem
+from merger.version import __version__
 
 DTYPES = ("base", "fp16", "bf16", "fp32")
 METHODS = ("linear",)
@@ -101,10 +101,6 @@ class Recipe:
         ]
         rows = {layer: dict(row) for layer, row in weights.items()}
         return cls(noted[0], tuple(noted[1:]), granularity, rows, dtype, components=tuple(components))
-
-    def row(self, layer: str) -> list[float]:
-        """Weights of one layer, in the order of the donors."""
-        return [self.weights.get(layer, {}).get(donor.name, 0.0) for donor in self.donors]
 
     @property
     def used(self) -> tuple[RecipeSource, ...]:

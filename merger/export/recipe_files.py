@@ -19,7 +19,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from benchmark.pipelines.hub import is_hub_id
+from benchmark.hub_ids import is_hub_id
 from merger.checkpoints.adapter import open_donor
 from merger.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from merger.checkpoints.hub import fetched

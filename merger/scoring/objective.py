@@ -11,7 +11,7 @@ import numpy as np
 from benchmark.evaluate import scores
 from benchmark.evaluate.runner import Evaluation, evaluate
 from benchmark.evaluate.scores import Estimate, Floats
-from benchmark.features.encoders import Look
+from benchmark.features.extractor import FeatureExtractor
 from benchmark.pipelines.generation import ImageGenerator
 from benchmark.prompts.prompt_set import Prompt
 from benchmark.taggers.tagger import Tagger
@@ -20,8 +20,6 @@ from merger.search.trials import Report, Score
 
 TAGGER, JUDGE = "tagger", "judge"
 """The roles of taggers in evaluations: the one that a search follows, and the one that it never sees."""
-
-_LEAST = 1e-4  # a probability below this counts as this in the logarithm
 
 
 class Live(Protocol):
@@ -70,7 +68,7 @@ class Metric:
         values = evaluation.probabilities[TAGGER].astype(np.float64)
         estimate = evaluation.mean_probability(TAGGER)
         if self.kind == "log_probability":
-            values = np.log(np.maximum(values, _LEAST))
+            values = np.log(np.maximum(values, scores.PROBABILITY_FLOOR))
             estimate = evaluation.mean_log_probability(TAGGER)
         parts = scores.per_prompt(scores.tally(values, evaluation.asked, evaluation.prompt_of))
         return estimate, parts
@@ -104,11 +102,11 @@ def evaluate_blend(
     *,
     report: Report | None = None,
     keep_images: int = 0,
-    looks: Mapping[str, Look] | None = None,
+    extractors: Mapping[str, FeatureExtractor] | None = None,
 ) -> Evaluation:
-    """Evaluates one blend on `prompts` by every tagger. looks: what else is kept of each image, by name."""
+    """Evaluates one blend on `prompts` by every tagger, with the features that `extractors` find, by name."""
     live.apply(weights)
-    return evaluate(generator, taggers, prompts, report=report, keep_images=keep_images, looks=looks)
+    return evaluate(generator, taggers, prompts, report=report, keep_images=keep_images, extractors=extractors)
 
 
 def _known(stderr: float) -> float:

@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 
 from benchmark.evaluate.runner import Evaluation
 from benchmark.evaluate.scores import Floats, Tally, paired_difference
-from benchmark.features.encoders import Embeddings
-from benchmark.taggers.tagger import Images, Probabilities, Tagger
+from benchmark.features.extractor import Features
+from benchmark.images import Images
+from benchmark.taggers.tagger import Probabilities, Tagger
 from merger.scoring.objective import TAGGER
 
 BROKEN_MARGIN = 0.02
@@ -121,11 +122,11 @@ def changed_taggers(tagger: Tagger) -> dict[str, Tagger]:
 
 
 class Thumbnails:
-    """Images as tiny pictures, which know nothing of tags. See `benchmark.features.encoders.Look`."""
+    """Images as tiny pictures, which know nothing of tags. See `benchmark.features.extractor.FeatureExtractor`."""
 
     name = fingerprint = THUMBNAILS
 
-    def images(self, images: Images) -> Embeddings:
+    def images(self, images: Images) -> Features:
         """uint8 [B, H, W, 3] -> float32 [B, 192] in 0..1: the mean of each of 8 x 8 parts."""
         height, width = images.shape[1:3]
         rows, columns = (np.arange(_SIDE) * size // _SIDE for size in (height, width))
@@ -180,7 +181,7 @@ def signs_of(evaluation: Evaluation, threshold: float) -> Signs:
         },
         broken=float(evaluation.broken_images.mean()),
         whole=int(whole.sum()),
-        duplicates=int(whole.sum()) - len(np.unique(evaluation.digests[whole])),
+        duplicates=evaluation.duplicates,
         spread=float("nan") if thumbnails is None else thumbnail_spread(thumbnails[whole]),
     )
 

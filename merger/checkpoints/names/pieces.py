@@ -49,7 +49,7 @@ def pieces_of(marked: Tensor, keys: list[str], name: str, where: str) -> tuple[P
     converter exchanged the tensor's dimensions.
     """
     if marked.numel() != rows_in(tuple(marked.shape)):
-        raise CheckpointError(f"{where}: diffusers turns '{name}' round, which is not translated here.")
+        raise CheckpointError(f"{where}: diffusers exchanges the dimensions of '{name}', which is not supported here.")
     values = marked.reshape(-1)
     breaks = (values[1:] - values[:-1] != 1).nonzero().reshape(-1) + 1
     edges = [0, *breaks.tolist(), values.numel()]

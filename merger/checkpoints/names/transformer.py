@@ -16,7 +16,7 @@ from torch import Tensor
 from merger.checkpoints.names.pieces import Piece, marker, pieces_of, whole
 from merger.errors import CheckpointError
 
-PREFIXES = ("model.diffusion_model.", "transformer.", "diffusion_model.", "model.", "")
+_PREFIXES = ("model.diffusion_model.", "transformer.", "diffusion_model.", "model.", "")
 _STACKS = ("transformer_blocks", "joint_blocks", "double_blocks", "double_layers", "layers", "blocks")
 
 
@@ -31,12 +31,12 @@ def transformer_names_in(
     of, in order}), both empty without a transformer. Raises CheckpointError if diffusers knows the model's type but its
     converter cannot read this file.
     """
-    prefix = next((prefix for prefix in PREFIXES if _begins_stack(prefix, shapes)), None)
+    prefix = next((prefix for prefix in _PREFIXES if _begins_stack(prefix, shapes)), None)
     if prefix is not None:
         stem, names = _translated(_within(prefix, shapes), shapes, where)
         if names:
             return stem, names
-    for prefix in PREFIXES:
+    for prefix in _PREFIXES:
         if any(prefix + mark in shapes for mark in markers):
             return "", {name: (whole(key, shapes[key]),) for name, key in _within(prefix, shapes).items()}
     return "", {}

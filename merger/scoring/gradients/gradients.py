@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from benchmark.evaluate.runner import Evaluation
-from benchmark.pipelines.generation import to_bytes
+from benchmark.images import to_bytes
 from benchmark.prompts.prompt_set import Prompt
 from benchmark.taggers.tagger import columns_of
 from merger.blend.live import LiveDenoiser
@@ -192,5 +192,5 @@ class BlendGradients:
             value=float(parts.mean()),
             stderr=float(parts.std(ddof=1) / math.sqrt(count)) if count > 1 else math.inf,
             per_prompt=tuple(round(float(part), 6) for part in parts),
-            attributes={**score.attributes, "duplicates": count - len(set(findings.digests.tolist()))},
+            attributes={**score.attributes, "duplicates": evaluation.duplicates},
         )

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, UntypedStorage
 
-from benchmark.pipelines.generation import lent
+from benchmark.pipelines.lending import lent
 from benchmark.prompts.prompt_set import Prompt
 from merger.errors import NoRoom
 from merger.scoring.gradients.gradients import BlendGradients

@@ -14,7 +14,7 @@ import functools
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from benchmark.pipelines.generation import DiffusersGenerator, GenerationSettings, lent
+from benchmark.pipelines.diffusers_generator import DiffusersGenerator
+from benchmark.pipelines.generation import GenerationSettings
+from benchmark.pipelines.lending import lent
 from benchmark.pipelines.loading import Pipeline
 from benchmark.prompts.prompt_set import Prompt
 from merger.errors import ConfigError
@@ -74,14 +76,14 @@ class DifferentiableGenerator(DiffusersGenerator):
         encoders'. They are the images that `generate` draws. Raises torch.OutOfMemoryError where the batch is too
         large, and ConfigError where gradients of the text were to be handed out step by step.
         """
-        with self._text_with_graph(how):
-            arguments = self._arguments(prompts)
+        with self._text_gradients(how):
+            arguments = self.arguments(prompts)
         with (
             torch.enable_grad(),
             warnings.catch_warnings(),
-            lent(self.pipeline, "scheduler", self._scheduler),
+            lent(self.pipeline, "scheduler", self.scheduler),
             self.text_kept(),
-            _lent_steps(self._scheduler, denoiser, how),
+            _lent_steps(self.scheduler, denoiser, how),
             _lent_decoder(self.pipeline, decoded_at_once(self.settings)),
         ):
             warnings.simplefilter("ignore", DeprecationWarning)  # diffusers' schedulers speak numpy 1
@@ -90,29 +92,18 @@ class DifferentiableGenerator(DiffusersGenerator):
             )[0]
         return images
 
-    @contextmanager
-    def _text_with_graph(self, how: Differentiation) -> Iterator[None]:
-        """For one drawing, text is encoded anew with a graph, where an encoder's parameters ask for gradients.
-
-        A backward pass uses a graph up, so that nothing of it may be kept.
-        """
+    def _text_gradients(self, how: Differentiation) -> AbstractContextManager[None]:
+        """Within it, text is encoded with a graph if a parameter of a text encoder asks for gradients."""
         encoders = [
             part
             for name, part in self.pipeline.components.items()
             if name.startswith("text_encoder") and isinstance(part, nn.Module)
         ]
         if not any(parameter.requires_grad for part in encoders for parameter in part.parameters()):
-            yield
-            return
+            return nullcontext()
         if how.streamed:
             raise ConfigError("streamed: gradients go back through the text in one piece only")
-        self._let_go_of_old()  # or they would be put back as if they were new
-        kept = self._embeddings, self._negative
-        self._embeddings, self._negative, self._with_graph = {}, None, True
-        try:
-            yield
-        finally:
-            (self._embeddings, self._negative), self._with_graph = kept, False
+        return self.text_with_graph()
 
 
 def decoded_at_once(settings: GenerationSettings) -> int:

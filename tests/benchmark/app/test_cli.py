@@ -7,20 +7,20 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from benchmark.app import session, studio
+from benchmark.app import benchmark, studio
 from benchmark.app.cli import main
 from benchmark.errors import InputError
 from benchmark.evaluate.runner import Batch
-from benchmark.prompts.prompt_set import Vocabulary
+from benchmark.prompts.vocabulary import Vocabulary
 from benchmark.report import progress
-from benchmark.taggers import thresholds
-from benchmark.taggers.tagger import open_tagger
+from benchmark.taggers import registry
 
 ROOT = Path(__file__).parents[3]
 
@@ -89,12 +89,12 @@ def test_tables_json_and_rows_come_out_and_are_the_same_again_without_a_model(
 def test_an_interrupted_command_goes_on(
     arguments: dict[str, Any], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop(self: progress.Progress, done: int, batch: object) -> None:
+    def stop(self: progress.DrawingProgress, done: int, batch: object) -> None:
         if done == 4:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(progress.Progress, "__call__", stop)
+        patched.setattr(progress.DrawingProgress, "__call__", stop)
         assert call(arguments) == 130
     assert "goes on from here" in capfd.readouterr().err
     assert call(arguments) == 0
@@ -208,16 +208,16 @@ def test_a_tag_the_judge_does_not_know(
 
 
 def test_sizes() -> None:
-    assert session.parse_sizes("2, 4-6,8") == [(2, 2), (4, 6), (8, 8)]
+    assert benchmark.parse_sizes("2, 4-6,8") == [(2, 2), (4, 6), (8, 8)]
     with pytest.raises(InputError):
-        session.parse_sizes("2-")
-    prompts = session.prompts_of_sizes(Vocabulary(tuple("abcdef")), 4, [(1, 1), (3, 3)], 0, "{tags}", 2)
+        benchmark.parse_sizes("2-")
+    prompts = benchmark.prompts_of_sizes(Vocabulary(tuple("abcdef")), 4, [(1, 1), (3, 3)], 0, "{tags}", 2)
     assert [p.index for p in prompts] == [n for n in range(8) for _ in range(2)]
     assert [len(p.tags) for p in prompts] == [1] * 8 + [3] * 8
 
 
 def test_a_few_images_are_kept_for_the_page(tmp_path: Path) -> None:
-    heard = progress.Progress("m", 20, tmp_path / "images", keep=5)
+    heard = progress.DrawingProgress("m", 20, tmp_path / "images", keep=5)
     for start in range(0, 20, 4):
         images = np.full((4, 8, 8, 3), start, np.uint8)
         heard(start + 4, Batch(start, images, {}, np.zeros(4, bool), np.zeros(4, np.int64)))
@@ -225,15 +225,16 @@ def test_a_few_images_are_kept_for_the_page(tmp_path: Path) -> None:
 
 
 def test_efforts() -> None:
-    assert session.parse_efforts("8, 4", "32,64x32") == [(4, 32, 32), (4, 64, 32), (8, 32, 32), (8, 64, 32)]
-    assert session.parse_efforts("8", "32,64") == [(8, 32, 32), (8, 64, 64)]
+    assert benchmark.parse_efforts("8, 4", "32,64x32") == [(4, 32, 32), (4, 64, 32), (8, 32, 32), (8, 64, 32)]
+    assert benchmark.parse_efforts("8", "32,64") == [(8, 32, 32), (8, 64, 64)]
 
 
 def test_a_known_tagger_brings_its_threshold_and_says_so(
     arguments: dict[str, Any], capfd: pytest.CaptureFixture[str], tiny_wd_tagger: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert thresholds.recommended(open_tagger(tiny_wd_tagger, threads=1)) is None  # of this format, but not known
-    monkeypatch.setitem(thresholds._KNOWN, ("WDTagger", 14), (0.35, "tiny: its own page"))
+    assert registry.recommended_threshold(registry.open_tagger(tiny_wd_tagger, threads=1)) is None  # not a known one
+    known = replace(registry._FORMATS["wd"], thresholds={14: (0.35, "tiny: its own page")})
+    monkeypatch.setitem(registry._FORMATS, "wd", known)
     assert call(arguments, "--json") == 0
     told = capfd.readouterr()
     assert json.loads(told.out)["settings"]["thresholds"] == {"tagger": 0.35, "judge": 0.5}

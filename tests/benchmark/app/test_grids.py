@@ -15,7 +15,8 @@ from benchmark.app.cli import main
 from benchmark.app.grids import Axis, alternatives, cells, parse_axes
 from benchmark.app.studio import Studio
 from benchmark.errors import InputError
-from benchmark.pipelines.generation import DiffusersGenerator, GenerationSettings
+from benchmark.pipelines.diffusers_generator import DiffusersGenerator
+from benchmark.pipelines.generation import GenerationSettings
 from benchmark.pipelines.loading import load_pipeline
 from benchmark.prompts.prompt_set import Prompt
 from benchmark.report import sheet

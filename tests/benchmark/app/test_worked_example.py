@@ -16,7 +16,7 @@ from benchmark.evaluate.runner import Evaluation
 from benchmark.evaluate.scores import Rate
 from benchmark.metrics import image_metrics as metrics
 from benchmark.metrics.comparison import ModelScores, compare
-from benchmark.metrics.secondary import Beside
+from benchmark.metrics.secondary import References
 from benchmark.prompts.prompt_set import Prompt
 
 TAGS = tuple("abcdefghi")
@@ -41,7 +41,9 @@ def directions(angles: list[int]) -> np.ndarray:
 
 
 # The reference images are the first model's own, five away.
-BESIDE = Beside(directions(TEXT_ANGLES), {"clip": "c"}, {"clip": directions(ANGLES)[:11] + np.array([3.0, 4.0])})
+REFERENCES = References(
+    directions(TEXT_ANGLES), {"clip": "c"}, {"clip": directions(ANGLES)[:11] + np.array([3.0, 4.0])}
+)
 
 
 def evaluation(changed: bool) -> Evaluation:
@@ -63,7 +65,7 @@ def evaluation(changed: bool) -> Evaluation:
 @pytest.fixture(scope="module")
 def models() -> tuple[ModelScores, ...]:
     evaluations = {"one": evaluation(False), "other": evaluation(True)}
-    return compare(evaluations, CATEGORY.__getitem__, {"tagger": 0.5}, BESIDE)
+    return compare(evaluations, CATEGORY.__getitem__, {"tagger": 0.5}, REFERENCES)
 
 
 def values(scores: dict) -> dict:

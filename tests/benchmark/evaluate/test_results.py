@@ -11,17 +11,20 @@ import pytest
 
 from benchmark.errors import InputError
 from benchmark.evaluate.completing import complete_rows
-from benchmark.evaluate.results import Plan, Rows, model_fingerprint
+from benchmark.evaluate.results import Rows, RowSpec
 from benchmark.evaluate.runner import Evaluation, evaluate
+from benchmark.hashing import model_fingerprint
+from benchmark.images import Images
 from benchmark.pipelines.generation import FakeGenerator, GenerationSettings, ImageGenerator
-from benchmark.prompts.prompt_set import Prompt, make_prompts, vocabulary_from_tags
-from benchmark.report.progress import Progress
-from benchmark.taggers.tagger import FakeTagger, Images
+from benchmark.prompts.prompt_set import Prompt, make_prompts
+from benchmark.prompts.vocabulary import vocabulary_from_tags
+from benchmark.report.progress import DrawingProgress
+from benchmark.taggers.tagger import FakeTagger
 
 TAGS = tuple("abcdefgh")
 PROMPTS = make_prompts(vocabulary_from_tags(TAGS, 8), 11, tags_per_prompt=3, seed=1, images=2)
 TAGGERS = {"tagger": FakeTagger(TAGS), "judge": FakeTagger(TAGS[::-1], "judge", noise=0.3)}
-PLAN = Plan(
+SPEC = RowSpec(
     "a model/v1",
     "0" * 64,
     GenerationSettings(width=64, height=64),
@@ -67,8 +70,8 @@ def same(a: Evaluation, b: Evaluation) -> bool:
 def test_interrupted_after_any_batch_and_run_again_is_the_uninterrupted_run(tmp_path: Path, batches: int) -> None:
     whole = evaluate(FakeGenerator(TAGS, 0.6), TAGGERS, PROMPTS, tags=TAGS)
     with pytest.raises(KeyboardInterrupt):
-        complete_rows(Rows(tmp_path, PLAN), lambda _: Stops(batches, 4), TAGGERS)
-    rows = Rows(tmp_path, PLAN)
+        complete_rows(Rows(tmp_path, SPEC), lambda _: Stops(batches, 4), TAGGERS)
+    rows = Rows(tmp_path, SPEC)
     assert rows.done == 4 * batches
     assert rows.batch_size == (4 if batches else None)  # the next run has batches of the same size
     heard: list[int] = []
@@ -76,66 +79,66 @@ def test_interrupted_after_any_batch_and_run_again_is_the_uninterrupted_run(tmp_
     assert same(done, whole)
     assert heard[0] == 4 * batches
     assert heard[-1] == len(PROMPTS)
-    assert same(complete_rows(Rows(tmp_path, PLAN), never, TAGGERS), whole)
+    assert same(complete_rows(Rows(tmp_path, SPEC), never, TAGGERS), whole)
     assert not list(tmp_path.rglob("part-*")) + list(tmp_path.rglob("*.partial"))
 
 
 def test_interrupted_between_the_last_row_and_the_joining(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Rows, "finish", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        complete_rows(Rows(tmp_path, PLAN), draws(), TAGGERS)
+        complete_rows(Rows(tmp_path, SPEC), draws(), TAGGERS)
     monkeypatch.undo()
-    assert complete_rows(Rows(tmp_path, PLAN), never, TAGGERS).broken == 0
+    assert complete_rows(Rows(tmp_path, SPEC), never, TAGGERS).broken == 0
 
 
 def test_a_part_cut_short_is_drawn_again(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        complete_rows(Rows(tmp_path, PLAN), lambda _: Stops(3, 4), TAGGERS)
+        complete_rows(Rows(tmp_path, SPEC), lambda _: Stops(3, 4), TAGGERS)
     (second,) = tmp_path.rglob("part-000004.npz")
     second.write_bytes(second.read_bytes()[:100])
-    rows = Rows(tmp_path, PLAN)
+    rows = Rows(tmp_path, SPEC)
     assert rows.done == 4
     assert same(complete_rows(rows, draws(), TAGGERS), evaluate(FakeGenerator(TAGS, 0.6), TAGGERS, PROMPTS, tags=TAGS))
 
 
 def test_rows_are_read_back_without_prompts_being_lost(tmp_path: Path) -> None:
-    complete_rows(Rows(tmp_path, PLAN), draws(), TAGGERS)
+    complete_rows(Rows(tmp_path, SPEC), draws(), TAGGERS)
     (file,) = tmp_path.rglob("rows.npz")
     with np.load(file) as columns:
         assert columns["prompt"].tolist() == [p.index for p in PROMPTS]
         assert columns["seed"].tolist() == [p.seed for p in PROMPTS]
         assert columns["probabilities/judge"].dtype == np.float32
-    assert file.parent.name == f"a-model-v1-{PLAN.fingerprint[:12]}"
+    assert file.parent.name == f"a-model-v1-{SPEC.fingerprint[:12]}"
     assert PROMPTS[0].text in (file.parent / "about.json").read_text()
 
 
 @pytest.mark.parametrize(
     "changed",
     [
-        replace(PLAN, model="1" * 64),
-        replace(PLAN, settings=replace(PLAN.settings, steps=21)),
-        replace(PLAN, settings=replace(PLAN.settings, negative_prompt="hat")),
-        replace(PLAN, prompts=(replace(PROMPTS[0], seed=1), *PROMPTS[1:])),
-        replace(PLAN, tags=TAGS[::-1]),
-        replace(PLAN, taggers={**PLAN.taggers, "judge": "2" * 64}),
-        replace(PLAN, taggers={"tagger": PLAN.taggers["tagger"]}),
+        replace(SPEC, model="1" * 64),
+        replace(SPEC, settings=replace(SPEC.settings, steps=21)),
+        replace(SPEC, settings=replace(SPEC.settings, negative_prompt="hat")),
+        replace(SPEC, prompts=(replace(PROMPTS[0], seed=1), *PROMPTS[1:])),
+        replace(SPEC, tags=TAGS[::-1]),
+        replace(SPEC, taggers={**SPEC.taggers, "judge": "2" * 64}),
+        replace(SPEC, taggers={"tagger": SPEC.taggers["tagger"]}),
     ],
 )
-def test_rows_of_another_plan_have_another_folder(tmp_path: Path, changed: Plan) -> None:
-    assert changed.folder(tmp_path) != PLAN.folder(tmp_path)
+def test_rows_of_another_spec_have_another_folder(tmp_path: Path, changed: RowSpec) -> None:
+    assert changed.folder(tmp_path) != SPEC.folder(tmp_path)
 
 
 def test_the_name_and_the_batch_size_decide_nothing() -> None:
-    assert replace(PLAN, name="b", settings=replace(PLAN.settings, batch_size=3)).fingerprint == PLAN.fingerprint
+    assert replace(SPEC, name="b", settings=replace(SPEC.settings, batch_size=3)).fingerprint == SPEC.fingerprint
 
 
 def test_damaged_rows_are_one_line(tmp_path: Path) -> None:
-    complete_rows(Rows(tmp_path, PLAN), draws(), TAGGERS)
+    complete_rows(Rows(tmp_path, SPEC), draws(), TAGGERS)
     (file,) = tmp_path.rglob("rows.npz")
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match=r"rows\.npz: is damaged"):
-        Rows(tmp_path, PLAN).evaluation()
+        Rows(tmp_path, SPEC).evaluation()
 
 
 def test_a_model_is_told_by_its_content(
@@ -152,7 +155,7 @@ def test_a_model_is_told_by_its_content(
 
 
 class Mean:
-    """A look: the mean of each channel. Counts what it is shown."""
+    """A feature extractor: the mean of each channel. Counts what it is shown."""
 
     name, fingerprint = "mean", "3" * 64
 
@@ -164,33 +167,36 @@ class Mean:
         return images.mean(axis=(1, 2), dtype=np.float32)
 
 
-LOOKED = replace(PLAN, looks={"mean": Mean.fingerprint})
+EXTRACTED = replace(SPEC, extractors={"mean": Mean.fingerprint})
 
 
 def test_a_look_added_later_is_given_the_kept_images(tmp_path: Path) -> None:
-    together = complete_rows(Rows(tmp_path / "a", LOOKED), draws(), TAGGERS, looks={"mean": Mean()})
-    rows = Rows(tmp_path / "b", LOOKED)
-    keep = Progress("m", len(PROMPTS), rows.folder / "images", keep=None)
-    complete_rows(Rows(tmp_path / "b", PLAN), draws(), TAGGERS, keep)
-    assert rows.missing_looks == ["mean"]
-    later = complete_rows(rows, never, TAGGERS, looks={"mean": Mean()})
+    together = complete_rows(Rows(tmp_path / "a", EXTRACTED), draws(), TAGGERS, extractors={"mean": Mean()})
+    rows = Rows(tmp_path / "b", EXTRACTED)
+    keep = DrawingProgress("m", len(PROMPTS), rows.folder / "images", keep=None)
+    complete_rows(Rows(tmp_path / "b", SPEC), draws(), TAGGERS, keep)
+    assert rows.missing_features == ["mean"]
+    later = complete_rows(rows, never, TAGGERS, extractors={"mean": Mean()})
     assert np.array_equal(later.features["mean"], together.features["mean"])
     assert same(later, together)
-    assert complete_rows(Rows(tmp_path / "b", LOOKED), never, TAGGERS, looks={}).features["mean"].shape == (22, 3)
-    assert complete_rows(Rows(tmp_path / "b", PLAN), never, TAGGERS).features == {}
-    other = replace(PLAN, looks={"mean": "4" * 64})
-    assert Rows(tmp_path / "b", other).missing_looks == ["mean"]  # another model version in the same role
+    assert complete_rows(Rows(tmp_path / "b", EXTRACTED), never, TAGGERS, extractors={}).features["mean"].shape == (
+        22,
+        3,
+    )
+    assert complete_rows(Rows(tmp_path / "b", SPEC), never, TAGGERS).features == {}
+    other = replace(SPEC, extractors={"mean": "4" * 64})
+    assert Rows(tmp_path / "b", other).missing_features == ["mean"]  # another model version in the same role
 
 
 def test_where_no_images_were_kept_they_are_drawn_again_and_an_interruption_loses_nothing(tmp_path: Path) -> None:
-    whole = complete_rows(Rows(tmp_path / "a", LOOKED), draws(), TAGGERS, looks={"mean": Mean()})
-    rows = Rows(tmp_path / "b", LOOKED)
-    keep = Progress("m", len(PROMPTS), rows.folder / "images", keep=8)  # with loss, for the page
-    complete_rows(Rows(tmp_path / "b", PLAN), draws(), TAGGERS, keep)
+    whole = complete_rows(Rows(tmp_path / "a", EXTRACTED), draws(), TAGGERS, extractors={"mean": Mean()})
+    rows = Rows(tmp_path / "b", EXTRACTED)
+    keep = DrawingProgress("m", len(PROMPTS), rows.folder / "images", keep=8)  # with loss, for the page
+    complete_rows(Rows(tmp_path / "b", SPEC), draws(), TAGGERS, keep)
     first, second = Mean(), Mean()
     with pytest.raises(KeyboardInterrupt):
-        complete_rows(rows, lambda _: Stops(3, 4), TAGGERS, looks={"mean": first})
-    done = complete_rows(rows, draws(), TAGGERS, looks={"mean": second})
+        complete_rows(rows, lambda _: Stops(3, 4), TAGGERS, extractors={"mean": first})
+    done = complete_rows(rows, draws(), TAGGERS, extractors={"mean": second})
     assert (first.shown, second.shown) == (12, 10)
     assert np.array_equal(done.features["mean"], whole.features["mean"])
     assert not list(tmp_path.rglob("look-*"))
@@ -198,8 +204,8 @@ def test_where_no_images_were_kept_they_are_drawn_again_and_an_interruption_lose
 
 def test_rows_begun_without_a_look_are_begun_again_with_it(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        complete_rows(Rows(tmp_path, PLAN), lambda _: Stops(3, 4), TAGGERS)
-    assert Rows(tmp_path, PLAN).done == 12
-    assert Rows(tmp_path, LOOKED).done == 0
-    done = complete_rows(Rows(tmp_path, LOOKED), draws(), TAGGERS, looks={"mean": Mean()})
+        complete_rows(Rows(tmp_path, SPEC), lambda _: Stops(3, 4), TAGGERS)
+    assert Rows(tmp_path, SPEC).done == 12
+    assert Rows(tmp_path, EXTRACTED).done == 0
+    done = complete_rows(Rows(tmp_path, EXTRACTED), draws(), TAGGERS, extractors={"mean": Mean()})
     assert done.features["mean"].shape == (22, 3)

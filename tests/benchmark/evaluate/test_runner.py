@@ -8,11 +8,15 @@ import pytest
 
 from benchmark.errors import InputError
 from benchmark.evaluate import scores
-from benchmark.evaluate.runner import evaluate, is_broken, tags_asked
-from benchmark.pipelines.generation import DiffusersGenerator, FakeGenerator, GenerationSettings
+from benchmark.evaluate.runner import evaluate, tags_asked
+from benchmark.images import Images, is_broken
+from benchmark.pipelines.diffusers_generator import DiffusersGenerator
+from benchmark.pipelines.generation import FakeGenerator, GenerationSettings
 from benchmark.pipelines.loading import load_pipeline
-from benchmark.prompts.prompt_set import Prompt, make_prompts, vocabulary_from_tags
-from benchmark.taggers.tagger import FakeTagger, Images, open_tagger
+from benchmark.prompts.prompt_set import Prompt, make_prompts
+from benchmark.prompts.vocabulary import vocabulary_from_tags
+from benchmark.taggers.registry import open_tagger
+from benchmark.taggers.tagger import FakeTagger
 
 TAGS = tuple("abcdefgh")
 PROMPTS = make_prompts(vocabulary_from_tags(TAGS, 8), 30, tags_per_prompt=(2, 3), seed=1, images=2)

@@ -16,14 +16,15 @@ from PIL import Image
 from benchmark.app.cli import main
 from benchmark.errors import InputError
 from benchmark.evaluate.completing import complete_rows
-from benchmark.evaluate.results import Plan, Rows
+from benchmark.evaluate.results import Rows, RowSpec
 from benchmark.features import references
-from benchmark.features.classifier import ClassifierLook
+from benchmark.features.classifier import ClassifierFeatures
 from benchmark.features.encoders import ClipEncoder, PooledEncoder, open_encoder
 from benchmark.metrics.comparison import compare
-from benchmark.metrics.secondary import Beside
+from benchmark.metrics.secondary import References
 from benchmark.pipelines.generation import FakeGenerator, GenerationSettings
-from benchmark.prompts.prompt_set import make_prompts, vocabulary_from_tags
+from benchmark.prompts.prompt_set import make_prompts
+from benchmark.prompts.vocabulary import vocabulary_from_tags
 from benchmark.report.page import as_html
 from benchmark.report.tables import as_markdown
 from benchmark.taggers.tagger import FakeTagger
@@ -80,14 +81,14 @@ def test_diversity_and_the_rest_come_with_the_tables_and_survive_the_disk(folder
     tags = tuple("abcd")
     prompts = make_prompts(vocabulary_from_tags(tags, 4), 6, tags_per_prompt=2, seed=0, images=2)
     encoder, tagger = ClipEncoder(folder), FakeTagger(tags)
-    plan = Plan("m", "0" * 64, GenerationSettings(), prompts, tags, {"tagger": tagger.fingerprint})
-    plan = replace(plan, looks={"clip": encoder.fingerprint})
-    rows = Rows(tmp_path, plan)
-    done = complete_rows(rows, lambda _: FakeGenerator(tags), {"tagger": tagger}, looks={"clip": encoder})
+    spec = RowSpec("m", "0" * 64, GenerationSettings(), prompts, tags, {"tagger": tagger.fingerprint})
+    spec = replace(spec, extractors={"clip": encoder.fingerprint})
+    rows = Rows(tmp_path, spec)
+    done = complete_rows(rows, lambda _: FakeGenerator(tags), {"tagger": tagger}, extractors={"clip": encoder})
     images = np.concatenate(list(FakeGenerator(tags).generate(prompts)))
     assert done.features["clip"] == pytest.approx(encoder.images(images), abs=1e-6)
     texts = encoder.texts([p.text for p in prompts[::2]])
-    (model,) = compare({"m": done}, lambda _: "all", {"tagger": 0.5}, Beside(texts, {"clip": "clip"}))
+    (model,) = compare({"m": done}, lambda _: "all", {"tagger": 0.5}, References(texts, {"clip": "clip"}))
     assert set(model.metrics) == {"diversity by clip", "CLIP score", "R-precision of 6"}
     assert 0 < model.metrics["diversity by clip"].value < 1
     assert "| model | diversity" in as_markdown([model])
@@ -121,18 +122,18 @@ def classifier_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_classes_are_those_of_the_model(classifier_folder: Path, tiny_tagger_folder: Path, tmp_path: Path) -> None:
     from transformers import ViTForImageClassification
 
-    look = ClassifierLook(classifier_folder, batch_size=3)
+    extractor = ClassifierFeatures(classifier_folder, batch_size=3)
     images = np.random.default_rng(0).integers(0, 256, (7, 16, 16, 3), dtype=np.uint8)
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2) / 255
     with torch.inference_mode():
         logits = ViTForImageClassification.from_pretrained(classifier_folder).eval()(pixels).logits
-    said = look.images(images)
+    said = extractor.images(images)
     assert said == pytest.approx(torch.softmax(logits, dim=1).numpy(), abs=1e-5)
-    assert look.images(images[:0]).shape == (0, 5)
+    assert extractor.images(images[:0]).shape == (0, 5)
     with pytest.raises(InputError, match="is a tagger"):
-        ClassifierLook(tiny_tagger_folder)
+        ClassifierFeatures(tiny_tagger_folder)
     with pytest.raises(InputError, match=r"is no image classifier's folder; it has no config\.json"):
-        ClassifierLook(tmp_path)
+        ClassifierFeatures(tmp_path)
 
 
 def test_reference_images_are_read_once(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,11 +147,11 @@ def test_reference_images_are_read_once(folder: Path, tmp_path: Path, monkeypatc
     Image.fromarray(see_through, "RGBA").save(tmp_path / "clear.png")
     assert (references.read_picture(tmp_path / "clear.png") == 255).all()
     encoder = ClipEncoder(folder)
-    seen = references.look_at(tmp_path / "pictures", encoder, tmp_path / "cache")
+    seen = references.reference_features(tmp_path / "pictures", encoder, tmp_path / "cache")
     expected = np.concatenate([encoder.images(p[None]) for p in references.pictures(tmp_path / "pictures")])
     assert np.array_equal(seen, expected)
     monkeypatch.setattr(encoder, "images", None)
-    assert np.array_equal(references.look_at(tmp_path / "pictures", encoder, tmp_path / "cache"), expected)
+    assert np.array_equal(references.reference_features(tmp_path / "pictures", encoder, tmp_path / "cache"), expected)
     with pytest.raises(InputError, match="there is no such folder of reference images"):
         references.picture_files(tmp_path / "nowhere")
     with pytest.raises(InputError, match="holds no images"):
@@ -270,7 +271,7 @@ def test_any_image_encoder_is_pooled_as_it_pools_itself(
     with torch.inference_mode():
         inner = tagger.vit(encoder.preprocessing(torch.from_numpy(images).permute(0, 3, 1, 2) / 255))
     assert encoder.images(images) == pytest.approx(inner.last_hidden_state[:, 0].numpy(), abs=1e-5)
-    with pytest.raises(InputError, match="sees one image in two ways"):
+    with pytest.raises(InputError, match="embeds one image in two ways"):
         open_encoder(save_encoder(masked, tmp_path / "masked"))
 
 
@@ -282,7 +283,7 @@ def test_what_is_no_image_encoder_is_named(folder: Path, tmp_path: Path) -> None
         open_encoder(tmp_path)
     words = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     written = save_encoder(BertModel(BertConfig(**words, vocab_size=99)), tmp_path / "bert")
-    with pytest.raises(InputError, match="is no image encoder; it cannot be shown an image"):
+    with pytest.raises(InputError, match="is no image encoder; it does not take an image"):
         open_encoder(written)
 
 

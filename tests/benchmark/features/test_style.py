@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from benchmark.app.cli import main
 from benchmark.errors import InputError
-from benchmark.features.style import StyleLook, read_vgg
+from benchmark.features.style import StyleFeatures, read_vgg
 
 CONVOLUTIONS = (0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28)
 DRAW = np.random.default_rng(0)
@@ -69,7 +69,7 @@ def test_the_loss_is_the_published_one(vgg: Path, tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     reference, image = (DRAW.integers(0, 256, (32, 32, 3), dtype=np.uint8) for _ in range(2))
     Image.fromarray(reference).save(tmp_path / "one" / "a.png")
-    look = StyleLook(vgg, tmp_path / "one", 32)
+    extractor = StyleFeatures(vgg, tmp_path / "one", 32)
     expected = []
     for a, b in zip(features(vgg, image), features(vgg, reference), strict=True):
         n, m = a.shape[0], a.shape[1] * a.shape[2]
@@ -78,23 +78,23 @@ def test_the_loss_is_the_published_one(vgg: Path, tmp_path: Path) -> None:
             for j in range(n):
                 apart += float((a[i] * a[j]).sum() - (b[i] * b[j]).sum()) ** 2
         expected.append(apart / (4 * n**2 * m**2))
-    found = look.images(np.stack([image, reference]))
+    found = extractor.images(np.stack([image, reference]))
     assert found.shape == (2, 5)
     assert found[0] == pytest.approx(expected, rel=1e-3)
     assert found[1] == pytest.approx([0] * 5, abs=1e-9)
 
 
 def test_several_references_are_one_mean_and_large_ones_are_made_smaller(vgg: Path, references: Path) -> None:
-    look, small = StyleLook(vgg, references, 32), StyleLook(vgg, references, 16)
+    extractor, small = StyleFeatures(vgg, references, 32), StyleFeatures(vgg, references, 16)
     with Image.open(references / "0.png") as first, Image.open(references / "1.png") as second:
-        grams = [look.grams(np.array(picture)) for picture in (first, second)]
-    for mean, a, b in zip(look._reference, *grams, strict=True):
+        grams = [extractor.grams(np.array(picture)) for picture in (first, second)]
+    for mean, a, b in zip(extractor._reference, *grams, strict=True):
         assert torch.allclose(mean, (a + b) / 2, rtol=1e-4)
-    assert look.fingerprint != small.fingerprint
-    assert not torch.allclose(look._reference[0], small._reference[0], rtol=1e-3)
-    assert look.images(np.empty((0, 32, 32, 3), np.uint8)).shape == (0, 5)
+    assert extractor.fingerprint != small.fingerprint
+    assert not torch.allclose(extractor._reference[0], small._reference[0], rtol=1e-3)
+    assert extractor.images(np.empty((0, 32, 32, 3), np.uint8)).shape == (0, 5)
     with pytest.raises(InputError, match="too small"):
-        StyleLook(vgg, references, 8)
+        StyleFeatures(vgg, references, 8)
 
 
 def test_files_that_are_no_vgg(vgg: Path, tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from benchmark.evaluate.runner import Evaluation
-from benchmark.metrics.calibration import Effort, calibrate, calibration_table, cheapest, pairs_alike, rank_correlation
+from benchmark.metrics.calibration import Effort, calibrate, cheapest, pairs_alike, rank_correlation
 from benchmark.prompts.prompt_set import Prompt
+from benchmark.report.calibration_table import calibration_table
 from benchmark.report.tables import table_as_markdown
 
 PROMPTS = tuple(Prompt(i, "a", ("a",), i) for i in range(10))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,13 @@ import pytest
 import torch
 
 from benchmark.errors import InputError
-from benchmark.pipelines.generation import DiffusersGenerator, FakeGenerator, GenerationSettings, _stack, to_bytes
+from benchmark.images import to_bytes
+from benchmark.pipelines.diffusers_generator import DiffusersGenerator
+from benchmark.pipelines.generation import FakeGenerator, GenerationSettings
+from benchmark.pipelines.kept_text import _stack
 from benchmark.pipelines.loading import SAMPLERS, load_pipeline, make_scheduler, quicken
-from benchmark.prompts.prompt_set import Prompt, make_prompts, vocabulary_from_tags
+from benchmark.prompts.prompt_set import Prompt, make_prompts
+from benchmark.prompts.vocabulary import vocabulary_from_tags
 
 SMALL = {"width": 32, "height": 32, "steps": 3}
 
@@ -106,10 +109,11 @@ def test_texts_do_not_fill_the_memory(
     pipeline: Any, prompts: tuple[Prompt, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = draw(pipeline, prompts)
-    monkeypatch.setattr("benchmark.pipelines.generation._MOST_TEXT", 1)
+    monkeypatch.setattr("benchmark.pipelines.kept_text._MOST_ON_DEVICE", 1)
     generator = DiffusersGenerator(pipeline, GenerationSettings(**SMALL, batch_size=2))
     assert np.array_equal(np.concatenate(list(generator.generate(prompts))), expected)
-    assert list(generator._embeddings) == [prompts[-1].text]  # of the last batch, which was of one
+    assert generator._embeddings is not None
+    assert list(generator._embeddings._kept) == [prompts[-1].text]  # of the last batch, which was of one
 
 
 def test_changed_weights_are_seen(pipeline: Any, prompts: tuple[Prompt, ...]) -> None:
@@ -201,60 +205,6 @@ def test_samplers_that_cannot_be_are_refused(pipeline: Any) -> None:
 
     with pytest.raises(InputError, match="flow-matching"):
         make_scheduler(Flow(), "ddim")
-
-
-class TestLoading:
-    def test_a_single_file_with_its_configuration_folder_draws_what_the_folder_draws(
-        self,
-        tiny_family: dict[str, Path],
-        tiny_pipeline_folder: Path,
-        pipeline: Any,
-        prompts: tuple[Prompt, ...],
-        capfd: pytest.CaptureFixture[str],
-    ) -> None:
-        single = load_pipeline(tiny_family["base"], config=tiny_pipeline_folder, dtype=torch.float32)
-        assert capfd.readouterr() == ("", "")
-        assert single.unet.dtype == torch.float32
-        images = draw(single, prompts)
-        assert np.abs(images.astype(int) - draw(pipeline, prompts)).max() <= 10  # the file is fp16, the folder fp32
-        donor = load_pipeline(tiny_family["warm"], config=tiny_pipeline_folder)
-        assert np.abs(images.astype(int) - draw(donor, prompts)).mean() > 5
-
-    def refused(self, message: str, *arguments: Any, **options: Any) -> None:
-        with pytest.raises(InputError, match=message) as caught:
-            load_pipeline(*arguments, **options)
-        assert "\n" not in str(caught.value)
-
-    def test_bad_files_are_one_line(
-        self, tiny_family: dict[str, Path], tiny_pipeline_folder: Path, tmp_path: Path
-    ) -> None:
-        self.refused("no such file", tmp_path / "none.safetensors")
-        whole = tiny_family["base"].read_bytes()
-        for name, content in (("cut", whole[:5000]), ("empty", b""), ("text", b"hello, this is text" * 9)):
-            file = tmp_path / f"{name}.safetensors"
-            file.write_bytes(content)
-            self.refused(f"{name}.safetensors: is no safetensors file", file, config=tiny_pipeline_folder)
-        (tmp_path / "model.ckpt").write_bytes(b"\x80\x02")
-        self.refused("is a pickle", tmp_path / "model.ckpt")
-        self.refused("model_index.json", tmp_path)
-        self.refused("is no pipeline configuration", tiny_family["base"], config=tmp_path)
-
-    def test_a_file_that_lacks_a_tensor_is_refused(
-        self, tiny_family: dict[str, Path], tiny_pipeline_folder: Path, tmp_path: Path
-    ) -> None:
-        from safetensors.torch import load_file, save_file
-
-        tensors = load_file(tiny_family["base"])
-        del tensors["model.diffusion_model.middle_block.0.in_layers.2.weight"]
-        save_file(tensors, tmp_path / "lacking.safetensors")
-        self.refused("lacking.safetensors: ", tmp_path / "lacking.safetensors", config=tiny_pipeline_folder)
-
-    def test_a_configuration_without_an_index(
-        self, tiny_family: dict[str, Path], tiny_pipeline_folder: Path, tmp_path: Path
-    ) -> None:
-        folder = shutil.copytree(tiny_pipeline_folder, tmp_path / "config")
-        (folder / "model_index.json").write_text('{"_class_name": "Nonsense"}')
-        self.refused("'Nonsense' is no diffusers pipeline", tiny_family["base"], config=folder)
 
 
 class TestFakeGenerator:

@@ -1,23 +1,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
-from benchmark.errors import InputError, did_you_mean
-from benchmark.prompts.prompt_set import (
-    Vocabulary,
-    derive_seed,
-    fingerprint,
-    is_sexual,
-    make_prompts,
-    normal_tag,
-    read_vocabulary,
-    shipped_vocabulary,
-    spoken,
-    vocabulary_from_tags,
-)
+from benchmark.errors import InputError
+from benchmark.prompts.prompt_set import derive_seed, fingerprint, make_prompts
+from benchmark.prompts.vocabulary import Vocabulary, spoken, vocabulary_from_tags
 
 HAIR = ("red_hair", "blue_hair", "blonde_hair")
 EYES = ("red_eyes", "blue_eyes")
@@ -88,79 +77,6 @@ def test_template_and_spelling() -> None:
 def test_what_cannot_be_made_is_refused(arguments: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         make_prompts(VOCABULARY, 3, seed=0, **arguments)
-
-
-def test_a_vocabulary_file(tmp_path: Path) -> None:
-    file = tmp_path / "v.csv"
-    file.write_text("tag,category,group\nblue hair,hair,h\nred_hair,hair,h\nsmile,face,\nhat,,\n", encoding="utf-8-sig")
-    vocabulary = read_vocabulary(file)
-    assert vocabulary.tags == ("blue_hair", "red_hair", "smile", "hat")
-    assert vocabulary.category("blue_hair") == "hair"
-    assert vocabulary.category("hat") == "general"
-    assert vocabulary.most_per_prompt() == 3
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("tag,category\nsmile,face\nsmile,face\n", "line 3.*twice"),
-        ("name\nsmile\n", "first line"),
-        ("tag\n\n", "first line"),
-        ("tag,category\n,face\n", "line 2.*empty"),
-        ("tag\nloli\n", "v.csv.*refused"),
-    ],
-)
-def test_a_bad_vocabulary_file_is_named_with_its_line(tmp_path: Path, text: str, message: str) -> None:
-    file = tmp_path / "v.csv"
-    file.write_text(text)
-    with pytest.raises(InputError, match=message):
-        read_vocabulary(file)
-    with pytest.raises(InputError, match="no such file"):
-        read_vocabulary(tmp_path / "none.csv")
-
-
-def test_tags_that_sexualise_minors_are_refused_alone_and_together() -> None:
-    with pytest.raises(InputError, match="refused"):
-        Vocabulary(("smile", "Loli"))
-    with pytest.raises(InputError, match="refused in one vocabulary"):
-        Vocabulary(("child", "nude"))
-    Vocabulary(("child", "playing"))  # ordinary
-    Vocabulary(("lollipop", "glass", "assembly", "class"))  # the words are matched whole
-
-
-def test_a_list_from_a_tagger_leaves_out_what_is_not_for_everyone() -> None:
-    tags = ["1girl", "nude", "long hair", "loli", "smile", "hat"]
-    known = Vocabulary(("smile", "sun"), {"smile": "face", "sun": "sky"}, {"smile": "mood"})
-    expected = Vocabulary(("1girl", "long_hair", "smile"), {"smile": "face"}, {"smile": "mood"})
-    assert vocabulary_from_tags(tags, 3, known) == expected
-    assert vocabulary_from_tags(tags, 3).categories == {"1girl": "people", "long_hair": "hair length", "smile": "face"}
-    with pytest.raises(InputError, match="top"):
-        vocabulary_from_tags(tags, 0)
-
-
-def test_the_shipped_vocabulary_is_for_everyone_and_fills_long_prompts() -> None:
-    shipped = shipped_vocabulary()
-    assert len(shipped.tags) > 500
-    assert not [tag for tag in shipped.tags if is_sexual(tag)]
-    assert all(tag == normal_tag(tag) and shipped.category(tag) != "general" for tag in shipped.tags)
-    assert shipped.most_per_prompt() >= 128
-    (prompt,) = make_prompts(shipped, 1, tags_per_prompt=128, seed=0)
-    assert len({shipped.groups[tag] for tag in prompt.tags if tag in shipped.groups}) == sum(
-        tag in shipped.groups for tag in prompt.tags
-    )
-
-
-def test_a_vocabulary_can_be_narrowed_and_names_what_it_has_not() -> None:
-    assert VOCABULARY.restricted(["smile", "red hair"]).tags == ("red_hair", "smile")
-    with pytest.raises(InputError, match="Did you mean 'glasses'"):
-        VOCABULARY.restricted(["glases"])
-
-
-def test_did_you_mean() -> None:
-    assert did_you_mean("Smlie", ["smile", "hat"]) == " Did you mean 'smile'?"
-    assert did_you_mean("zzz", ["smile", "hat"]) == " Available: smile, hat."
-    assert did_you_mean("zzz", []) == ""
-    assert did_you_mean("zzz", map(str, range(20))).endswith("11, and 8 more.")
 
 
 def test_one_tag_a_prompt_asks_for_each_tag_once() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -14,11 +16,13 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmark.app.cli import add_arguments
 from benchmark.errors import InputError
-from benchmark.taggers.kinds import KINDS
+from benchmark.taggers import registry
 from benchmark.taggers.ml_danbooru import ml_danbooru_input
 from benchmark.taggers.preprocessing import Preprocessing, read_preprocessing
-from benchmark.taggers.tagger import FakeTagger, Tagger, columns_of, open_tagger
+from benchmark.taggers.registry import TaggerFormat, open_tagger, register_tagger, tagger_kinds
+from benchmark.taggers.tagger import FakeTagger, Tagger, columns_of
 from benchmark.taggers.transformers_tagger import TransformersTagger
 from benchmark.taggers.wd import WDTagger, read_selected_tags, wd_input
 from benchmark.taggers.wd_timm import TimmTagger
@@ -58,7 +62,7 @@ def tiny_ml_danbooru(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(params=[*KINDS, "fake"])
+@pytest.fixture(params=[*tagger_kinds(), "fake"])
 def tagger(
     request: pytest.FixtureRequest,
     tiny_wd_tagger: Path,
@@ -110,6 +114,95 @@ class TestTaggerContract:
             tagger.probabilities(pictures(1, 16, 16)[0])
         with pytest.raises(ValueError, match="uint8"):
             tagger.probabilities(pictures(1, 16, 16).astype(np.float32))
+
+
+class OutsideTagger(FakeTagger):
+    """A format from outside: its tags are the lines of a file."""
+
+    def __init__(self, folder: Path, *, device: str, threads: int | None) -> None:
+        super().__init__((folder / "tags.txt").read_text().split(), name=folder.name)
+
+
+@pytest.fixture
+def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of the format `outside`, which is registered for one test."""
+    monkeypatch.setattr(registry, "_FORMATS", dict(registry._FORMATS))
+    known = {3: (0.25, "outside: its own page")}
+    register_tagger(TaggerFormat("outside", ("tags.txt",), f"{OutsideTagger.__module__}:OutsideTagger", known))
+    folder = tmp_path / "outside"
+    folder.mkdir()
+    (folder / "tags.txt").write_text("smile\nhat\nglasses\n")
+    return folder
+
+
+def test_a_format_from_outside_opens_like_the_others(outside: Path) -> None:
+    assert tagger_kinds() == ("transformers", "wd", "wd-timm", "ml-danbooru", "outside")
+    for kind in (None, "outside"):
+        tagger = open_tagger(outside, kind=kind)
+        assert isinstance(tagger, OutsideTagger)
+        assert tagger.tags == ("smile", "hat", "glasses")
+        assert registry.recommended_threshold(tagger) == (0.25, "outside: its own page")
+    with pytest.raises(InputError, match=r"holds no tagger; it needs tags\.txt\.$"):
+        open_tagger(outside.parent, kind="outside")
+    with pytest.raises(ValueError, match="there is a tagger format 'outside' already"):
+        register_tagger(TaggerFormat("outside", ("other.txt",), "elsewhere:Tagger"))
+
+
+def test_a_format_from_outside_is_an_option_of_the_command_line(outside: Path) -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    args = parser.parse_args(["model", "--tagger", str(outside), "--tagger-kind", "outside", "--judge-kind", "outside"])
+    assert (args.tagger_kind, args.judge_kind) == ("outside", "outside")
+
+
+def test_naming_formats_loads_none() -> None:
+    code = "import sys, benchmark.taggers.registry as r; r.tagger_kinds(); print({'numpy', 'torch'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+@pytest.mark.parametrize(
+    ("named", "fetched"),
+    [
+        ("owner/name", ("owner/name", None)),
+        ("owner/name@v2", ("owner/name", "v2")),
+    ],
+)
+def test_a_hub_id_is_fetched(
+    named: str, fetched: tuple[str, str | None], tiny_wd_tagger: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def download(repository: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append((repository, revision))
+        assert not [pattern for pattern in allow_patterns if pattern.endswith((".bin", ".pt", "*"))]
+        return str(tiny_wd_tagger)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert isinstance(open_tagger(named, threads=1), WDTagger)
+    assert asked == [fetched]
+
+
+@pytest.mark.parametrize("path", ["owner/name.safetensors", "./owner/name", "a/b/c", "name", "../name"])
+def test_what_is_no_hub_id_is_not_fetched(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.snapshot_download", None)
+    with pytest.raises(InputError, match="there is no such folder"):
+        open_tagger(path)
+
+
+def test_code_that_comes_with_a_tagger_is_not_run(
+    tiny_tagger_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers would ask at the terminal whether to run it."""
+    folder = shutil.copytree(tiny_tagger_folder, tmp_path / "own")
+    config = json.loads((folder / "config.json").read_text())
+    classes = {"AutoConfig": "code.Own", "AutoModelForImageClassification": "code.Own"}
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "own", "auto_map": classes}))
+    (folder / "code.py").write_text(f"open({str(tmp_path / 'run')!r}, 'w')\nclass Own: ...\n")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(InputError, match="transformers cannot load it") as caught:
+        open_tagger(folder)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
 
 
 def test_columns_are_found_however_the_tag_is_spelled() -> None:

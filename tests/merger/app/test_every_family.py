@@ -14,8 +14,11 @@ import torch
 from safetensors.torch import save_file
 
 from benchmark.errors import InputError
-from benchmark.pipelines.generation import DiffusersGenerator, GenerationSettings, to_bytes
-from benchmark.pipelines.loading import denoiser_of, load_pipeline, quiet_diffusers
+from benchmark.images import to_bytes
+from benchmark.pipelines.diffusers_generator import DiffusersGenerator
+from benchmark.pipelines.generation import GenerationSettings
+from benchmark.pipelines.loading import denoiser_of, load_pipeline
+from benchmark.pipelines.quiet import quiet_diffusers
 from benchmark.prompts.prompt_set import Prompt
 from merger.blend.live import LiveDenoiser
 from merger.checkpoints.adapter import open_donor

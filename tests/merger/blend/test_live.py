@@ -15,8 +15,9 @@ import merger.blend.sources
 from merger.blend.arithmetic import blend
 from merger.blend.differences import Difference
 from merger.blend.live import LiveDenoiser, checksum_of
+from merger.blend.sources import Hold
 from merger.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from merger.checkpoints.source import TensorInfo
+from merger.checkpoints.source import Source, TensorInfo
 from merger.errors import BlendNotApplied, CheckpointError, ConfigError
 from merger.layers.grouping import group
 
@@ -99,6 +100,25 @@ def test_tensors_of_a_layer_may_be_kept_in_several_dtypes(small: Any) -> None:
     live.apply(weights)
     for name, tensor in expected(base, donors, weights, torch.float32).items():
         assert torch.equal(net.get_parameter(name), tensor), name
+
+
+class Plain:
+    """The least that a donor must be: a `Source`."""
+
+    def __init__(self, name: str, tensors: dict[str, torch.Tensor]) -> None:
+        self.name, self._tensors = name, tensors
+        self.blended = {key: TensorInfo(key, Path(), tuple(t.shape), t.dtype) for key, t in tensors.items()}
+
+    def read(self, name: str) -> torch.Tensor:
+        return self._tensors[name]
+
+
+@pytest.mark.parametrize("hold", ["memory", "file"])
+def test_a_donor_is_whatever_has_a_name_and_tensors(hold: Hold) -> None:
+    base, warm = shelf("base", 0), shelf("warm", 1)
+    plain: Source = Plain("warm", {name: warm.read(name) for name in SHAPES})
+    one, other = (LiveDenoiser(Net(), base, [donor], LAYERS, hold=hold) for donor in (warm, plain))
+    assert one.apply({"A": {"warm": 0.3}}) == other.apply({"A": {"warm": 0.3}}) != one.restore()
 
 
 def test_it_begins_and_is_restored_as_the_base(small: Any) -> None:

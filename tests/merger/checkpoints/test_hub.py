@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from benchmark.errors import InputError
+from benchmark.hub_ids import is_hub_id
 from benchmark.pipelines import hub
 from benchmark.pipelines.loading import load_pipeline
 from merger.app.cli import main
@@ -78,7 +79,7 @@ def written(folder: Path, **changes: object) -> Path:
     ],
 )
 def test_what_reads_as_a_hub_id(text: str, named: bool) -> None:
-    assert hub.is_hub_id(text) is named
+    assert is_hub_id(text) is named
 
 
 def test_a_configuration_keeps_ids_and_finds_paths_first(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ import yaml
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from benchmark.pipelines.generation import DiffusersGenerator, GenerationSettings
+from benchmark.pipelines.diffusers_generator import DiffusersGenerator
+from benchmark.pipelines.generation import GenerationSettings
 from benchmark.pipelines.loading import load_pipeline
 from benchmark.prompts.prompt_set import Prompt
 from merger.app.cli import main
@@ -255,15 +256,15 @@ def test_fused_and_turned_tensors_are_blended_in_their_places(family: Family, tm
 def test_embeddings_are_made_anew_only_where_the_text_encoder_changed(
     family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import benchmark.pipelines.generation
+    import benchmark.pipelines.kept_text
 
-    encode, encoded = benchmark.pipelines.generation.encode_clip, []
+    encode, encoded = benchmark.pipelines.kept_text.encode_clip, []
 
     def counted(pipeline: Any, prompt: str, *args: Any, **kwargs: Any) -> Any:
         encoded.append(prompt)
         return encode(pipeline, prompt, *args, **kwargs)
 
-    monkeypatch.setattr(benchmark.pipelines.generation, "encode_clip", counted)
+    monkeypatch.setattr(benchmark.pipelines.kept_text, "encode_clip", counted)
     base, *donors = opened(family)
     pipeline = load_pipeline(family.files["base"], config=family.pipeline)
     layers = group(base.blended, "block")

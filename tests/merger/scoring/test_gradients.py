@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from benchmark.evaluate.runner import evaluate
-from benchmark.pipelines.generation import GenerationSettings, to_bytes
+from benchmark.images import to_bytes
+from benchmark.pipelines.generation import GenerationSettings
 from benchmark.pipelines.loading import SAMPLERS, load_pipeline
 from benchmark.prompts.prompt_set import Prompt
-from benchmark.taggers.tagger import open_tagger
+from benchmark.taggers.registry import open_tagger
 from merger.blend.live import LiveDenoiser
 from merger.blend.sources import Hold
 from merger.checkpoints.checkpoint import Checkpoint, open_checkpoint, read_unet_config

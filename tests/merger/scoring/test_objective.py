@@ -11,7 +11,8 @@ from optuna.storages import InMemoryStorage
 
 from benchmark.evaluate.runner import Evaluation
 from benchmark.pipelines.generation import FakeGenerator
-from benchmark.prompts.prompt_set import Vocabulary, make_prompts
+from benchmark.prompts.prompt_set import make_prompts
+from benchmark.prompts.vocabulary import Vocabulary
 from benchmark.taggers.tagger import FakeTagger
 from merger.scoring.evaluation_cache import EvaluationCache
 from merger.scoring.objective import JUDGE, TAGGER, BlendObjective, Metric, evaluate_blend

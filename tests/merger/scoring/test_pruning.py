@@ -10,7 +10,8 @@ import pytest
 from optuna.storages import InMemoryStorage
 
 from benchmark.pipelines.generation import FakeGenerator
-from benchmark.prompts.prompt_set import Vocabulary, make_prompts
+from benchmark.prompts.prompt_set import make_prompts
+from benchmark.prompts.vocabulary import Vocabulary
 from benchmark.taggers.tagger import FakeTagger
 from merger.scoring.objective import BlendObjective, Metric
 from merger.scoring.pruning import EVERY, LEVEL, estimated, hopeless, pruned

@@ -10,9 +10,11 @@ import pytest
 from scipy.stats import binom
 
 from benchmark.evaluate.runner import Evaluation, evaluate
+from benchmark.images import Images
 from benchmark.pipelines.generation import FakeGenerator
-from benchmark.prompts.prompt_set import Prompt, Vocabulary, make_prompts
-from benchmark.taggers.tagger import FakeTagger, Images, Probabilities
+from benchmark.prompts.prompt_set import Prompt, make_prompts
+from benchmark.prompts.vocabulary import Vocabulary
+from benchmark.taggers.tagger import FakeTagger, Probabilities
 from merger.report.report import result_text, verdict
 from merger.scoring.objective import TAGGER
 from merger.scoring.reward_hacking import (
@@ -68,7 +70,8 @@ class Painter(FakeGenerator):
 
 def seen(painter: Painter, tagger: FakeTagger | None = None, prompts: Sequence[Prompt] = PROMPTS) -> Evaluation:
     tagger = tagger or Fooled(TAGS)
-    return evaluate(painter, {TAGGER: tagger, **changed_taggers(tagger)}, prompts, looks={THUMBNAILS: Thumbnails()})
+    taggers = {TAGGER: tagger, **changed_taggers(tagger)}
+    return evaluate(painter, taggers, prompts, extractors={THUMBNAILS: Thumbnails()})
 
 
 @pytest.fixture(scope="module")

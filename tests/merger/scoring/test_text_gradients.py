@@ -16,7 +16,7 @@ from torch import nn
 from benchmark.pipelines.generation import GenerationSettings
 from benchmark.pipelines.loading import load_pipeline
 from benchmark.prompts.prompt_set import Prompt
-from benchmark.taggers.tagger import open_tagger
+from benchmark.taggers.registry import open_tagger
 from merger.app.runtime import text_encoders_of
 from merger.blend.live import LiveDenoiser
 from merger.checkpoints.adapter import open_donor

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from optuna.storages import InMemoryStorage
 
-from merger.config.config import load_config
+from merger.config.loading import load_config
 from merger.errors import ConfigError, StudyError
 from merger.search import registry
 from merger.search.baselines import baselines_of

@@ -9,43 +9,36 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmark.app.features import beside, not_to_be_had, open_looks
+from benchmark.app.extractors import open_extractors, references_of, unavailable_metrics
 from benchmark.app.studio import Studio, parse_size
 from benchmark.errors import InputError
 from benchmark.evaluate.completing import complete_rows
-from benchmark.evaluate.results import Plan, Rows
+from benchmark.evaluate.results import Rows, RowSpec
 from benchmark.evaluate.runner import THRESHOLD, Evaluation
-from benchmark.features.encoders import Look
+from benchmark.features.extractor import FeatureExtractor
 from benchmark.metrics.calibration import Effort, Setting, calibrate
 from benchmark.metrics.comparison import ModelScores, compare
 from benchmark.pipelines.generation import GenerationSettings, ImageGenerator
-from benchmark.prompts.prompt_set import (
-    Prompt,
-    Vocabulary,
-    derive_seed,
-    fingerprint,
-    make_prompts,
-    read_vocabulary,
-    vocabulary_from_tags,
-)
+from benchmark.prompts.prompt_set import Prompt, derive_seed, fingerprint, make_prompts
 from benchmark.prompts.text import plain_text
+from benchmark.prompts.vocabulary import Vocabulary, read_vocabulary, vocabulary_from_tags
 from benchmark.report.lora_table import lora_table
 from benchmark.report.page import Sample
-from benchmark.report.progress import Progress
+from benchmark.report.progress import DrawingProgress
 from benchmark.report.tables import Table
-from benchmark.taggers.tagger import Tagger, columns_of, open_tagger
-from benchmark.taggers.thresholds import recommended
+from benchmark.taggers.registry import open_tagger, recommended_threshold
+from benchmark.taggers.tagger import Tagger, columns_of
 
 SAMPLES = 8  # images of each model that the page shows
 
 
 @dataclass(frozen=True)
-class Session:
-    """What a command line asks for, checked."""
+class Benchmark:
+    """What a command line asks for, checked. `frechet`: a folder of reference images."""
 
     studio: Studio
     taggers: Mapping[str, Tagger]
-    looks: Mapping[str, Look]
+    extractors: Mapping[str, FeatureExtractor]
     frechet: Path | None
     thresholds: Mapping[str, float]
     vocabulary: Vocabulary
@@ -54,7 +47,7 @@ class Session:
     keep_images: bool
 
     @classmethod
-    def from_arguments(cls, args: argparse.Namespace) -> Session:
+    def from_arguments(cls, args: argparse.Namespace) -> Benchmark:
         """Check the arguments of `cli.add_arguments`. Raises InputError, before anything is loaded or written."""
         if not args.tagger:
             raise InputError("Name a tagger with --tagger: a folder or a hub id.")
@@ -70,28 +63,30 @@ class Session:
         taggers = {"tagger": open_tagger(args.tagger, kind=args.tagger_kind, device=device, threads=args.threads)}
         if args.judge:
             taggers["judge"] = open_tagger(args.judge, kind=args.judge_kind, device=device, threads=args.threads)
-        looks = open_looks(args, device, min(studio.settings.width, studio.settings.height))
-        for line in not_to_be_had(looks, args.images):
+        extractors = open_extractors(args, device, min(studio.settings.width, studio.settings.height))
+        for line in unavailable_metrics(extractors, args.images):
             print(line, file=sys.stderr)
         vocabulary = _vocabulary(args.tags, taggers["tagger"])
         for tagger in taggers.values():
             columns_of(tagger, vocabulary.tags)
         prompts = prompts_of_sizes(vocabulary, args.prompts, sizes, args.seed, args.template, args.images)
         thresholds = {role: _threshold(role, tagger, given[role]) for role, tagger in taggers.items()}
-        return cls(studio, taggers, looks, args.frechet, thresholds, vocabulary, prompts, args.output, args.keep_images)
+        return cls(
+            studio, taggers, extractors, args.frechet, thresholds, vocabulary, prompts, args.output, args.keep_images
+        )
 
     def compare(self) -> tuple[tuple[ModelScores, ...], tuple[Sample, ...], tuple[Table, ...]]:
         """Draw what is missing and compare: the figures, a few prompts with every model's picture, and more tables.
 
-        Raises InputError where a model cannot be loaded.
+        Raises InputError if a model cannot be loaded.
         """
         make_output(self.output)
         evaluations, folders = {}, {}
         for number, name in enumerate(self.studio.models, start=1):
             label = f"{name} ({number}/{len(self.studio.models)})"
             evaluations[name], folders[name] = self._evaluate(name, label)
-        against = beside(self.looks, self.prompts, self.frechet, self.output / "references")
-        models = compare(evaluations, self.vocabulary.category, self.thresholds, against)
+        references = references_of(self.extractors, self.prompts, self.frechet, self.output / "references")
+        models = compare(evaluations, self.vocabulary.category, self.thresholds, references)
         more: tuple[Table, ...] = ()
         if self.studio.pairs:
             more = (lora_table(evaluations, self.studio.pairs, self.vocabulary.category, self.thresholds),)
@@ -100,15 +95,15 @@ class Session:
     def calibrate(self, efforts: Sequence[Effort]) -> dict[str, tuple[Setting, ...]]:
         """Draw every model with each effort, and compare with the most exact, by each tagger.
 
-        Raises InputError as `compare`.
+        Raises InputError as `compare` does.
         """
         make_output(self.output)
         evaluations: dict[Effort, dict[str, Evaluation]] = {}
         for effort in efforts:
             studio = replace(self.studio, settings=replace(self.studio.settings, **effort._asdict()))
-            session = replace(self, studio=studio)
+            with_effort = replace(self, studio=studio)
             evaluations[effort] = {
-                name: session._evaluate(name, f"{name}, {effort.steps} steps, {effort.size}")[0]
+                name: with_effort._evaluate(name, f"{name}, {effort.steps} steps, {effort.size}")[0]
                 for name in studio.models
             }
         return {role: calibrate(evaluations, role, threshold) for role, threshold in self.thresholds.items()}
@@ -130,7 +125,7 @@ class Session:
         return tuple(samples)
 
     def settings_for_json(self) -> dict[str, Any]:
-        """What decides the figures."""
+        """What decides the figures, as plain values. `looks` is the published key of the feature extractors."""
         settings = asdict(self.studio.settings)
         del settings["batch_size"]
         return {
@@ -140,35 +135,35 @@ class Session:
             "prompts_sha256": fingerprint(self.prompts),
             "tags": len(self.vocabulary.tags),
             "taggers": {role: tagger.name for role, tagger in self.taggers.items()},
-            "looks": {role: look.name for role, look in self.looks.items()},
+            "looks": {role: extractor.name for role, extractor in self.extractors.items()},
             "thresholds": dict(self.thresholds),
         }
 
     def _evaluate(self, name: str, label: str) -> tuple[Evaluation, Path]:
         """The model's evaluation and the folder of its rows."""
-        plan = Plan(
+        spec = RowSpec(
             name,
             self.studio.mark(name),
             self.studio.settings,
             self.prompts,
             self.vocabulary.tags,
             {role: tagger.fingerprint for role, tagger in self.taggers.items()},
-            {role: look.fingerprint for role, look in self.looks.items()},
+            {role: extractor.fingerprint for role, extractor in self.extractors.items()},
         )
 
         def open_generator(batch_size: int | None) -> ImageGenerator:
             return self.studio.open(name, batch_size)
 
-        rows = Rows(self.output, plan)
+        rows = Rows(self.output, spec)
         images = rows.folder / "images"
         if self.keep_images and rows.complete and len(list(images.glob("*.webp"))) < len(self.prompts):
             print(f"{label}: drawn before without images; remove {rows.folder} to draw them again.", file=sys.stderr)
-        progress = Progress(label, len(self.prompts), images, None if self.keep_images else SAMPLES)
-        return complete_rows(rows, open_generator, self.taggers, progress, self.looks), rows.folder
+        progress = DrawingProgress(label, len(self.prompts), images, None if self.keep_images else SAMPLES)
+        return complete_rows(rows, open_generator, self.taggers, progress, self.extractors), rows.folder
 
 
 def make_output(folder: Path) -> None:
-    """Make the folder of the results. Raises InputError."""
+    """Make the folder of the results. Raises InputError if that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -204,7 +199,7 @@ def parse_efforts(steps: str, sizes: str) -> list[Effort]:
 def prompts_of_sizes(
     vocabulary: Vocabulary, count: int, sizes: Sequence[tuple[int, int]], seed: int, template: str, images: int
 ) -> tuple[Prompt, ...]:
-    """`count` prompts of each size, one set after another, indices rising through all of them."""
+    """`count` prompts of each size, one set after another, with indices that count through all of them."""
     prompts: list[Prompt] = []
     for size in sizes:
         made = make_prompts(
@@ -221,10 +216,10 @@ def prompts_of_sizes(
 
 
 def _threshold(role: str, tagger: Tagger, given: float | None) -> float:
-    """The threshold given, else that of a known tagger, which is said, else the benchmark's own."""
+    """The threshold given, else a known tagger's, which is printed, else the benchmark's own."""
     if given is not None:
         return given
-    known = recommended(tagger)
+    known = recommended_threshold(tagger)
     if known is None:
         return THRESHOLD
     option = "--threshold" if role == "tagger" else "--judge-threshold"
