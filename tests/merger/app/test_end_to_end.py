@@ -164,7 +164,7 @@ def test_export_needs_neither_tagger_nor_judge_nor_vocabulary(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """They have moved, and what is exported still records the tagger that it was scored by."""
-    from benchmark.taggers.tagger import open_tagger
+    from benchmark.taggers.registry import open_tagger
     from merger.app.scored_files import SCORE_KEY
 
     folder = tmp_path / "runs" / "tiny"

@@ -1,4 +1,4 @@
-"""Gradient against central finite differences of the same score, in float64 on tiny real models; a U-Net and a DiT."""
+"""Gradients against central finite differences of the same score, in float64 on tiny real models; a U-Net and a DiT."""
 
 from __future__ import annotations
 
