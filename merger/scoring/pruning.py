@@ -2,8 +2,8 @@
 
 After every `EVERY` prompts a trial is compared with the best so far, prompt by prompt, by Wilcoxon's signed-rank test
 (the idea of Optuna's `WilcoxonPruner`). All trials have the same prompts in the same order, which is random. The value
-of a pruned trial is estimated from the pairs: the best value plus the paired difference. That is enough for a sampler to
-turn away, and never makes the trial a candidate.
+of a pruned trial is estimated from the pairs: the best value plus the paired difference. That is enough for a sampler
+to turn away, and never makes the trial a candidate.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 W  free weights
 
 The gradient search raises the score with Adam (Kingma and Ba 2015) and a learning rate that falls along half a cosine.
-Adam divides a gradient by its own spread, weight by weight, so the learning rate is in units of weight per step: another
-tagger or a larger family whose gradients are twice as steep changes nothing.
+Adam divides a gradient by its own spread, weight by weight, so the learning rate is in units of weight per step:
+another tagger or a larger family whose gradients are twice as steep changes nothing.
 
 What Adam remembers between steps is one `AdamState`. Whoever stores it with every step can go on from the last step
 alone: JSON keeps a float exactly, so a search that was stopped takes the same steps, bit for bit.
