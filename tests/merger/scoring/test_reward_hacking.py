@@ -67,7 +67,8 @@ class Painter(FakeGenerator):
 
 def seen(painter: Painter, tagger: FakeTagger | None = None, prompts: Sequence[Prompt] = PROMPTS) -> Evaluation:
     tagger = tagger or Fooled(TAGS)
-    return evaluate(painter, {TAGGER: tagger, **changed_taggers(tagger)}, prompts, extractors={THUMBNAILS: Thumbnails()})
+    extractors = {THUMBNAILS: Thumbnails()}
+    return evaluate(painter, {TAGGER: tagger, **changed_taggers(tagger)}, prompts, extractors=extractors)
 
 
 @pytest.fixture(scope="module")
