@@ -1,4 +1,4 @@
-"""What can go wrong, as types. Every message is one line that says what, where, and how to mend it."""
+"""What can go wrong, as types. Every message is one line that says what is wrong, where, and how to fix it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ __all__ = [
     "NoDenoiser",
     "NoRoom",
     "RecipeError",
+    "Stopped",
     "StudyError",
     "WriteError",
     "did_you_mean",
@@ -23,7 +24,7 @@ class CheckpointError(InputError):
 
 
 class NoDenoiser(CheckpointError):
-    """A sound file of weights without a denoiser. kind, words: as `merger.checkpoints.families.kind_of` says them."""
+    """A sound file of weights without a denoiser. kind, words: as `merger.checkpoints.kinds.kind_of` says them."""
 
     def __init__(self, message: str, kind: str, words: str) -> None:
         super().__init__(message)
@@ -48,3 +49,7 @@ class StudyError(InputError):
 
 class BlendNotApplied(RuntimeError):
     """The live denoiser does not hold the blend that was asked for: a fault of ours or of the program around us."""
+
+
+class Stopped(Exception):
+    """The user pressed Ctrl-C, and everything finished is kept. Its text says how to continue."""

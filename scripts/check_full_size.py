@@ -43,7 +43,7 @@ from merger.checkpoints.inspect import inspect_files
 from merger.errors import CheckpointError, InputError
 from merger.export.recipe import Recipe
 from merger.export.write import export, verify
-from merger.layers.unet import group
+from merger.layers.grouping import group
 from scripts.full_size_models import FAMILIES, TINY, Family, layout_of, write_model, write_pipeline
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -214,7 +214,7 @@ def donors(context: Context) -> None:
 
 def checkpoints(context: Context) -> None:
     """Write the family's models as their users have them, and the folder they are read with."""
-    from merger.checkpoints.names.unet import save_single_file
+    from scripts.single_file import save_single_file
 
     tokenizer = _tokenizer(context)
     model = TextToImage(tokenizer)

@@ -1,8 +1,9 @@
 """Checkpoints of the true shapes and original keys of Stable Diffusion 1.5 and XL, with random weights.
 
-Shapes come from diffusers' and transformers' networks, built without memory on the `meta` device; keys from the
-project's own translation (`merger.checkpoints.names.unet`), but for the second text encoder of SDXL, whose keys are OpenCLIP's. A file is
-written tensor by tensor. What belongs to the denoiser depends on the file's name, all else is the same in every file.
+Shapes come from diffusers' and transformers' networks, built without memory on the `meta` device. Keys come from the
+project's own translation (`merger.checkpoints.names.unet`), except for SDXL's second text encoder, whose keys are
+OpenCLIP's. A file is written tensor by tensor. Only the denoiser's values depend on the file's name; all other tensors
+are the same in every file.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from benchmark.writing import whole_or_nothing
-from merger.checkpoints.headers import aligned, pack_header
+from merger.checkpoints.headers import aligned, bytes_of, pack_header
 from merger.checkpoints.names.unet import (
     DENOISER_PREFIX,
     TEXT_ENCODER_PREFIX,
@@ -27,7 +28,6 @@ from merger.checkpoints.names.unet import (
     text_encoder_names,
     vae_names,
 )
-from merger.export.write import bytes_of
 
 Shape = tuple[int, ...]
 _BLOCK = 1 << 22

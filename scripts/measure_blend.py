@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmark.pipelines.loading import dtypes
 from merger.blend.arithmetic import blend_into
+from merger.blend.differences import Difference
 from merger.blend.live import checksum_of
 
 DTYPES = dtypes()
@@ -49,7 +50,8 @@ def measure(
     out = torch.zeros(parameters, dtype=live, device=device)
     weights = [(i + 1) / (2 * donors) for i in range(donors)]
     moved = sum(tensor.nbytes for tensor in flat) + out.nbytes
-    blended = seconds(lambda: blend_into(out, flat[0], flat[1:], weights, stored=dtype), device, 3)
+    differences = [Difference(donor) for donor in flat[1:]]
+    blended = seconds(lambda: blend_into(out, flat[0], differences, weights, stored=dtype), device, 3)
     summed = seconds(lambda: checksum_of({"all": out}), device, 3)
     target = torch.empty_like(flat[0])
     copied = seconds(lambda: target.copy_(flat[0]), device, 3)

@@ -1,6 +1,6 @@
 """How far each way of searching comes, for its images and seconds: strategies x seeds on the demo family.
 
-    python -m scripts.measure_search --strategies "reference; slopes" --seeds 101,102,103,104,105
+    python -m scripts.measure_search --strategies "reference; gradient search" --seeds 101,102,103,104,105
     python -m scripts.measure_search --table measured            # the table, the plot and the JSON from what is there
 
 Each pair of strategy and seed is a job with a folder of its own and goes on where it was broken off; two calls with
@@ -23,9 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.evaluate.runner import Evaluation
-from merger.app.session import Loaded, Session, open_session
+from merger.app.method import choose_method
+from merger.app.runtime import Runtime, load_runtime
+from merger.app.session import open_session
+from merger.scoring.evaluation_cache import EvaluationCache
 from merger.scoring.objective import JUDGE, TAGGER, evaluate_blend
-from merger.scoring.selection import Cache, finalists_of
+from merger.scoring.selection import finalists_of
 from merger.search.baselines import baselines_of
 from merger.search.space import Weights
 from merger.search.trials import TrialRecord, distinct_best
@@ -39,25 +42,25 @@ BUDGETS = (1000, 2500, 5000, 10_000)
 class Tester:
     """Scores blends on the validation and test prompts of one seed; each blend once, whatever strategy found it."""
 
-    def __init__(self, session: Session, loaded: Loaded, folder: Path) -> None:
-        self.session, self.loaded = session, loaded
+    def __init__(self, runtime: Runtime, folder: Path) -> None:
+        self.runtime, self.exam = runtime, runtime.exam
         folder.mkdir(parents=True, exist_ok=True)
-        fingerprints = {name: tagger.fingerprint for name, tagger in session.taggers.items()}
-        self.cache = Cache(folder, session.prompts, fingerprints)
+        fingerprints = {name: tagger.fingerprint for name, tagger in self.exam.taggers.items()}
+        self.cache = EvaluationCache(folder, self.exam.prompts, fingerprints)
 
     def __call__(self, which: str, weights: Weights) -> Evaluation:
         """A blend on the `validation` or `test` prompts."""
         kept = self.cache.get(which, weights)
         if kept is None:
-            session, loaded = self.session, self.loaded
-            kept = evaluate_blend(loaded.live, loaded.generator, session.taggers, session.prompts[which], weights)
+            runtime, exam = self.runtime, self.exam
+            kept = evaluate_blend(runtime.live, runtime.generator, exam.taggers, exam.prompts[which], weights)
             self.cache.put(which, weights, kept)
         return kept
 
     def accuracies(self, weights: Weights) -> dict[str, float]:
         """{tagger: tag accuracy on test prompts}."""
         test = self("test", weights)
-        return {name: test.accuracy(name, self.session.thresholds[name]).value for name in (TAGGER, JUDGE)}
+        return {name: test.accuracy(name, self.exam.thresholds[name]).value for name in (TAGGER, JUDGE)}
 
 
 def measure(search: Path, name: str, seed: int, work: Path, images: int, threads: int) -> dict[str, Any]:
@@ -65,23 +68,23 @@ def measure(search: Path, name: str, seed: int, work: Path, images: int, threads
     strategy = STRATEGIES[name]
     config = configuration(search, strategy, seed, threads, work / f"noise-{seed}", test_prompts=256)
     session = open_session(config)
-    loaded = session.load()
-    tester = Tester(session, loaded, work / f"tests-{seed}{'-noise' if strategy.noise else ''}")
-    sights = follow(session, loaded, work / f"{name.replace(' ', '-').replace(',', '')}-{seed}", strategy, images)
+    runtime = load_runtime(session, gradients=choose_method(session).follows_gradients)
+    tester = Tester(runtime, work / f"tests-{seed}{'-noise' if strategy.noise else ''}")
+    sightings = follow(session, runtime, work / f"{name.replace(' ', '-').replace(',', '')}-{seed}", strategy, images)
     curve = []
     for budget in BUDGETS:
-        seen = [sight for sight in sights if sight.images <= budget]
-        if seen and budget <= sights[-1].images:
-            best = distinct_best([sight.record for sight in seen], 1)[0]
+        seen = [sighting for sighting in sightings if sighting.images <= budget]
+        if seen and budget <= sightings[-1].images:
+            best = distinct_best([sighting.record for sighting in seen], 1)[0]
             curve.append({"images": budget, "seconds": seen[-1].seconds, **tester.accuracies(best.weights)})
-    records = [sight.record for sight in sights]
+    records, sources = [sighting.record for sighting in sightings], session.sources
     chosen, images_more, seconds_more = choose(records, tester, published=strategy.published)
-    parents = {each.name: tester.accuracies(each.weights) for each in baselines_of(session.space, session.base.name)}
+    parents = {each.name: tester.accuracies(each.weights) for each in baselines_of(sources.space, sources.base.name)}
     return {
         "strategy": name,
         "seed": seed,
-        "images": sights[-1].images + images_more,
-        "seconds": round(sights[-1].seconds + seconds_more, 1),
+        "images": sightings[-1].images + images_more,
+        "seconds": round(sightings[-1].seconds + seconds_more, 1),
         "observed": max(record.value for record in records),
         "final": tester.accuracies(chosen.weights),
         "curve": curve,
@@ -95,7 +98,7 @@ def choose(records: Sequence[TrialRecord], tester: Tester, *, published: bool) -
     if published:
         return distinct_best(records, 1)[0], 0, 0.0
     scored = [(tester("validation", record.weights), record) for record in finalists_of(records)]
-    threshold = tester.session.thresholds[TAGGER]
+    threshold = tester.exam.thresholds[TAGGER]
     _, best = max(scored, key=lambda pair: pair[0].accuracy(TAGGER, threshold).value)
     return best, sum(len(e.prompts) for e, _ in scored), sum(e.seconds for e, _ in scored)
 
@@ -106,7 +109,9 @@ def main() -> int:
     parser.add_argument("--search", type=Path, default=ROOT / "demo" / "search.yaml")
     parser.add_argument("--strategies", default="", help=f"separated by ';', of: {'; '.join(STRATEGIES)}")
     parser.add_argument("--seeds", default="101,102,103,104,105")
-    parser.add_argument("--images", type=int, default=5000, help="what a search may draw (slopes end by themselves)")
+    parser.add_argument(
+        "--images", type=int, default=5000, help="what a search may make (a gradient search ends by itself)"
+    )
     parser.add_argument("--reference-images", type=int, default=10_000, help="the same of the published way")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--work", type=Path, default=ROOT / ".work" / "search")

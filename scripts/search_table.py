@@ -12,10 +12,10 @@ from scripts.strategies import STRATEGIES, VARIANTS
 
 Row = Mapping[str, Any]
 
-REFERENCE, OURS = "reference", "slopes"
+REFERENCE, OURS = "reference", "gradient search"
 _TAGGERS = ("tagger", "judge")
 _COSTS: Mapping[str, str] = {
-    "images": "images drawn (a backward pass counted as the images it takes as long as)",
+    "images": "images (a backward pass counts as the images that take as long)",
     "seconds": "seconds, one thread",
 }
 
@@ -23,15 +23,17 @@ _COSTS: Mapping[str, str] = {
 def write_table(rows: Sequence[Row], folder: Path | None) -> dict[str, Any]:
     """The figures of all strategies; with a `folder`, its tables and plots are written there too.
 
-    `search.md` has both tables, `search.png` shows the ways to search, `variants.png` the ways to climb.
+    `search.md` has both tables, `search.png` shows the ways to search, `variants.png` the gradient search and its
+    variants. Rows of strategies that no longer exist are kept in the results and shown nowhere.
     """
+    rows = [row for row in rows if row["strategy"] in STRATEGIES]
     figures = figures_of(rows)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "search.md").write_text(markdown(figures) + "\n" + variants(figures), encoding="utf-8")
         ways = [row for row in rows if row["strategy"] not in VARIANTS]
-        climbs = [row for row in rows if row["strategy"] in (OURS, *VARIANTS)]
-        for shown, name in ((ways, "search.png"), (climbs, "variants.png")):
+        compared = [row for row in rows if row["strategy"] in (OURS, *VARIANTS)]
+        for shown, name in ((ways, "search.png"), (compared, "variants.png")):
             if shown:
                 plot(shown, folder / name)
     return figures
@@ -42,8 +44,8 @@ def figures_of(rows: Sequence[Row]) -> dict[str, Any]:
 
     `miss_cut` is the share of the best parent's misses on the test prompts that the blend does not make; `gain` is the
     difference in accuracy. The best parent is the one that is best on these very prompts: none could do better.
-    `times_reference` is the median gain over the one that the reference has after as many seconds. `over_slopes` is the
-    difference in accuracy to `slopes` on the same seed.
+    `times_reference` is the median gain over the one that the reference has after as many seconds. `over_ours` is the
+    difference in accuracy to `gradient search` on the same seed.
     """
     names = list(dict.fromkeys(row["strategy"] for row in rows))
     ours = {row["seed"]: row for row in rows if row["strategy"] == OURS}
@@ -56,7 +58,7 @@ def figures_of(rows: Sequence[Row]) -> dict[str, Any]:
         pairs = [(row, ours[row["seed"]]) for row in of if row["seed"] in ours]
         for tagger in _TAGGERS if pairs else ():
             differences = [row["final"][tagger] - other["final"][tagger] for row, other in pairs]
-            figures[name][f"over_slopes_{tagger}"] = _quartiles(differences)
+            figures[name][f"over_ours_{tagger}"] = _quartiles(differences)
     reference = [row for row in rows if row["strategy"] == REFERENCE]
     if reference:
         goal = float(np.median([row["final"]["tagger"] for row in reference]))
@@ -147,7 +149,7 @@ def markdown(figures: Mapping[str, Any]) -> str:
 
 
 def variants(figures: Mapping[str, Any]) -> str:
-    """A table of the climb with something changed, against the climb as it is, seed by seed."""
+    """A table of the gradient search with one thing changed, compared with it as it is, seed by seed."""
     rows = [
         [
             name.removeprefix(f"{OURS}, "),
@@ -155,13 +157,14 @@ def variants(figures: Mapping[str, Any]) -> str:
             format(figure["seconds"][1], ".0f"),
             _spread(figure["miss_cut_tagger"], ".0%"),
             _spread(figure["miss_cut_judge"], ".0%"),
-            _spread(figure["over_slopes_tagger"], "+.3f"),
-            _spread(figure["over_slopes_judge"], "+.3f"),
+            _spread(figure["over_ours_tagger"], "+.3f"),
+            _spread(figure["over_ours_judge"], "+.3f"),
         ]
         for name, figure in figures.items()
-        if name in VARIANTS and "over_slopes_tagger" in figure
+        if name in VARIANTS and "over_ours_tagger" in figure
     ]
-    header = ["slopes, but", "seeds", "seconds", "misses cut", "by the judge", "difference to slopes", "by the judge"]
+    difference = f"difference to {OURS}"
+    header = [f"{OURS}, but", "seeds", "seconds", "misses cut", "by the judge", difference, "by the judge"]
     return _table(header, rows)
 
 
@@ -183,7 +186,7 @@ def plot(rows: Sequence[Row], file: Path) -> None:
     from matplotlib import pyplot
 
     figure, panels = pyplot.subplots(2, 2, figsize=(12, 9), sharey=True, layout="constrained")
-    titles = ("by the tagger searched by", "by the judge")
+    titles = ("by the tagger that the search follows", "by the judge")
     for across, cost in zip(panels, _COSTS, strict=True):
         for panel, tagger, title in zip(across, _TAGGERS, titles, strict=True):
             for name in figures_of(rows):

@@ -1,7 +1,7 @@
 """What `measure_search` compares: strategies as changes to one search file, the published method, and noise for donors.
 
-A strategy yields sights: (images drawn so far, seconds so far, the trial) in the order of its trials. What was drawn on
-prompts of its own (a step up the slopes) costs images and seconds and is no sight.
+A strategy yields sightings: (images made so far, seconds so far, the trial) in the order of its trials. A step of the
+gradient search, on prompts of its own, costs images and seconds and is no sighting.
 """
 
 from __future__ import annotations
@@ -16,17 +16,23 @@ from typing import Any
 
 import numpy as np
 
+from merger.app.identity import identity_of
+from merger.app.method import choose_method, search_settings
 from merger.app.runs import Run
-from merger.app.session import Loaded, Session
-from merger.config.config import Config, load_config
+from merger.app.runtime import Runtime
+from merger.app.session import Session
+from merger.config.config import Config
+from merger.config.loading import load_config
 from merger.search.baselines import baselines_of
-from merger.search.study import open_study, search
+from merger.search.locks import study_lock
+from merger.search.loop import search
+from merger.search.study import open_study
 from merger.search.trials import STEP, Score, TrialRecord
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """One way to search: `settings` are laid over the search file."""
+    """One way to search: `settings` replace those of the search file."""
 
     about: str
     settings: Mapping[str, Any]
@@ -36,7 +42,7 @@ class Strategy:
 
 _UNLIMITED = {"patience": 10**6, "trials": 10**6, "time_limit": None, "baselines": ["uniform"]}
 _FIXED = {**_UNLIMITED, "prompts": 64, "granularity": "stage"}
-_SLOPES = {**_UNLIMITED, "method": "slopes", "slopes.steps": 48}
+_GRADIENT = {**_UNLIMITED, "method": "gradient", "gradient.steps": 48}
 
 WAYS: Mapping[str, Strategy] = {
     "reference": Strategy(
@@ -49,36 +55,35 @@ WAYS: Mapping[str, Strategy] = {
     "tpe": Strategy("multivariate TPE on hits", {**_FIXED, "method": "tpe", "objective": "accuracy"}),
     "black box": Strategy("CMA-ES on probabilities, opened by the uniform average", {**_FIXED, "method": "cmaes"}),
     "black box, hits": Strategy("the same on hits", {**_FIXED, "method": "cmaes", "objective": "accuracy"}),
-    "black box, raced": Strategy("the same, hopeless trials given up", {**_FIXED, "method": "cmaes", "racing": True}),
-    "black box, coarse to fine": Strategy(
-        "a weight per module, whole stages first",
-        {**_FIXED, "method": "cmaes", "granularity": "module", "coarse_to_fine": {"stage": 40}},
+    "black box, pruned": Strategy("the same, hopeless trials pruned", {**_FIXED, "method": "cmaes", "pruning": True}),
+    "gradient search": Strategy("the search file with 48 steps", _GRADIENT),
+    "gradient search, five times as long": Strategy("240 steps", {**_GRADIENT, "gradient.steps": 240}),
+    "gradient search, noise donors": Strategy(
+        "control: donors replaced by noise of the same norm", _GRADIENT, noise=True
     ),
-    "slopes": Strategy("the search file with 48 steps", _SLOPES),
-    "slopes, five times as long": Strategy("240 steps", {**_SLOPES, "slopes.steps": 240}),
-    "slopes, noise donors": Strategy("control: donors replaced by noise of the same norm", _SLOPES, noise=True),
 }
 
 VARIANTS: Mapping[str, Strategy] = {
-    "slopes, stage": Strategy("a weight per stage and donor", {**_SLOPES, "granularity": "stage"}),
-    "slopes, module": Strategy("a weight per module and donor", {**_SLOPES, "granularity": "module"}),
-    "slopes, noise, module": Strategy("control by module", {**_SLOPES, "granularity": "module"}, noise=True),
-    "slopes, noise, stage": Strategy("control by stage", {**_SLOPES, "granularity": "stage"}, noise=True),
-    "slopes, narrow": Strategy("bounds 0 to 1", {**_SLOPES, "bounds": [0, 1]}),
-    "slopes, last quarter": Strategy(
-        "back through a quarter of the sampling steps", {**_SLOPES, "slopes.fraction": 0.25}
+    "gradient search, stage": Strategy("a weight per stage and donor", {**_GRADIENT, "granularity": "stage"}),
+    "gradient search, module": Strategy("a weight per module and donor", {**_GRADIENT, "granularity": "module"}),
+    "gradient search, noise, module": Strategy("control by module", {**_GRADIENT, "granularity": "module"}, noise=True),
+    "gradient search, noise, stage": Strategy("control by stage", {**_GRADIENT, "granularity": "stage"}, noise=True),
+    "gradient search, narrow": Strategy("bounds 0 to 1", {**_GRADIENT, "bounds": [0, 1]}),
+    "gradient search, last quarter": Strategy(
+        "backpropagation through a quarter of the sampling steps", {**_GRADIENT, "gradient.backprop_fraction": 0.25}
     ),
-    "slopes, all steps": Strategy("back through all sampling steps", {**_SLOPES, "slopes.fraction": 1.0}),
-    "slopes, polished": Strategy("20 trials near the best after the climb", {**_SLOPES, "polish": 20}),
+    "gradient search, all steps": Strategy(
+        "backpropagation through all sampling steps", {**_GRADIENT, "gradient.backprop_fraction": 1.0}
+    ),
 }
-"""The climb with one thing changed, to be compared with `slopes` seed by seed."""
+"""The gradient search with one thing changed, to be compared with `gradient search` seed by seed."""
 
 STRATEGIES: Mapping[str, Strategy] = {**WAYS, **VARIANTS}
 
 
 @dataclass(frozen=True)
-class Sight:
-    """A blend that a strategy saw on its fixed prompts, and what all had cost by then."""
+class Sighting:
+    """A blend that a strategy scored on its fixed prompts, and what everything had cost by then."""
 
     images: int
     seconds: float
@@ -122,33 +127,37 @@ def make_noise_donors(config: Config, seed: int, folder: Path) -> list[Path]:
     return written
 
 
-def follow(session: Session, loaded: Loaded, folder: Path, strategy: Strategy, images: int) -> list[Sight]:
-    """Runs a strategy until it has drawn `images`, resuming what `folder` holds. A climb takes the steps planned."""
+def follow(session: Session, runtime: Runtime, folder: Path, strategy: Strategy, images: int) -> list[Sighting]:
+    """Runs a strategy until it has made `images`, resuming what `folder` holds. A gradient search takes its steps."""
     folder.mkdir(parents=True, exist_ok=True)
     if strategy.published:
-        return list(_published(session, loaded, folder / "trials.jsonl", images))
-    baselines = baselines_of(session.space, session.base.name)
-    run = Run(folder)
-    study = open_study(
-        run.storage(session.config), "search", session.space, identity=session.identity(), baselines=baselines
-    )
+        return list(_published(session, runtime, folder / "trials.jsonl", images))
+    config, sources = session.config, session.sources
+    space, choice = sources.space, choose_method(session)
+    storage = Run(folder).storage(config)
+    identity = identity_of(config, sources, session.exam, choice)
+    layers = sorted({layer for parameter in space.parameters for layer in parameter.layers})
+    with study_lock(storage, "search"):
+        study = open_study(
+            storage, "search", space, identity=identity, baselines=baselines_of(space, sources.base.name)
+        )
 
-    def enough() -> bool:
-        if session.config.method == "slopes":
-            return False
-        return sum(record.score.images for record in study.records()) >= images
+        def enough() -> bool:
+            if choice.follows_gradients:
+                return False
+            return sum(record.score.images for record in study.records()) >= images
 
-    search(
-        session.objective(loaded),
-        study,
-        session.search_settings,
-        baselines=len(baselines),
-        climb=session.climber(loaded),
-        race=session.racer(loaded),
-        interrupted=enough,
-    )
-    done = study.records()
-    return [Sight(*cost, record) for record, cost in zip(done, _cost(done), strict=True) if record.role != STEP]
+        steps = runtime.gradient_steps(layers, config.gradient.backprop_fraction) if choice.follows_gradients else None
+        search(
+            runtime.objective,
+            study,
+            search_settings(session, choice.method),
+            take_step=steps,
+            pruned=runtime.pruned_objective if config.pruning else None,
+            interrupted=enough,
+        )
+        done = study.records()
+    return [Sighting(*cost, record) for record, cost in zip(done, _cost(done), strict=True) if record.role != STEP]
 
 
 def _cost(records: list[TrialRecord]) -> list[tuple[int, float]]:
@@ -163,11 +172,11 @@ def _cost(records: list[TrialRecord]) -> list[tuple[int, float]]:
     return costs
 
 
-def _published(session: Session, loaded: Loaded, file: Path, images: int) -> Iterator[Sight]:
+def _published(session: Session, runtime: Runtime, file: Path, images: int) -> Iterator[Sighting]:
     """RimoChan's merging scripts: a Gaussian process proposes, hits on fixed prompts answer."""
     from bayes_opt import BayesianOptimization
 
-    objective, space = session.objective(loaded), session.space
+    objective, space = runtime.objective, session.sources.space
     bounds = {parameter.name: (parameter.low, parameter.high) for parameter in space.parameters}
     optimizer = BayesianOptimization(None, bounds, random_state=session.config.seed, verbose=0)
     random = np.random.default_rng(session.config.seed)
@@ -191,4 +200,4 @@ def _published(session: Session, loaded: Loaded, file: Path, images: int) -> Ite
         record = TrialRecord(trial, "search", "", space.to_weights(row["point"]), Score(**row["score"]))
         optimizer.register(params=row["point"], target=record.value)
         drawn, seconds, trial = drawn + record.score.images, seconds + row["seconds"], trial + 1
-        yield Sight(drawn, seconds, record)
+        yield Sighting(drawn, seconds, record)

@@ -165,7 +165,7 @@ def tiny_pipeline_folder(_tiny_pipeline: tuple[Path, Any]) -> Path:
 @pytest.fixture(scope="session")
 def tiny_family(_tiny_pipeline: tuple[Path, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """`base`, `warm` and `cool`: original-layout single files, fp16; the donors differ from the base in the UNet."""
-    from merger.checkpoints.names.unet import save_single_file
+    from scripts.single_file import save_single_file
 
     _, (unet, vae, text) = _tiny_pipeline
     folder = tmp_path_factory.mktemp("family")

@@ -120,7 +120,7 @@ def test_plain_diffusers_draws_the_same_images_from_the_exported_file(
     from merger.blend.live import LiveDenoiser
     from merger.checkpoints.checkpoint import open_checkpoint
     from merger.export.recipe import Recipe
-    from merger.layers.unet import group
+    from merger.layers.grouping import group
 
     file = tmp_path / "blend.safetensors"
     assert main(["export", str(searched), "--trial", "8", "--output", str(file)]) == 0

@@ -1,7 +1,7 @@
-"""The command line: parses, calls, and turns what goes wrong into an exit status.
+"""The command line: parses arguments, calls the command, and turns errors into exit statuses.
 
 Results go to standard output, everything else to standard error. Status: 0 done, 1 failed, 2 wrong use or bad input,
-130 stopped by Ctrl-C. Importing this loads nothing heavy; each command imports what it needs.
+130 stopped by Ctrl-C. Importing this module loads nothing heavy; each command imports what it needs.
 """
 
 from __future__ import annotations
@@ -14,24 +14,20 @@ from pathlib import Path
 
 from benchmark.app import cli as benchmark_cli
 from benchmark.errors import InputError, memory_said
-from merger import __version__
+from merger.errors import BlendNotApplied, Stopped
+from merger.version import __version__
 
 EXAMPLES = """examples:
   merger search demo/search.yaml             search, choose the winner, write the checkpoint and the report
-  merger status demo                         where it stands
-  merger export demo --dtype fp16            the winner again, under another precision
-  merger verify runs/demo/best.safetensors   rebuild it from its own recipe and compare
+  merger status demo                         say how far it is
+  merger export demo --dtype fp16            write the winner again, in another precision
+  merger verify runs/demo/best.safetensors   rebuild it from its recipe and compare
 """
 
 
-class Stopped(Exception):
-    """Ctrl-C was heard and everything finished is kept. Its text says how to go on."""
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns the exit status."""
+    """Runs one command. Returns the exit status."""
     args = make_parser().parse_args(argv)
-    from merger.errors import BlendNotApplied
 
     try:
         with memory_said():
@@ -54,10 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser of all commands; each sets `run`, the function that does it."""
+    """The parser of all commands. Each sets `run`, the function that does the work."""
     parser = argparse.ArgumentParser(
         "merger",
-        description="Finds the per-layer blend of checkpoints that draws what its prompts ask for.",
+        description="Finds the per-layer blend of checkpoints that best draws what its prompts ask for.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -65,27 +61,36 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     search = _command(commands, "search", "begin a search, or continue it", "merger search search.yaml --set steps=12")
-    search.add_argument("config", type=Path, metavar="CONFIG.yaml", help="what to blend, and how to search")
-    search.add_argument("--name", help="name of the run: runs/NAME (the configuration's `name`, or its file's)")
-    search.add_argument("--storage", metavar="URL", help="database of the study (runs/NAME/study.db)")
+    search.add_argument("config", type=Path, metavar="CONFIG.yaml", help="the search's configuration")
+    search.add_argument(
+        "--name", help="name of the run, in runs/NAME (default: the configuration's `name`, or its file's)"
+    )
+    search.add_argument("--storage", metavar="URL", help="database of the study (default: runs/NAME/study.db)")
     _search_options(search)
 
     resume = _command(commands, "resume", "continue a search from its run folder", "merger resume runs/demo")
     resume.add_argument("target", metavar="RUN", help="a run folder, or a name under runs/")
     _search_options(resume)
 
-    status = _command(commands, "status", "say where a search stands", "merger status demo")
+    status = _command(commands, "status", "say how far a search is", "merger status demo")
     status.add_argument("target", metavar="RUN", help="a run folder, or a name under runs/")
     _json(status)
 
     runs = _command(commands, "list", "list the runs", "merger list --json")
-    runs.add_argument("folder", nargs="?", type=Path, help="where the runs lie (runs/)")
+    runs.add_argument("folder", nargs="?", type=Path, help="the folder of the runs (default: runs/)")
     _json(runs)
 
     export = _command(commands, "export", "write a blend as a checkpoint", "merger export demo --trial 12")
     export.add_argument("target", metavar="RUN", help="a run folder, or a name under runs/")
-    export.add_argument("--trial", type=int, metavar="N", help="which blend (the winner, else the best so far)")
-    export.add_argument("--output", type=Path, metavar="FILE", help="where to (RUN/best or RUN/trial-N.safetensors)")
+    export.add_argument(
+        "--trial", type=int, metavar="N", help="which trial's blend (default: the winner, or the best so far)"
+    )
+    export.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="the file to write (default: RUN/best.safetensors or RUN/trial-N.safetensors)",
+    )
     _export_options(export)
 
     merge = _command(
@@ -94,29 +99,38 @@ def make_parser() -> argparse.ArgumentParser:
         "write a blend from a recipe, without a search",
         "merger merge recipe.json --output blend.safetensors",
     )
-    merge.add_argument("recipe", type=Path, metavar="RECIPE.json", help="base, donors, weights by layer")
-    merge.add_argument("--output", type=Path, required=True, metavar="FILE", help="where to")
+    merge.add_argument(
+        "recipe", type=Path, metavar="RECIPE.json", help="a JSON file with base, donors and weights by layer"
+    )
+    merge.add_argument("--output", type=Path, required=True, metavar="FILE", help="the file to write")
     _pickles(merge)
     _export_options(merge)
 
     convert = _command(
         commands,
         "convert",
-        "make a .safetensors file of a pickle's plain tensors",
+        "write the plain tensors of a pickle as a .safetensors file",
         "merger convert old.ckpt --output new.safetensors",
     )
     convert.add_argument("file", type=Path, metavar="FILE", help="a .ckpt, .pt, .pth or .bin file")
-    convert.add_argument("--output", type=Path, required=True, metavar="FILE", help="where to")
+    convert.add_argument("--output", type=Path, required=True, metavar="FILE", help="the file to write")
     _json(convert)
 
     verify = _command(
-        commands, "verify", "rebuild a blend from its own recipe and compare", "merger verify best.safetensors --score"
+        commands, "verify", "rebuild a blend from its recipe and compare", "merger verify best.safetensors --score"
     )
     verify.add_argument("file", type=Path, metavar="FILE", help="a checkpoint that `merger` wrote")
-    verify.add_argument("--run", dest="target", metavar="RUN", help="the run it came from (the folder it lies in)")
-    verify.add_argument("--score", action="store_true", help="score it again, as loaded from disk")
     verify.add_argument(
-        "--search", action="append", default=[], type=Path, metavar="FOLDER", help="where its sources may have gone"
+        "--run", dest="target", metavar="RUN", help="the run it came from (default: the folder it lies in)"
+    )
+    verify.add_argument("--score", action="store_true", help="load it from disk and score it again")
+    verify.add_argument(
+        "--search",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FOLDER",
+        help="a folder to look for its sources in; may be given several times",
     )
     _pickles(verify)
     _json(verify)
@@ -124,11 +138,13 @@ def make_parser() -> argparse.ArgumentParser:
     inspect = _command(
         commands,
         "inspect",
-        "say what checkpoints are and whether they fit",
+        "say what checkpoints are and whether they are compatible",
         "merger inspect a.safetensors b.safetensors",
     )
     inspect.add_argument("files", nargs="+", type=Path, metavar="FILE", help="checkpoints; the first is the base")
-    inspect.add_argument("--pipeline", type=Path, metavar="FOLDER", help="configuration the base must agree with")
+    inspect.add_argument(
+        "--pipeline", type=Path, metavar="FOLDER", help="a pipeline configuration that the base must match"
+    )
     _pickles(inspect)
     _json(inspect)
 
@@ -146,7 +162,7 @@ def make_parser() -> argparse.ArgumentParser:
 def _command(
     commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, summary: str, example: str
 ) -> argparse.ArgumentParser:
-    """A command's parser; `run` is the function of its name in `merger.app.commands`, imported when it is called."""
+    """A command's parser. Its `run` calls the function of the same name in `merger.app.commands`, imported then."""
     parser = commands.add_parser(
         name,
         help=summary,
@@ -165,26 +181,37 @@ def _command(
 
 
 def _export_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dtype", choices=("fp16", "bf16", "fp32"), help="of all weights (as the base has them)")
     parser.add_argument(
-        "--denoiser-only", action="store_true", help="without text encoders and VAE, as ComfyUI takes it"
+        "--dtype", choices=("fp16", "bf16", "fp32"), help="number format of all weights (default: the base's)"
     )
-    parser.add_argument("--format", choices=("base", "diffusers"), default="base", help="diffusers: a folder")
-    parser.add_argument("--pipeline", type=Path, metavar="FOLDER", help="configuration of a single file's pipeline")
-    parser.add_argument("--mecha", type=Path, metavar="FILE", help="also write the recipe for sd-mecha")
+    parser.add_argument(
+        "--denoiser-only", action="store_true", help="leave out text encoders and VAE, as ComfyUI wants it"
+    )
+    parser.add_argument(
+        "--format",
+        choices=("base", "diffusers"),
+        default="base",
+        help="diffusers: write a folder (default: the base's form)",
+    )
+    parser.add_argument("--pipeline", type=Path, metavar="FOLDER", help="pipeline configuration of a single file")
+    parser.add_argument("--mecha", type=Path, metavar="FILE", help="also write the recipe in sd-mecha's form")
     _json(parser)
 
 
 def _pickles(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--allow-pickle", action="store_true", help="read .ckpt, .pt and .bin files, their plain tensors only"
+        "--allow-pickle", action="store_true", help="also read .ckpt, .pt and .bin files, but only plain tensors"
     )
 
 
 def _search_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--trials", type=int, metavar="N", help="the limit of trials, those already done included")
+    parser.add_argument("--trials", type=int, metavar="N", help="the most trials, including those already done")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="over the file; may be given often"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a key of the file; may be given several times",
     )
     _pickles(parser)
     _json(parser)

@@ -1,4 +1,4 @@
-"""What each command does: calls and prints. Heavy modules are imported where they are needed."""
+"""What each command does: it calls other rooms and prints. Heavy modules are imported where they are needed."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from merger.app.cli import Stopped
 from merger.app.runs import ROOT, Run, find_run, list_runs
-from merger.config.config import Config, load_config
-from merger.errors import ConfigError, StudyError
+from merger.config.config import Config
+from merger.config.loading import load_config
+from merger.errors import ConfigError, Stopped, StudyError
 
 
 def search(args: argparse.Namespace) -> int:
@@ -30,11 +30,12 @@ def search(args: argparse.Namespace) -> int:
 def resume(args: argparse.Namespace) -> int:
     """`merger resume`: continues a run from its folder alone."""
     run = find_run(args.target)
-    return _search(load_config(run.config_file, _overrides(args)), run, args)
+    return _search(run.config_to_continue(_overrides(args)), run, args)
 
 
 def _search(config: Config, run: Run, args: argparse.Namespace) -> int:
-    from merger.app.run_search import Interrupt, run_search
+    from merger.app.interrupt import Interrupt
+    from merger.app.run_search import run_search
     from merger.app.session import open_session
 
     with Interrupt().listening() as interrupt:
@@ -59,9 +60,8 @@ def status(args: argparse.Namespace) -> int:
     if found["best"]:
         best = found["best"]
         print(f"best {best['value']:.4f} ± {best['stderr']:.4f} ({best['label']}), accuracy {best['accuracy']:.4f}")
-        print(
-            f"{found['since_improvement']} trials since it last rose by more than its noise (patience {found['patience']})"
-        )
+        waited, patience = found["since_improvement"], found["patience"]
+        print(f"{waited} trials since the last improvement larger than its noise (patience {patience})")
     if found["left"]:
         print(f"at most {found['left']} left")
     result = find_run(args.target).result()
@@ -96,17 +96,20 @@ def list_(args: argparse.Namespace) -> int:
 
 
 def export(args: argparse.Namespace) -> int:
-    """`merger export`: writes the winner, the best so far, or a given trial."""
+    """`merger export`: writes the winner, the best so far, or a given trial. Opens no tagger and no vocabulary."""
+    from merger.app.identity import check_sources
     from merger.app.scored_files import export_trial
-    from merger.app.session import open_session
+    from merger.app.source_paths import local
+    from merger.app.sources import open_sources
     from merger.export.forms import ExportOptions, is_folder
-    from merger.search.study import incumbent, open_study
+    from merger.search.study import incumbent, read_study
     from merger.search.trials import STEP
 
     run = find_run(args.target)
-    config = run.config()
-    session = open_session(config)
-    study = open_study(run.storage(config), run.name, session.space, identity=session.identity(), create=False)
+    config = local(run.config())
+    sources = open_sources(config)
+    study = read_study(run.storage(config), run.name)
+    check_sources(study.identity, sources, run.name)
     result = run.result()
     if args.trial is not None:
         trial, name = study.record(args.trial), f"trial-{args.trial}"
@@ -119,14 +122,14 @@ def export(args: argparse.Namespace) -> int:
         args.dtype,
         args.denoiser_only,
         args.format,
-        _configuration(args) or session.config.pipeline,
+        _configuration(args) or config.pipeline,
         args.mecha,
         replace_folder=args.output is None,  # a name of ours, in the run's own folder
     )
-    ending = "" if is_folder(session.base, how) else ".safetensors"
+    ending = "" if is_folder(sources.base, how) else ".safetensors"
     output = args.output or run.folder / f"{name}{suffix}{'-denoiser' if args.denoiser_only else ''}{ending}"
     prompts = "the prompts of its step" if trial.role == STEP else "the search prompts"
-    written = export_trial(session, trial, output, how)
+    written = export_trial(sources, trial, output, how, identity=study.identity)
     print(
         json.dumps({"file": str(written), "trial": trial.number, "accuracy": trial.score.accuracy})
         if args.json
@@ -137,12 +140,12 @@ def export(args: argparse.Namespace) -> int:
 
 def merge(args: argparse.Namespace) -> int:
     """`merger merge`: a file from a recipe alone."""
-    from merger.checkpoints.compatibility import check_fit, remarks
+    from merger.checkpoints.compatibility import check_compatible, remarks
     from merger.export.forms import ExportOptions, export_as
     from merger.export.recipe_files import open_recipe
 
     recipe, base, donors = open_recipe(args.recipe, allow_pickle=args.allow_pickle)
-    for remark in remarks(donors, check_fit(base, donors)):
+    for remark in remarks(donors, check_compatible(base, donors)):
         print(remark, file=sys.stderr)
     how = ExportOptions(args.dtype, args.denoiser_only, args.format, _configuration(args), args.mecha)
     written = export_as(recipe, args.output, how, base=base, donors=donors)
@@ -151,7 +154,7 @@ def merge(args: argparse.Namespace) -> int:
 
 
 def _configuration(args: argparse.Namespace) -> Path | None:
-    """The folder that `--pipeline` names, by path or hub id; None where it is not given."""
+    """The folder that `--pipeline` names, by path or hub id; None if it is not given."""
     from merger.checkpoints.hub import on_this_disk
 
     return None if args.pipeline is None else on_this_disk(args.pipeline, "configuration")
@@ -167,7 +170,7 @@ def convert(args: argparse.Namespace) -> int:
 
 
 def verify(args: argparse.Namespace) -> int:
-    """`merger verify`: 0 where the file is what its recipe says, 1 where it is not."""
+    """`merger verify`: 0 if the file is what its recipe says, else 1."""
     from merger.export.write import verify as rebuild
 
     found = rebuild(args.file, args.search, allow_pickle=args.allow_pickle)
@@ -202,13 +205,13 @@ def _score_again(file: Path, target: str | None) -> dict[str, Any]:
 
     recorded = open_checkpoint(file).metadata.get(SCORE_KEY)
     if recorded is None:
-        raise StudyError(f"{file}: carries no score; only blends that `merger` exported from a run do")
+        raise StudyError(f"{file}: records no score; only blends that `merger` exported from a run do")
     run = find_run(target or str(file.resolve().parent))
     return score_file(file, run, json.loads(recorded))
 
 
 def inspect(args: argparse.Namespace) -> int:
-    """`merger inspect`: what files are; 1 where they do not fit together."""
+    """`merger inspect`: what files are; 1 if they are not compatible."""
     from merger.checkpoints.inspect import format_inspection, inspect_files
 
     found = inspect_files(args.files, _configuration(args), allow_pickle=args.allow_pickle)
@@ -220,14 +223,13 @@ def describe(run: Run) -> dict[str, Any]:
     """Where a run stands, as plain values; needs none of its sources."""
     from merger.report.progress import duration, time_left
     from merger.search.study import read_study
-    from merger.search.trials import best_of, last_improvement
+    from merger.search.trials import best_of, since_improvement
 
     config = run.config()
     records = read_study(run.storage(config), run.name).records()
     best, result = best_of(records), run.result()
     state = "running" if run.busy() else "finished" if result is not None else "stopped"
     left = time_left(records, config.trials, config.time_limit)
-    baselines = len(config.donors) + 2
     return {
         "name": run.name,
         "folder": str(run.folder),
@@ -236,7 +238,7 @@ def describe(run: Run) -> dict[str, Any]:
         "limit": config.trials,
         "images": sum(record.score.images for record in records),
         "seconds": round(sum(record.score.seconds for record in records), 1),
-        "since_improvement": max(len(records) - max(last_improvement(records) + 1, baselines), 0),
+        "since_improvement": since_improvement(records),
         "patience": config.patience,
         "left": duration(left) if left is not None and state != "finished" else None,
         "best": None
@@ -271,6 +273,6 @@ def _print_result(run: Run, result: dict[str, Any], as_json: bool) -> None:
 
 
 def _shown(path: Path) -> str:
-    """A path as short as it can be said from here."""
+    """A path, relative to the current folder if it lies in it."""
     here = Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

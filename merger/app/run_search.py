@@ -1,174 +1,101 @@
-"""A search from its first trial to its last page: the study's trials, the honest end, the file, the report."""
+"""A search from its first trial to its last page: the study's trials, the selection of the winner, the outputs."""
 
 from __future__ import annotations
 
-import math
-import os
 import shutil
-import signal
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from types import FrameType
-from typing import Any, cast
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
-import torch
-
-from benchmark.evaluate.runner import Evaluation
+from merger.app.final_evaluation import FinalEvaluation
+from merger.app.gradient_memory import GradientSearch, fit_into_memory
+from merger.app.identity import identity_of
+from merger.app.interrupt import Interrupt
+from merger.app.method import choose_as_begun, choose_method, search_settings
+from merger.app.outputs import write_outputs
 from merger.app.runs import Run
-from merger.app.scored_files import export_trial
-from merger.app.session import Loaded, Session
-from merger.blend.sources import SHARE, free_memory
+from merger.app.runtime import Runtime, load_runtime
+from merger.app.session import Session
 from merger.errors import InputError, NoRoom, StudyError
-from merger.export.forms import ExportOptions, is_folder
-from merger.report.progress import Progress
-from merger.report.report import write_report, write_samples
-from merger.scoring.gradients.gradients import BlendGradients
-from merger.scoring.gradients.memory import StepMemory, step_memory
-from merger.scoring.gradients.steps import FreshSteps
-from merger.scoring.objective import TAGGER, evaluate_blend
-from merger.scoring.reward_hacking import THUMBNAILS, Thumbnails, changed_taggers
-from merger.scoring.selection import SHOWN, Cache, Ending, conclude
+from merger.report.progress import SearchProgress
+from merger.scoring.selection import select_winner
 from merger.search.baselines import baselines_of, most_trials, outcomes
-from merger.search.samplers import check_method
-from merger.search.space import Weights
+from merger.search.loop import search
+from merger.search.registry import sampler_named
+from merger.search.sampler_choice import Choice
 from merger.search.storage import refusals_said
-from merger.search.study import Study, open_study, search
-from merger.search.trials import TrialRecord
-
-
-class Interrupt:
-    """Whether the user asked for an end: the first Ctrl-C is noted and said, the second stops at once."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self.doing = ""
-
-    def __call__(self) -> bool:
-        """Whether to end as soon as that loses nothing."""
-        return self.asked
-
-    def drop(self) -> None:
-        """Ends what can be done again at no loss of its own."""
-        if self.asked:
-            raise KeyboardInterrupt
-
-    @contextmanager
-    def listening(self) -> Iterator[Interrupt]:
-        """Until the end of the block, the first Ctrl-C only sets `asked`."""
-        before = signal.signal(signal.SIGINT, self._handle)
-        try:
-            yield self
-        finally:
-            signal.signal(signal.SIGINT, before)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-        said = f"\nstopping after {self.doing or 'loading'}; Ctrl-C again stops at once\n"
-        os.write(2, said.encode())  # a print could break into one that is under way
-
-
-def run_search(session: Session, run: Run, interrupt: Interrupt) -> dict[str, Any]:
-    """Begins or continues the search in `run`, to its end. Returns the result that is also written.
-
-    Raises `InputError` before anything is written, or `StudyError` where `run` was begun differently; and
-    `KeyboardInterrupt` when asked to stop, with all finished trials kept.
-    """
-    _check_before(session, run)
-    identity = session.identity()
-    loaded = session.load()
-    interrupt.drop()
-    session, climb = _with_room(session, loaded)
-    interrupt.drop()
-    new = not run.exists()
-    run.make_folder()
-    kept = f"What is finished is kept: mend that, then `merger resume {run.folder}`."
-    with run.lock(), refusals_said(run.storage(session.config), kept):
-        study = _open(session, run, identity, new)
-        session = _as_begun(session, run.name, study.noted("method"))
-        return _search(session, loaded, climb if session.chosen.method == "gradient" else None, study, run, interrupt)
+from merger.search.study import Study, open_study
 
 
 @dataclass(frozen=True)
-class _GradientSearch:
-    """What takes the steps of a climb, and what each will take in memory."""
+class _Plan:
+    """How a search will proceed. gradient: None unless the sampler chosen follows gradients."""
 
-    gradient_steps: FreshSteps
-    memory: StepMemory
+    choice: Choice
+    gradient: GradientSearch | None
 
 
-def _with_room(session: Session, loaded: Loaded) -> tuple[Session, _GradientSearch | None]:
-    """How to climb in the memory there is: with one copy of the gradients, else streamed, without any.
+def run_search(session: Session, run: Run, interrupt: Interrupt) -> dict[str, Any]:
+    """Begins or continues the search in `run` and finishes it. Returns the result that is also written.
 
-    Where that has no room either, `auto` does without gradients, as the session returned says; asked for by name, gradients
-    are tried.
+    Raises `InputError` before anything is written, or `StudyError` if `run` began differently; and `KeyboardInterrupt`
+    when asked to stop, with all finished trials kept.
     """
-    prompts, by_name = session.prompts["search"], session.config.method != "auto"
-    free = SHARE * free_memory(torch.device(session.device))  # the rest is for what the estimate does not see
-    ways = [(False, free)] if session.config.blends_text else [(False, free), (True, free)]
-    refusal = ""
-    for streamed, room in [*ways, (ways[-1][0], math.inf)] if by_name else ways:
-        gradient_steps = session.gradient_steps(loaded, streamed=streamed)
-        if gradient_steps is None:
-            return session, None
-        try:
-            memory = step_memory(cast(BlendGradients, gradient_steps.gradients), prompts[0], len(prompts), room)
-        except NoRoom as error:
-            refusal = str(error)
-        else:
-            return session, _GradientSearch(gradient_steps, memory)
-    if by_name:
-        raise NoRoom(refusal)
-    return replace(session, no_gradients=refusal), None
+    choice = choose_method(session)
+    if run.folder.exists() and not run.exists() and any(run.folder.iterdir()):
+        raise StudyError(f"{run.folder}: exists already and is not a run; choose another --name")
+    identity = identity_of(session.config, session.sources, session.exam, choice)
+    runtime = load_runtime(session, gradients=choice.follows_gradients)
+    interrupt.stop_if_asked()
+    choice, gradient, no_gradients = _with_gradients_if_they_fit(session, runtime, choice)
+    interrupt.stop_if_asked()
+    new = not run.exists()
+    run.make_folder()
+    kept = f"What is finished is kept: fix that, then `merger resume {run.folder}`."
+    storage = run.storage(session.config)
+    with run.held(storage, new), refusals_said(storage, kept):
+        study = _open(session, run, identity, new)
+        choice = choose_as_begun(session, choice, study.noted("method"), run.name, no_gradients)
+        plan = _Plan(choice, gradient if choice.follows_gradients else None)
+        return _search(session, runtime, plan, study, run, interrupt)
 
 
-def _as_begun(session: Session, name: str, begun: str | None) -> Session:
-    """The session that goes on as the search was `begun`, by gradients or without, whatever room there is now."""
-    if begun is None or (begun == "gradient") == (session.chosen.method == "gradient"):
-        return session
-    if begun == "gradient":
-        raise StudyError(f"'{name}' was begun by gradients, and now {session.no_gradients}: go on where there is more")
-    return replace(session, no_gradients="it was begun without gradients")
+def _with_gradients_if_they_fit(
+    session: Session, runtime: Runtime, choice: Choice
+) -> tuple[Choice, GradientSearch | None, str]:
+    """(the sampler, what takes its gradient steps, why there are none although the tagger can be differentiated)."""
+    if not choice.follows_gradients:
+        return choice, None, ""
+    try:
+        return choice, fit_into_memory(session, runtime), ""
+    except NoRoom as error:
+        if session.config.method != "auto":
+            raise
+        return choose_method(session, str(error)), None, str(error)
 
 
 def _search(
-    session: Session, loaded: Loaded, climb: _GradientSearch | None, study: Study, run: Run, interrupt: Interrupt
+    session: Session, runtime: Runtime, plan: _Plan, study: Study, run: Run, interrupt: Interrupt
 ) -> dict[str, Any]:
-    config = session.config
-    baselines = baselines_of(session.space, session.base.name, config.baselines)
-    progress = Progress(config.trials, config.time_limit)
-    free = len(session.space.parameters)
-    chosen = session.chosen
-    # what `bayes` comes to depends on the limit of trials, which may change between sittings: it is kept
-    method = study.noted("method") or chosen.method
-    check_method(method)
+    config, sources, exam = session.config, session.sources, session.exam
+    baselines = baselines_of(sources.space, sources.base.name, config.baselines)
+    progress = SearchProgress(config.trials, config.time_limit)
+    # What `bayes` comes to depends on the limit of trials, which may change between sittings. The study keeps it.
+    method = study.noted("method") or plan.choice.method
+    sampler_named(method)  # the study may have begun with a sampler that is not registered here
     study.note("method", method)
-    if chosen.why:
-        progress.say(f"method: {method}" + (f", as {chosen.why}" if method == chosen.method else ", as it was begun"))
-    progress.say(
-        f"{run.name}: {len(session.space.layers)} layers x {len(session.donors)} donors, {free} weights by "
-        f"{method}, {len(session.prompts['search'])} prompts a trial, {session.device}; "
-        f"{len(study.records())} trials done"
-    )
-    most = most_trials(session.space, config.baselines)
-    progress.say(f"baselines take at most {most} trials, {most * len(session.prompts['search'])} images")
-
-    if climb is not None:
-        progress.say(str(climb.memory))
+    _say_beginning(session, plan, method, study, run, progress)
 
     def start(number: int) -> None:
         interrupt.doing = f"trial {number}"
         progress.start(f"trial {number}")
 
     reason = search(
-        session.objective(loaded),
+        runtime.objective,
         study,
-        replace(session.search_settings, method=method),
-        baselines=len(baselines),
-        climb=climb.gradient_steps if climb else None,
-        race=session.racer(loaded),
+        search_settings(session, method),
+        take_step=plan.gradient.steps if plan.gradient else None,
+        pruned=runtime.pruned_objective if config.pruning else None,
         interrupted=interrupt,
         report=progress.drawn,
         on_start=start,
@@ -180,92 +107,50 @@ def _search(
     study.note("stopped_because", reason)
     interrupt.doing = "this image batch"
     records = study.records()
-    ending = conclude(
+    selection = select_winner(
         records,
-        (*baselines, *outcomes(session.space, session.base.name, config.baselines, records)),
-        _evaluator(session, loaded, run, progress, interrupt),
-        thresholds=session.thresholds,
-        category_of=session.vocabulary.category,
+        (*baselines, *outcomes(sources.space, sources.base.name, config.baselines, records)),
+        FinalEvaluation(runtime, run, progress, interrupt),
+        thresholds=exam.thresholds,
+        category_of=exam.vocabulary.category,
         name=run.name,
         stopped_because=reason,
         say=progress.say,
     )
-    _write(session, run, records, ending)
-    return ending.result
+    write_outputs(session, run, study.identity, method, records, selection)
+    return selection.result
 
 
-def _write(session: Session, run: Run, records: list[TrialRecord], ending: Ending) -> None:
-    """The files a finished search leaves; the result last, so that it never speaks of files that are not there."""
-    best = run.folder / ("best" if is_folder(session.base) else "best.safetensors")
-    export_trial(session, ending.winner, best, ExportOptions(replace_folder=True))
-    prompts = session.prompts["test"][:SHOWN]
-    # the models are in the order of their accuracy; the best parent may be the base, which is shown anyway
-    donor = next(model["name"] for model in ending.result["models"] if model["role"] == "donor")
-    models = {
-        "base": ending.tests[session.base.name],
-        "best donor": ending.tests[donor],
-        "winner": ending.tests[f"trial {ending.winner.number}"],
-    }
-    write_samples(run.samples, models)
-    write_report(run.report, session, records, ending, models, prompts)
-    run.write_result(ending.result)
-
-
-def _check_before(session: Session, run: Run) -> None:
-    """What would otherwise fail only after the folder is made, or after hours."""
-    check_method(session.chosen.method)
-    if run.folder.exists() and not run.exists() and any(run.folder.iterdir()):
-        raise StudyError(f"{run.folder}: is there already and is no run; choose another --name")
+def _say_beginning(
+    session: Session, plan: _Plan, method: str, study: Study, run: Run, progress: SearchProgress
+) -> None:
+    """Says which method searches, why, and how much there is to do."""
+    sources, prompts = session.sources, len(session.exam.prompts["search"])
+    if plan.choice.why:
+        why = f"as {plan.choice.why}" if method == plan.choice.method else "as it began"
+        progress.say(f"method: {method}, {why}")
+    progress.say(
+        f"{run.name}: {len(sources.space.layers)} layers x {len(sources.donors)} donors, "
+        f"{len(sources.space.parameters)} weights by {method}, {prompts} prompts a trial, {session.device}; "
+        f"{len(study.records())} trials done"
+    )
+    most = most_trials(sources.space, session.config.baselines)
+    progress.say(f"baselines take at most {most} trials, {most * prompts} images")
+    if plan.gradient is not None:
+        progress.say(str(plan.gradient.memory))
 
 
 def _open(session: Session, run: Run, identity: Mapping[str, str], new: bool) -> Study:
-    """The run's study; a folder made for a study that then cannot be opened does not stay."""
-    config = session.config
-    baselines = baselines_of(session.space, session.base.name, config.baselines)
+    """The run's study. A folder made for a study that then cannot be opened is removed again."""
+    config, sources = session.config, session.sources
+    baselines = baselines_of(sources.space, sources.base.name, config.baselines)
     if new:
         run.create(config)
     try:
-        study = open_study(run.storage(config), run.name, session.space, identity=identity, baselines=baselines)
+        study = open_study(run.storage(config), run.name, sources.space, identity=identity, baselines=baselines)
     except InputError:
         if new:
             shutil.rmtree(run.folder)
         raise
     run.create(config)
     return study
-
-
-def _evaluator(session: Session, loaded: Loaded, run: Run, progress: Progress, interrupt: Interrupt) -> Any:
-    """How the ending scores a blend on a prompt set: kept on disk, said aloud, dropped when the user asks."""
-    # where the winner is chosen, its images are looked at twice: as they are, and changed a little
-    taggers = {"test": session.taggers, "validation": {**session.taggers, **changed_taggers(session.taggers[TAGGER])}}
-    caches = {
-        which: Cache(run.scores, session.prompts, {name: tagger.fingerprint for name, tagger in asked.items()})
-        for which, asked in taggers.items()
-    }
-
-    def evaluate_once(which: str, weights: Weights) -> Evaluation:
-        kept = caches[which].get(which, weights)
-        if kept is not None:
-            return kept
-        progress.start(f"{which} prompts")
-
-        def report(images: int, value: float) -> None:
-            interrupt.drop()
-            progress.drawn(images, value)
-
-        evaluation = evaluate_blend(
-            loaded.live,
-            loaded.generator,
-            taggers[which],
-            session.prompts[which],
-            weights,
-            report=report,
-            keep_images=SHOWN if which == "test" else 0,
-            extractors={THUMBNAILS: Thumbnails()} if which == "validation" else None,
-        )
-        caches[which].put(which, weights, evaluation)
-        accuracy = evaluation.accuracy(TAGGER, session.thresholds[TAGGER])
-        progress.say(f"{which} prompts: {accuracy.value:.4f} ± {accuracy.stderr:.4f}")
-        return evaluation
-
-    return evaluate_once

@@ -1,18 +1,22 @@
-"""Run folders: where a search keeps what it is, what it found, and who is at it."""
+"""Run folders: where a search keeps what it is, what it found, and which process works on it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmark.errors import did_you_mean
 from benchmark.writing import write_text
-from merger.config.config import Config, dump_config, load_config
+from merger.app import previous_version
+from merger.config.config import Config
+from merger.config.loading import dump_config, overridden, parse_config, read_yaml
 from merger.errors import StudyError
+from merger.search.locks import file_lock, owner_of, study_lock
 
 ROOT = Path("runs")
 """Where runs lie, from where the command is called."""
@@ -36,17 +40,17 @@ class Run:
 
     @property
     def database(self) -> Path:
-        """The study, where no other storage was named."""
+        """The study, unless another storage was named."""
         return self.folder / "study.db"
 
     @property
     def samples(self) -> Path:
-        """Pictures of base, best donor and winner."""
+        """Images of base, best donor and winner."""
         return self.folder / "samples"
 
     @property
     def scores(self) -> Path:
-        """Evaluations already made after the search, so that none is drawn twice."""
+        """Evaluations already made after the search, so that no image is made twice."""
         return self.folder / "scores"
 
     @property
@@ -69,9 +73,15 @@ class Run:
         """Whether a search was begun here."""
         return self.config_file.is_file()
 
-    def config(self) -> Config:
-        """The configuration this run was begun with. Raises `ConfigError` if it cannot be read."""
-        return load_config(self.config_file)
+    def config(self, overrides: Sequence[str] = ()) -> Config:
+        """The configuration this run was begun with, with `key=value` overrides. Raises `ConfigError` if unreadable."""
+        raw = previous_version.translated_config(read_yaml(self.config_file))
+        return parse_config(overridden(raw, overrides), folder=self.folder.resolve(), where=str(self.config_file))
+
+    def config_to_continue(self, overrides: Sequence[str] = ()) -> Config:
+        """The same. Raises `StudyError` if a search that began with it cannot be continued any more."""
+        previous_version.check_can_continue(read_yaml(self.config_file), self.name)
+        return self.config(overrides)
 
     def storage(self, config: Config) -> str:
         """The URL of the study's database."""
@@ -82,7 +92,7 @@ class Run:
         if not self.result_file.is_file():
             return None
         try:
-            return dict(json.loads(self.result_file.read_text(encoding="utf-8")))
+            return previous_version.translated_result(json.loads(self.result_file.read_text(encoding="utf-8")))
         except ValueError as error:
             raise StudyError(f"{self.result_file}: is damaged ({error}); `merger resume` writes it again") from None
 
@@ -103,28 +113,35 @@ class Run:
         self.make_folder()
         write_text(self.config_file, dump_config(config))
 
+    @property
+    def lock_file(self) -> Path:
+        """What a search holds while it works here."""
+        return self.folder / ".lock"
+
     def busy(self) -> bool:
-        """Whether a search is at work here now."""
-        try:
-            with self.lock():
-                return False
-        except StudyError:
-            return True
+        """Whether a search works here now. Takes no lock, so that a search that begins just then is not refused."""
+        return owner_of(self.lock_file) is not None
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Held while a search works here. Raises `StudyError` if another one does."""
-        try:
-            import fcntl
-        except ImportError:  # no such locks on Windows; there two searches must not share a folder
-            yield
-            return
-        with (self.folder / ".lock").open("w") as file:
+    def held(self, storage: str, new: bool) -> Iterator[None]:
+        """Holds this folder and its study in `storage` for one search.
+
+        new: whether the folder was made for it; then it does not stay if the study cannot be had. Raises `StudyError`
+        if another search works here, or on the study from another folder.
+        """
+        with ExitStack() as locks:
+            locks.enter_context(self.lock())
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise StudyError(f"{self.folder}: a search is at work here already; wait for it or stop it") from None
+                locks.enter_context(study_lock(storage, self.name))
+            except StudyError:
+                if new:
+                    shutil.rmtree(self.folder, ignore_errors=True)  # Windows keeps the lock file, which is open
+                raise
             yield
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Held while a search works here. Raises `StudyError` if another one does."""
+        return file_lock(self.lock_file, f"{self.folder}: a search is at work here already")
 
 
 def find_run(given: str) -> Run:

@@ -1,4 +1,4 @@
-"""Trials as checkpoint files that carry the score they had, and the score of such a file as it lies on disk."""
+"""Trials as checkpoint files that record the score they had, and the score of such a file as it lies on disk."""
 
 from __future__ import annotations
 
@@ -9,57 +9,70 @@ from typing import Any
 
 from benchmark.evaluate.runner import evaluate
 from benchmark.prompts.prompt_set import fingerprint
+from merger.app.identity import search_prompts_fingerprint, tagger_fingerprint
 from merger.app.runs import Run
-from merger.app.session import Session, open_session
+from merger.app.runtime import load_file
+from merger.app.session import open_session
+from merger.app.sources import BlendSources
 from merger.errors import CheckpointError, StudyError
 from merger.export.forms import AS_IT_IS, ExportOptions, export_as
 from merger.scoring.objective import TAGGER
 from merger.search.trials import TrialRecord
 
 SCORE_KEY = "layermerge.score"
-"""The metadata key under which an exported blend carries the score its trial had."""
+"""The metadata key under which an exported blend records the score of its trial."""
 
 _RECORDED = {"accuracy", "accuracy_stderr", "probability", "dtype", "prompts", "tagger"}
 
 
-def export_trial(session: Session, trial: TrialRecord, output: Path, how: ExportOptions = AS_IT_IS) -> Path:
-    """Writes a trial's blend as a checkpoint that carries its recipe and, where it was scored whole, its score."""
+def export_trial(
+    sources: BlendSources,
+    trial: TrialRecord,
+    output: Path,
+    how: ExportOptions = AS_IT_IS,
+    *,
+    identity: Mapping[str, str],
+) -> Path:
+    """Writes a trial's blend as a checkpoint with its recipe and, if it was scored on all search prompts, its score.
+
+    identity: the study's, which names the prompts and the tagger of the score. Neither is opened.
+    """
     score = {
         "trial": trial.number,
         "accuracy": trial.score.accuracy,
         "accuracy_stderr": trial.score.accuracy_stderr,
         "probability": trial.score.probability,
         "dtype": how.dtype or "base",
-        "prompts": fingerprint(session.prompts["search"]),
-        "tagger": session.taggers[TAGGER].fingerprint,
+        "prompts": search_prompts_fingerprint(identity),
+        "tagger": tagger_fingerprint(identity),
     }
     return export_as(
-        session.recipe(trial.weights),
+        sources.recipe(trial.weights),
         output,
         how,
-        base=session.base,
-        donors=session.donors,
+        base=sources.base,
+        donors=sources.donors,
         extra_metadata={SCORE_KEY: json.dumps(score)} if trial.whole else {},
     )
 
 
 def score_file(file: Path, run: Run, recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """Scores a checkpoint file as loaded from disk on its run's search prompts, and compares with what is recorded.
+    """Scores a checkpoint file as loaded from disk on its run's search prompts, and compares with the recorded score.
 
     In the base's own dtype a file holds the very weights that were scored, so only kernel rounding may differ (`same`
-    allows 0.005); in another dtype the score may move by its standard error. Raises `StudyError` where the run's
-    prompts or tagger are no longer those of the record.
+    allows 0.005). In another dtype the score may differ by its standard error. Raises `StudyError` if the run's prompts
+    or tagger are no longer those of the record.
     """
     if missing := _RECORDED - recorded.keys():
         raise CheckpointError(f"{file}: its recorded score lacks '{min(missing)}'")
     session = open_session(run.config())
-    if recorded.get("prompts") != fingerprint(session.prompts["search"]):
+    exam = session.exam
+    if recorded.get("prompts") != fingerprint(exam.prompts["search"]):
         raise StudyError(f"{file}: its score was taken on other prompts than those of {run.folder}")
-    if recorded.get("tagger") != session.taggers[TAGGER].fingerprint:
+    if recorded.get("tagger") != exam.taggers[TAGGER].fingerprint:
         raise StudyError(f"{file}: its score was taken with another tagger than that of {run.folder}")
-    generator = session.load_file(file)
-    evaluation = evaluate(generator, {TAGGER: session.taggers[TAGGER]}, session.prompts["search"])
-    score = session.metric.score(evaluation)
+    evaluation = evaluate(load_file(session, file), {TAGGER: exam.taggers[TAGGER]}, exam.prompts["search"])
+    score = exam.metric.score(evaluation)
     allowed = 0.005 if recorded["dtype"] == "base" else max(0.005, recorded["accuracy_stderr"])
     moved = (score.accuracy - recorded["accuracy"], score.probability - recorded["probability"])
     return {

@@ -2,17 +2,17 @@
 
     P   parameters of a layer, as one flat vector
     D   donors
-    b   base       [P]
-    d_i donor i    [P]
+    b   base                            [P]
+    d_i difference of donor i           [P], donor - base (`merger.blend.differences`)
     w_i weight of donor i; any real number
 
-    blended = b + w_1 (d_1 - b) + ... + w_D (d_D - b)
+    blended = b + w_1 d_1 + ... + w_D d_D
 
 Every step is one float32 operation rounded on its own, in the order of the donors. Multiplication and addition are kept
 apart on purpose: fused into one they would round once less, on some devices and some lengths only, and a blend rebuilt
-tensor by tensor from disk would not be, bit for bit, the one that was scored in memory. Three exact consequences:
-where all weights are 0 the base comes out; where one weight is 1 and the rest are 0 that donor comes out; and where the
-donors agree with the base nothing moves, whatever the weights.
+tensor by tensor from disk would not be, bit for bit, the one that was scored in memory. Three exact consequences: if
+all weights are 0, the result is the base; if one weight is 1 and the rest are 0, it is that donor; and where the donors
+agree with the base nothing changes, whatever the weights.
 """
 
 from __future__ import annotations
@@ -24,36 +24,37 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from merger.blend.differences import Difference
+
 # Elements blended at a time; not a bit of the result depends on it. On a CPU three float32 vectors of this length stay
 # in the caches and the calls' own cost is small beside the work (measured: scripts/measure_blend.py); a GPU wants as
-# much in one launch as there is.
+# much in one launch as possible.
 CPU_CHUNK = 1 << 16
 GPU_CHUNK = 1 << 24
 
 
 def blend(
     base: Tensor,
-    donors: Sequence[Tensor],
+    differences: Sequence[Difference],
     weights: Sequence[float],
     *,
     dtype: torch.dtype | None = None,
     chunk: int | None = None,
 ) -> Tensor:
-    """Blend flat tensors: `base + sum(weight * (donor - base))`.
+    """Blend flat tensors: `base + sum(weight * difference)`.
 
-    base: [P]. donors: D of [P], of any floating dtype, on any device. weights: [D], finite.
-    Returns a new [P] of `dtype` (the base's own by default) on the base's device. Raises ValueError on lengths that
-    do not agree and on weights that are not finite.
+    base: [P]. differences: D of [P] each. weights: [D], finite. Returns a new [P] of `dtype` (the base's own by
+    default) on the base's device. Raises ValueError on lengths that do not agree and on weights that are not finite.
     """
     out = torch.empty(base.shape, dtype=dtype or base.dtype, device=base.device)
-    blend_into(out, base, donors, weights, stored=out.dtype, chunk=chunk)
+    blend_into(out, base, differences, weights, stored=out.dtype, chunk=chunk)
     return out
 
 
 def blend_into(
     out: Tensor,
     base: Tensor,
-    donors: Sequence[Tensor],
+    differences: Sequence[Difference],
     weights: Sequence[float],
     *,
     stored: torch.dtype | None = None,
@@ -61,51 +62,49 @@ def blend_into(
 ) -> None:
     """`blend`, written into `out` [P], which keeps its dtype and device.
 
-    stored: dtype the result is rounded to on its way, so that `out` holds what a file of that dtype would have given;
-    None rounds to `out`'s own only. `out` must not overlap the inputs.
+    stored: dtype the result is rounded to first, so that `out` holds what a file of that dtype would give; None rounds
+    to `out`'s own only. `out` must not overlap the inputs.
     """
-    if len(donors) != len(weights):
-        raise ValueError(f"{len(donors)} donors but {len(weights)} weights")
-    if any(donor.shape != base.shape for donor in donors) or base.dim() != 1 or out.shape != base.shape:
-        shapes = [tuple(tensor.shape) for tensor in (out, base, *donors)]
+    if len(differences) != len(weights):
+        raise ValueError(f"{len(differences)} donors but {len(weights)} weights")
+    shapes = [tuple(tensor.shape) for tensor in (out, base, *(difference.donor for difference in differences))]
+    if len(set(shapes)) != 1 or base.dim() != 1:
         raise ValueError(f"a blend takes flat tensors of one length, not {shapes}")
     if not all(math.isfinite(weight) for weight in weights):
         raise ValueError(f"weights must be finite numbers, not {list(weights)}")
-    active = [(donor, _as_float32(weight)) for donor, weight in zip(donors, weights, strict=True) if weight != 0]
+    active = [(each, _as_float32(weight)) for each, weight in zip(differences, weights, strict=True) if weight != 0]
     through = stored or out.dtype
     if not active or (len(active) == 1 and active[0][1] == 1.0):
-        source = active[0][0] if active else base
+        source = active[0][0].donor if active else base
         out.copy_(_rounded(source, through))
         return
     step = chunk or (GPU_CHUNK if out.is_cuda else CPU_CHUNK)
     scratch = torch.empty((3, min(step, max(out.numel(), 1))), dtype=torch.float32, device=out.device)
     for start in range(0, out.numel(), step):
         here = slice(start, start + step)
-        total, origin, delta = scratch[:, : out[here].numel()]
+        total, origin, added = scratch[:, : out[here].numel()]
         origin.copy_(base[here])
         so_far = origin
-        for donor, weight in active:
-            delta.copy_(donor[here])  # converts, and fetches what lies on another device
-            delta.sub_(origin)
-            delta.mul_(weight)
-            so_far = torch.add(so_far, delta, out=total)
+        for difference, weight in active:
+            difference.write(added, origin, here).mul_(weight)
+            so_far = torch.add(so_far, added, out=total)
         if through.itemsize > 1 and through in (torch.float32, out.dtype):
             out[here].copy_(total)
         else:
             out[here].copy_(_rounded(total, through))
 
 
-def holding(dtypes: Iterable[torch.dtype]) -> torch.dtype:
+def common_dtype(dtypes: Iterable[torch.dtype]) -> torch.dtype:
     """The narrowest dtype that holds every value of these floating dtypes exactly; float32 at most."""
     known = set(dtypes)
-    if len(known) > 1:  # torch does not mix 8-bit floats with others; float16 holds both kinds of them
+    if len(known) > 1:  # torch does not mix 8-bit floats with others; float16 holds the values of both kinds
         known = {torch.float16 if dtype.itemsize == 1 else dtype for dtype in known}
     widest = functools.reduce(torch.promote_types, known)
     return torch.float32 if widest == torch.float64 else widest
 
 
 def _rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """`values` as `dtype`. What overflows an 8-bit float would turn to NaN, so it stops at the largest there is."""
+    """`values` as `dtype`. Values that overflow an 8-bit float would become NaN, so they become its largest number."""
     if dtype.itemsize == 1 and values.dtype != dtype:
         end = torch.finfo(dtype).max
         return values.to(torch.float32).clamp(-end, end).to(dtype)
@@ -113,5 +112,5 @@ def _rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _as_float32(weight: float) -> float:
-    """The nearest float32, as every device will see it."""
+    """The nearest float32: what every device computes with."""
     return torch.tensor(weight, dtype=torch.float32).item()

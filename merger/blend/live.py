@@ -1,10 +1,10 @@
-"""The resident denoiser: donors held ready, blends written in place, and a checksum that proves it.
+"""The live denoiser: donors held ready, blends written in place, and a checksum that proves it.
 
-    P   elements of a layer's buffer: its tensors end to end, each begun on a multiple of 64 elements, zeros between
+    P   elements of a layer's buffer: its tensors end to end, each starting on a multiple of 64 elements, zeros between
     D   donors
 
 A layer's parameters become views into one flat buffer [P] of the module's dtype; base and donors are held in flat
-buffers of the same arrangement in the dtype of their files, or stay in their files (`merger.blend.sources`). A blend is one
+buffers of the same layout in the dtype of their files, or stay in their files (`merger.blend.sources`). A blend is one
 pass over each layer.
 
 What is scored is what is exported: blended values are rounded to the dtype of the base file's tensors first, to the
@@ -21,14 +21,17 @@ import torch
 from torch import Tensor, nn
 
 from merger.blend.arithmetic import blend_into
+from merger.blend.differences import Difference
 from merger.blend.sources import Copies, Hold, Mapped, Span, choose_hold
 from merger.checkpoints.checkpoint import Checkpoint
 from merger.checkpoints.names.text import bare_name
+from merger.checkpoints.source import Source
 from merger.checkpoints.text_encoders import component_of
 from merger.errors import BlendNotApplied, CheckpointError, ConfigError, did_you_mean
 
 Weights = Mapping[str, Mapping[str, float]]
-Read = Callable[[], tuple[Tensor, tuple[Tensor, ...]]]
+Read = Callable[[], tuple[Tensor, tuple[Difference, ...]]]
+"""Gives a parameter's values in the base [P], and what each of the D donors adds to them."""
 
 _ALIGN = 64  # elements; kernels want tensors on at least 64 bytes
 _ROW = 4096  # bytes; a buffer is a whole number of rows, so that its checksum needs no special ends
@@ -45,14 +48,15 @@ class _Layer:
 
 
 class LiveDenoiser:
-    """A module whose parameters are a blend that can be changed in a moment.
+    """A module whose parameters are a blend that can be changed quickly and in place.
 
-    module: the denoiser, already of its dtype and on its device; it must stay there. base, donors: opened checkpoints
-    that fit (`merger.checkpoints.compatibility.check_fit`). layers: {layer: tensor names}, together all of the
-    module's parameters and kept buffers. text_encoders: {component: its module}, where they are blended too; what the
-    base's file does not hold of them stays as it is. hold: where base and donors are held; None chooses by the memory
-    that is free, and `remark` is then what a person should know of it.
-    It holds D + 2 copies of what is blended, or one. Begins as the base. Raises CheckpointError where module, base and
+    module: the denoiser, already of its dtype and on its device; it must stay there. base, donors: opened and
+    compatible (`merger.checkpoints.compatibility`). layers: {layer: tensor names}, together all of the module's
+    parameters and persistent buffers. text_encoders: {component: its module}, if they are blended too; tensors that the
+    base's file does not hold stay as they are. hold: where base and donors are held; None chooses by the free memory,
+    and `remark` then tells the user of a choice that costs time.
+
+    It holds D + 2 copies of what is blended, or one. It starts as the base. Raises CheckpointError if module, base and
     layers do not agree on the tensors.
     """
 
@@ -60,7 +64,7 @@ class LiveDenoiser:
         self,
         module: nn.Module,
         base: Checkpoint,
-        donors: Sequence[Checkpoint],
+        donors: Sequence[Source],
         layers: Mapping[str, Sequence[str]],
         text_encoders: Mapping[str, nn.Module] | None = None,
         *,
@@ -71,7 +75,7 @@ class LiveDenoiser:
         self._text_names = base.text.keys() if self.text_encoders else frozenset()
         parameters = self._state()
         _check(parameters, base, layers)
-        sources = (base, *donors)
+        sources: tuple[Source, ...] = (base, *donors)
         self.hold, self.remark = (hold, "") if hold else choose_hold(sources, parameters)
         self._layers = {
             layer: _lay_out({name: parameters[name] for name in names}, sources, self.hold)
@@ -89,25 +93,25 @@ class LiveDenoiser:
 
     @property
     def nbytes(self) -> int:
-        """Memory held: live buffers, and base and donors where they are not in their files."""
+        """Bytes held: live buffers, and base and donors unless they stay in their files."""
         return sum(layer.live.nbytes + layer.held.nbytes for layer in self._layers.values())
 
     @property
     def text_checksum(self) -> str:
-        """The checksum of the layers that text encoders have a part in: as long as it stays, so do their embeddings."""
+        """The checksum of the layers with text encoders' tensors: while it stays the same, so do text embeddings."""
         return _join({layer: digest for layer, digest in self._digests.items() if layer in self._text_layers})
 
-    def sources(self, layer: str) -> Iterator[tuple[Tensor, Read]]:
-        """Each parameter of `layer`, and a call for the values it is blended from: the base's [P], the donors' D x [P].
+    def differences(self, layer: str) -> Iterator[tuple[Tensor, Read]]:
+        """Each parameter of `layer` with a call that gives what it is blended from: base and differences, see `Read`.
 
-        P is the parameter's own number of elements here; the values are on its device, in the dtype of their files.
+        P is the parameter's own number of elements; the values are on its device, in the dtype of their files.
         """
         everyone = range(len(self.donors))
 
         def reader(held: Copies | Mapped, place: Span, device: torch.device) -> Read:
-            def read() -> tuple[Tensor, tuple[Tensor, ...]]:
-                base, donors = held.read(place, everyone)
-                return base.to(device), tuple(donor.to(device) for donor in donors)
+            def read() -> tuple[Tensor, tuple[Difference, ...]]:
+                base, differences = held.read(place, everyone)
+                return base.to(device), tuple(difference.to(device) for difference in differences)
 
             return read
 
@@ -116,11 +120,11 @@ class LiveDenoiser:
             yield parameter, reader(known.held, known.places[name], parameter.device)
 
     def apply(self, weights: Weights) -> str:
-        """Make the module the blend of these weights ({layer: {donor: weight}}, what is missing is 0).
+        """Make the module the blend of these weights: {layer: {donor: weight}}; weights that are missing are 0.
 
         Returns the checksum of the live weights, 32 hex digits: the same blend gives the same one on any device.
-        Raises ConfigError for a layer or donor that is not there, and BlendNotApplied where the module does not hold
-        the blend afterwards; the module is then in no known state, and `restore` is the way back.
+        Raises ConfigError for an unknown layer or donor, and BlendNotApplied if the module does not hold the blend
+        afterwards; the module's state is then undefined until `restore`.
         """
         for layer in weights:
             if layer not in self._layers:
@@ -132,7 +136,7 @@ class LiveDenoiser:
                 _blend_layer(self._layers[layer], row)
         digests = {layer: _digest(held.live) for layer, held in self._layers.items()}
         for layer, row in rows.items():
-            # Equal bits are right where donors agree, or where the change drowns in rounding: only then.
+            # New weights may leave the bits as they were only if donors agree or rounding hides the change.
             if digests[layer] == self._digests.get(layer) and row != self.weights.get(layer):
                 self._check_blend(layer, row)
         self.weights, self._digests = rows, digests
@@ -150,7 +154,7 @@ class LiveDenoiser:
         return tuple(float(row.get(donor, 0.0)) for donor in self.donors)
 
     def _check_views(self) -> None:
-        """The module's parameters must still be the ones that view into our buffers, where they were put."""
+        """Raise BlendNotApplied unless the module's parameters are still the views into our buffers."""
         current = self._state()
         for layer in self._layers.values():
             for name, parameter in layer.parameters.items():
@@ -162,7 +166,7 @@ class LiveDenoiser:
                     )
 
     def _state(self) -> dict[str, Tensor]:
-        """The parameters by name, and the buffers kept with them (SD 3's table of positions), not copies."""
+        """Parameters and persistent buffers (such as SD 3's table of positions) by name; themselves, not copies."""
         state = self.module.state_dict(keep_vars=True)
         for component, encoder in self.text_encoders.items():
             named = {f"{component}.{bare_name(name)}": t for name, t in encoder.state_dict(keep_vars=True).items()}
@@ -180,12 +184,12 @@ class LiveDenoiser:
 
 
 def checksum_of(buffers: Mapping[str, Tensor]) -> str:
-    """The checksum `LiveDenoiser.apply` returns, of buffers [P] whose bytes are a whole number of rows of 4096."""
+    """The checksum that `LiveDenoiser.apply` returns, of buffers [P] of a whole number of 4096 bytes."""
     return _join({layer: _digest(buffer) for layer, buffer in buffers.items()})
 
 
 def _check(parameters: Mapping[str, Tensor], base: Checkpoint, layers: Mapping[str, Sequence[str]]) -> None:
-    """Module, base file and layers speak of the same tensors, each once, of the same shapes, in one dtype and place."""
+    """Raise CheckpointError unless module, base and layers have the same tensors, once each, in one dtype and place."""
     named = [name for names in layers.values() for name in names]
     if len(named) != len(set(named)):
         raise CheckpointError("a tensor is in two layers: every tensor must be in exactly one")
@@ -203,8 +207,8 @@ def _check(parameters: Mapping[str, Tensor], base: Checkpoint, layers: Mapping[s
         raise CheckpointError("the parameters that are blended must all have one dtype and be on one device")
 
 
-def _lay_out(parameters: Mapping[str, Tensor], sources: Sequence[Checkpoint], hold: Hold) -> _Layer:
-    """Lay a layer's tensors end to end, turn the parameters into views, and see to base and donors."""
+def _lay_out(parameters: Mapping[str, Tensor], sources: Sequence[Source], hold: Hold) -> _Layer:
+    """Lay a layer's tensors end to end, make the parameters views of them, and hold base and donors alike."""
     first = next(iter(parameters.values()))
     places: dict[str, Span] = {}
     at = 0
@@ -222,15 +226,16 @@ def _lay_out(parameters: Mapping[str, Tensor], sources: Sequence[Checkpoint], ho
 def _blend_layer(layer: _Layer, row: Sequence[float]) -> None:
     used = [column for column, weight in enumerate(row) if weight != 0]
     for span in layer.held.spans:
-        base, donors = layer.held.read(span, used)
-        blend_into(layer.live[span.start : span.end], base, donors, [row[i] for i in used], stored=span.stored)
+        base, differences = layer.held.read(span, used)
+        blend_into(layer.live[span.start : span.end], base, differences, [row[i] for i in used], stored=span.stored)
 
 
 def _digest(buffer: Tensor) -> bytes:
     """The sums of a buffer's rows and columns, its bytes seen as 64-bit integers [rows, 512], modulo 2**64.
 
-    Any one bit that changes changes a sum, and moved or exchanged values change sums of their rows or columns; integer
-    sums come out the same in any order, so on any device. Costs two reads of the buffer; 1/512 of it is carried over.
+    Any single bit that changes changes a sum, and moved or exchanged values change sums of their rows or columns.
+    Integer sums are the same in any order, so on any device. Costs two reads of the buffer; 1/512 of it is copied to
+    the CPU.
     """
     words = buffer.view(torch.int64).view(-1, _ROW // 8)
     return b"".join(words.sum(dim).cpu().numpy().tobytes() for dim in (0, 1))

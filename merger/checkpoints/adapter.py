@@ -1,7 +1,7 @@
-"""Adapters (LoRA and its relatives) as donors: the base with the adapter at strength 1 put on, tensor by tensor.
+"""Adapters (LoRA and its relatives) as donors: the base with the adapter put on at strength 1, tensor by tensor.
 
-Nothing is computed before a tensor is read. A tensor that the adapter does not touch is the base's own; one that it
-does is float32, so that little of a small difference is lost on its way through `donor - base`.
+Nothing is computed before a tensor is read. A tensor that the adapter does not change is the base's own; one that it
+changes is float32, so that `donor - base` loses little of a small difference.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from torch import Tensor
 from benchmark.adapters.deltas import delta
 from benchmark.adapters.keys import Sorted, alphas_in, flat_module, leaves, sort_keys, sort_text_keys, text_module
 from benchmark.adapters.original_names import DENOISER_PREFIX, original_keys
-from merger.checkpoints.checkpoint import Checkpoint, TensorInfo, open_checkpoint
+from merger.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from merger.checkpoints.headers import FLOATING
+from merger.checkpoints.source import TensorInfo
 from merger.checkpoints.text_encoders import components_of, with_text_of
 from merger.checkpoints.weight_files import WeightFile, open_weights
 from merger.errors import CheckpointError, NoDenoiser, did_you_mean
@@ -27,9 +29,9 @@ _FOLDER_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors"
 
 @dataclass(frozen=True)
 class _Change:
-    """One adapted tensor: the adapter's parts {part: key}, and its alpha where something but the file's keys says it.
+    """One adapted tensor: the adapter's parts {part: key}, and its alpha if only the file's metadata says it.
 
-    target: the base's key whose rows are changed, where that is not the tensor itself.
+    target: the base's key whose rows are changed, if that is not the tensor itself.
     """
 
     parts: Mapping[str, str]
@@ -39,14 +41,14 @@ class _Change:
 
 @dataclass(frozen=True, eq=False)
 class LoraDonor(Checkpoint):
-    """An adapter on a base. text_keys: its tensors for text encoders, left out where only the denoiser is blended."""
+    """An adapter on a base. text_keys: its tensors for text encoders, left out if only the denoiser is blended."""
 
     base: Checkpoint | None = None
     changes: Mapping[str, _Change] = field(default_factory=dict, repr=False)
     text_keys: tuple[str, ...] = ()
 
     def read(self, name: str) -> Tensor:
-        """The base's tensor with the adapter's own change at strength 1; float32 where there is one."""
+        """The base's tensor with the adapter's change at strength 1; float32 if there is a change."""
         assert self.base is not None
         if name not in self.changes:
             return self.base.read(name)
@@ -75,10 +77,10 @@ class LoraDonor(Checkpoint):
 
 
 def open_donor(path: Path, base: Checkpoint, *, name: str | None = None, allow_pickle: bool = False) -> Checkpoint:
-    """Open a checkpoint or an adapter as a donor of `base`, with its text encoders where the base blends its own.
+    """Open a checkpoint or an adapter as a donor of `base`, with its text encoders if the base blends its own.
 
-    Raises CheckpointError, in one line: what `open_checkpoint` raises, weights of another kind (a VAE, a ControlNet,
-    ...) with the reason, and an adapter whose keys are not all those of the base's network.
+    Raises CheckpointError, in one line, for what `open_checkpoint` refuses, for weights of another kind (a VAE, a
+    ControlNet, ...), and for an adapter with keys that the base's network does not have.
     """
     path = Path(path)
     if path.is_dir():
@@ -92,7 +94,10 @@ def open_donor(path: Path, base: Checkpoint, *, name: str | None = None, allow_p
 
 
 def open_lora(path: Path, base: Checkpoint, *, name: str | None = None, allow_pickle: bool = False) -> LoraDonor:
-    """Open an adapter as a donor of `base`. Raises CheckpointError for keys of no known meaning or place, by name."""
+    """Open an adapter as a donor of `base`.
+
+    Raises CheckpointError for keys whose meaning or place in the base is unknown, by name, and for quantised weights.
+    """
     file = open_weights(path, allow_pickle=allow_pickle)
     found = sort_keys(file.header.tensors)
     if found.unknown:
@@ -129,14 +134,14 @@ def open_lora(path: Path, base: Checkpoint, *, name: str | None = None, allow_pi
 
 
 def _changes(path: Path, base: Checkpoint, found: Sorted, file: WeightFile) -> dict[str, _Change]:
-    """{diffusers name: its change}, for every module of the adapter. Raises CheckpointError for one without a place."""
+    """{diffusers name: its change}, for every module of the adapter. Raises CheckpointError for an unknown module."""
     alphas = alphas_in(file.header.metadata, ("", "unet.", "transformer."))
     modules = [(flat_module(module), module, parts) for module, parts in found.modules.items()]
     return _settled(path, base, modules, _places(base), file, alphas)
 
 
 def _text_changes(path: Path, base: Checkpoint, found: Sorted, file: WeightFile) -> dict[str, _Change]:
-    """The same of the text encoders that the base blends."""
+    """The same for the text encoders that the base blends."""
     text = sort_text_keys(found.text)
     if text.unknown:
         raise CheckpointError(
@@ -164,7 +169,14 @@ def _settled(
     file: WeightFile,
     alphas: Callable[[str, int], float | None],
 ) -> dict[str, _Change]:
-    """Every module's change in its place. modules: (path with underscores, what the file calls it, {part: key})."""
+    """{name of the base's tensor: its change}, for modules of one network.
+
+    modules: (path with underscores, what the file calls it, {part: key}) each. places: as `_places` gives them. Raises
+    CheckpointError if the base has no place for a module, and for quantised weights.
+    """
+    for key in (key for _, _, parts in modules for part, key in parts.items() if part != "alpha"):
+        if (dtype := file.header.tensors[key].dtype) not in FLOATING:
+            raise CheckpointError(f"{path}: '{key}' is {dtype}: quantised adapters cannot be blended.")
     changes: dict[str, _Change] = {}
     homeless = []
     for flat, module, parts in modules:
@@ -186,7 +198,7 @@ def _settled(
 
 
 def _places(base: Checkpoint) -> Places:
-    """{a tensor's path with underscores: [(diffusers name, the base's key where the path is that one's)]}."""
+    """{a tensor's path with underscores: [(diffusers name, the base's key if that is the path's and holds more)]}."""
     places: Places = {}
     originals: dict[str, list[str]] = {}
     for name, info in base.denoiser.items():

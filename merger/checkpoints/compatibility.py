@@ -6,17 +6,17 @@ from collections.abc import Mapping, Sequence
 
 from merger.checkpoints.checkpoint import Checkpoint
 from merger.errors import CheckpointError
-from merger.layers.text import TEXT_ENCODERS
+from merger.layers.components import TEXT_ENCODERS
 
 _INPUT = "conv_in.weight"
 
 
-def check_fit(base: Checkpoint, donors: Sequence[Checkpoint]) -> dict[str, tuple[str, ...]]:
+def check_compatible(base: Checkpoint, donors: Sequence[Checkpoint]) -> dict[str, tuple[str, ...]]:
     """Make sure that the donors can be blended into the base, tensor for tensor.
 
-    Returns {donor name: those of its tensors that the base has no place for}, which a blend leaves out; donors that
-    have none are not in it. Text encoders count where the base blends its own. Raises CheckpointError naming file,
-    tensor and both shapes, or the name used twice.
+    Returns {donor name: its tensors that the base does not have}, which a blend leaves out; donors without such tensors
+    are not in it. Text encoders count if the base blends its own. Raises CheckpointError naming file, tensor and both
+    shapes, or a name that is used twice.
     """
     left_out: dict[str, tuple[str, ...]] = {}
     seen = {base.name: base.path}
@@ -45,7 +45,10 @@ def check_fit(base: Checkpoint, donors: Sequence[Checkpoint]) -> dict[str, tuple
 
 
 def remarks(donors: Sequence[Checkpoint], left_out: Mapping[str, Sequence[str]]) -> list[str]:
-    """What a person should know of a blend of these donors: lines on what it leaves out."""
+    """What a user should know of a blend of these donors: lines on what it leaves out.
+
+    left_out: as `check_compatible` returns it.
+    """
     lines = [
         f"{name}: the blend leaves out {len(extra)} tensors, first '{extra[0]}'" for name, extra in left_out.items()
     ]
@@ -63,7 +66,7 @@ def remarks(donors: Sequence[Checkpoint], left_out: Mapping[str, Sequence[str]])
 
 
 def _other_shape(name: str, base: tuple[int, ...], donor: tuple[int, ...]) -> str:
-    """The likely reason why two shapes differ, in brackets, or nothing."""
+    """The likely reason why two shapes differ, in brackets; empty if none is known."""
     if name == _INPUT and 9 in (base[1], donor[1]):
         return f" ({'an inpainting model' if donor[1] == 9 else 'the base is an inpainting model'}?)"
     if name == _INPUT and 8 in (base[1], donor[1]) and 4 in (base[1], donor[1]):

@@ -12,17 +12,18 @@ from benchmark.pipelines import hub
 from benchmark.pipelines.loading import load_pipeline
 from benchmark.pipelines.single_files import default_repository as repository_of
 from merger.checkpoints.checkpoint import Checkpoint
-from merger.checkpoints.families import why_not_drawn
+from merger.checkpoints.families import family_named
+from merger.checkpoints.headers import FLOATING
 from merger.checkpoints.names.unet import VAE_PREFIX, vae_names
 from merger.checkpoints.weight_files import open_weights
 from merger.errors import CheckpointError
 
 
 def use_vae(pipeline: Any, source: Path, *, allow_pickle: bool = False) -> None:
-    """Give the pipeline the VAE in `source`, in the configuration and dtype of its own.
+    """Give the pipeline the VAE in `source`, in the pipeline's own configuration and dtype.
 
     source: a file that holds a VAE, alone or within a checkpoint, under original or diffusers keys; or a diffusers
-    folder, of a pipeline or of a VAE. Raises CheckpointError where it is not all there or of other shapes.
+    folder, of a pipeline or of a VAE. Raises CheckpointError if a tensor is missing, of another shape, or quantised.
     """
     file = _vae_file(Path(source))
     weights = open_weights(file, allow_pickle=allow_pickle)
@@ -35,6 +36,8 @@ def use_vae(pipeline: Any, source: Path, *, allow_pickle: bool = False) -> None:
     with torch.no_grad():
         for name, kept in held.items():
             tensor = weights.get(keys[name])
+            if kept.is_floating_point() and tensor.dtype not in FLOATING:
+                raise CheckpointError(f"{file}: '{keys[name]}' is {tensor.dtype}: a quantised VAE cannot be used.")
             if tensor.numel() != kept.numel():
                 raise CheckpointError(
                     f"{file}: '{keys[name]}' is {list(tensor.shape)}, the pipeline's VAE has {list(kept.shape)}."
@@ -45,8 +48,8 @@ def use_vae(pipeline: Any, source: Path, *, allow_pickle: bool = False) -> None:
 def use_text_encoders(pipeline: Any, source: Path, *, config: Path | None = None) -> None:
     """Give the pipeline the text encoders of another whole checkpoint or diffusers folder, in its own dtype and place.
 
-    config: the configuration folder that a single file is read with. Raises CheckpointError where the other one has
-    other text encoders, and InputError where it cannot be loaded.
+    config: the configuration folder that a single file is read with. Raises CheckpointError if the other checkpoint's
+    text encoders are of another kind, and InputError if it cannot be loaded.
     """
     own = {
         name: part for name, part in pipeline.components.items() if name.startswith("text_encoder") and part is not None
@@ -65,7 +68,7 @@ def use_text_encoders(pipeline: Any, source: Path, *, config: Path | None = None
 
 
 def check_overrides(**sources: Path | None) -> None:
-    """Make sure that what is to take the place of the base's components is there. Raises CheckpointError."""
+    """Make sure that the files that replace the base's components exist: {setting: path}. Raises CheckpointError."""
     for key, source in sources.items():
         if source is not None and not source.exists():
             raise CheckpointError(f"{key}: {source}: no such file or folder.")
@@ -74,9 +77,10 @@ def check_overrides(**sources: Path | None) -> None:
 def check_configuration(base: Checkpoint, pipeline: Path | None) -> None:
     """Make sure that a single file can be read: its pipeline's configuration is named, or in the hub's cache.
 
-    Raises CheckpointError with the command that fetches it, and for a base that draws from an image. Asks no network.
+    Raises CheckpointError with the command that fetches it, and for a base that prompts alone cannot score. Makes no
+    network request.
     """
-    if (why := why_not_drawn(base.family)) is not None:
+    if why := family_named(base.family).not_from_text:
         raise CheckpointError(f"{base.path}: {why}. It can be blended with `merger merge`, without a search.")
     if pipeline is not None and not (pipeline / "model_index.json").is_file():
         missing = "there is no such folder" if not pipeline.exists() else "it has no model_index.json"
@@ -91,7 +95,7 @@ def check_configuration(base: Checkpoint, pipeline: Path | None) -> None:
 
 
 def default_repository(base: Checkpoint) -> str | None:
-    """The hub id whose configuration diffusers would read this single file with; None where it knows none."""
+    """The hub id whose configuration diffusers would read this single file with; None if it knows none."""
     return repository_of({key: info.shape for key, info in base.tensors.items()})
 
 
@@ -119,14 +123,14 @@ def _vae_file(source: Path) -> Path:
 
 
 def _vae_keys(keys: Mapping[str, object], names: list[str], config: Mapping[str, object]) -> dict[str, str]:
-    """{diffusers name: key in the file}, as far as they are found."""
-    own = next((name for name in names if "mid_block" in name), names[0])  # which the original layout has not
+    """{diffusers name: key in the file} of the tensors that the file has."""
+    own = next((name for name in names if "mid_block" in name), names[0])  # the original layout has no such name
     for prefix in ("", "vae."):
         if prefix + own in keys:
             return {name: prefix + name for name in names if prefix + name in keys}
     try:
         originals = vae_names(config)
-    except (CheckpointError, ValueError):  # a VAE that the original layout has no place for
+    except (CheckpointError, ValueError):  # the original layout has no place for this VAE
         return {}
     for prefix in (VAE_PREFIX, "", "vae."):
         found = {name: prefix + key.removeprefix(VAE_PREFIX) for name, key in originals.items()}

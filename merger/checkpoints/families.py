@@ -1,127 +1,205 @@
-"""What a file is, from the keys and shapes in its header alone: which kind of weights, which family, what it predicts.
+"""Families of models: one record each, which everything that depends on the family looks up.
 
-Pure; knows no file formats. A U-Net's family is read from its structure, because names of files say little.
+To add a family, register its record (`register_family`): a file with its marker is then recognised, inspected, blended
+and exported under its name. Pure; knows no file formats. Names of files say little, so a family is read from the
+tensors alone: by marker, or, for the U-Nets of the table, by structure.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 Shape = tuple[int, ...]
+Prediction = Literal["epsilon", "v", "flow", "unknown"]
 
-# kind -> (a pattern that one of its keys must have, what it is in words). The first that is found is it.
-_KINDS: tuple[tuple[str, str, str], ...] = (
-    (
-        "lora",
-        r"(^|\.|_)(lora\.(up|down)|lora_(up|down|A|B|mid|te\d?|unet|transformer)|hada_w1_a|lokr_w[12](_a)?|dora_scale)"
-        r"(\.|_|$)",
-        "a LoRA (it goes among the donors)",
-    ),
-    (
-        "controlnet",
-        r"^(control_model\.|controlnet_|input_hint_block\.|zero_convs\.|control_layers\.)|^\w*controlnet",
-        "a ControlNet: it steers a denoiser and is none",
-    ),
-    ("motion", r"\.motion_modules\.", "an AnimateDiff motion module: it goes into a denoiser and is none"),
-    (
-        "embedding",
-        r"^(emb_params|string_to_param|clip_[lg]$|<[^>]+>$)",
-        "a textual inversion: a few word vectors, no denoiser",
-    ),
-    ("ip-adapter", r"^(ip_adapter|image_proj)\.", "an IP-Adapter: it steers a denoiser and is none"),
-    (
-        "vae",
-        r"^(first_stage_model\.|vae\.)?(decoder|encoder)\.(conv_in|mid|up|down|mid_block|project_in)",
-        "a VAE alone",
-    ),
-    (
-        "text-encoder",
-        r"(^|\.)(text_model\.(encoder|embeddings)\.|transformer\.resblocks\.|encoder\.block\.0\.layer\.|layers\.0\.self_attn\.)",
-        "a text encoder alone",
-    ),
-    ("upscaler", r"^(model\.\d+\.|conv_first|params_ema)", "an image upscaler (ESRGAN or the like)"),
-)
-_COMPILED = tuple((kind, re.compile(pattern), words) for kind, pattern, words in _KINDS)
-_INPUT = "conv_in.weight"
-# input channels beyond those of the latents -> what they carry
-_EXTRA_INPUTS = {1: "depth", 3: "upscaler", 4: "instruct-pix2pix", 5: "inpainting"}
-# those whose images come from another image, so that prompts alone cannot score them; an inpainting model's do not
-# where all is masked
-_FROM_IMAGES = {
+
+@dataclass(frozen=True)
+class Family:
+    """A family of models.
+
+    name: what files, recipes and messages call it. marker: the diffusers name of a tensor that only this family's
+    network has; empty if the structure tells. prediction: what its denoiser predicts if the file does not say.
+    architecture: ModelSpec's identifier; empty if ModelSpec has none, and the name then stands for it. architectures:
+    {prediction: identifier} if it depends on that. mecha: sd-mecha's name for files of its original layout, if it has
+    one. not_from_text: why prompts alone cannot score it, in words; empty if they can.
+    """
+
+    name: str
+    network: Literal["unet", "transformer"]
+    marker: str = ""
+    prediction: Prediction = "unknown"
+    architecture: str = ""
+    architectures: Mapping[str, str] = field(default_factory=dict)
+    mecha: str = ""
+    not_from_text: str = ""
+
+    @property
+    def network_in_words(self) -> str:
+        """`U-Net` or `transformer`."""
+        return "U-Net" if self.network == "unet" else "transformer"
+
+    def architecture_of(self, prediction: str) -> str:
+        """ModelSpec's identifier of a model that predicts this, or the family's name if ModelSpec has none."""
+        return self.architectures.get(prediction, self.architecture or self.name)
+
+
+# U-Nets that take more than latents, in channels or as an embedding -> why prompts alone cannot score them. Inpainting
+# models can be scored: everything is masked.
+_VARIANTS = {
+    "inpainting": "",
     "depth": "a depth model draws from an image",
     "upscaler": "an upscaler draws from an image",
     "instruct-pix2pix": "an image-editing model (InstructPix2Pix) draws from an image",
     "unclip": "an unCLIP model draws from the embedding of an image",
 }
+_EXTRA_INPUTS = {1: "depth", 3: "upscaler", 4: "instruct-pix2pix", 5: "inpainting"}
+"""How many input channels a U-Net has beyond those of its latents -> what they make it."""
+
+_TABLE = (
+    Family("sd1", "unet", prediction="epsilon", architecture="stable-diffusion-v1", mecha="sd1-ldm"),
+    # SD 2 came as 512 (epsilon) and 768-v (v) with the same tensors, and the v ones have it in their scheduler.
+    Family(
+        "sd2",
+        "unet",
+        architecture="stable-diffusion-v2",
+        architectures={"v": "stable-diffusion-v2-768-v", "epsilon": "stable-diffusion-v2-512"},
+    ),
+    Family("sd2-inpainting", "unet", prediction="epsilon", architecture="stable-diffusion-v2-inpainting"),
+    Family(
+        "sd2-depth",
+        "unet",
+        prediction="epsilon",
+        architecture="stable-diffusion-v2-depth",
+        not_from_text=_VARIANTS["depth"],
+    ),
+    Family("sdxl", "unet", prediction="epsilon", architecture="stable-diffusion-xl-v1-base", mecha="sdxl-sgm"),
+    Family("sdxl-refiner", "unet", prediction="epsilon", architecture="stable-diffusion-xl-v1-refiner"),
+    Family("unet", "unet", prediction="epsilon"),
+    Family(
+        "sd3",
+        "transformer",
+        "pos_embed.proj.weight",
+        prediction="flow",
+        architecture="stable-diffusion-3",
+        mecha="sd3-comfyui",
+    ),
+    Family(
+        "flux",
+        "transformer",
+        "single_transformer_blocks.0.proj_mlp.weight",
+        prediction="flow",
+        architecture="flux-1",
+        mecha="flux-flux",
+    ),
+    Family(
+        "lumina2",
+        "transformer",
+        "time_caption_embed.caption_embedder.0.weight",
+        prediction="flow",
+        architecture="lumina-2",
+    ),
+    Family("zimage", "transformer", "all_x_embedder.2-1.weight", prediction="flow", architecture="z-image"),
+    Family("qwenimage", "transformer", "txt_norm.weight", prediction="flow", architecture="qwen-image"),
+    Family("sana", "transformer", "caption_projection.linear_1.weight", prediction="flow"),
+)
+_REGISTERED = {family.name: family for family in _TABLE}
 
 
-def kind_of(keys: Iterable[str]) -> tuple[str, str]:
-    """Which kind of weights these are where they hold no denoiser: (kind, in words); `unknown` where nothing fits."""
-    known = list(keys)
-    for kind, pattern, words in _COMPILED:
-        if any(pattern.search(key) for key in known):
-            return kind, words
-    return "unknown", "none of the kinds that are known here"
+def register_family(family: Family) -> None:
+    """Add a family, or replace the one of its name. Its marker is looked for before those registered earlier."""
+    _REGISTERED.pop(family.name, None)
+    _REGISTERED[family.name] = family
 
 
-def is_adapter(keys: Iterable[str]) -> bool:
-    """Whether these are the keys of a LoRA or one of its relatives."""
-    return any(_COMPILED[0][1].search(key) for key in keys)
+def known_families() -> tuple[Family, ...]:
+    """All records, in the order they were registered."""
+    return tuple(_REGISTERED.values())
 
 
-def is_controlnet(keys: Iterable[str]) -> bool:
-    """Whether these are the keys of a ControlNet, whose other half looks like a denoiser's."""
-    return any(_COMPILED[1][1].search(key) for key in keys)
+def markers() -> frozenset[str]:
+    """The markers of all transformers."""
+    return frozenset(family.marker for family in known_families() if family.network == "transformer" and family.marker)
+
+
+def family_named(name: str) -> Family:
+    """The record of this name.
+
+    A U-Net that takes more than latents (`sdxl-inpainting`) has a record made from its stem's, unless it has its own.
+    Any other name is a transformer that diffusers knows and the table does not.
+    """
+    if name in _REGISTERED:
+        return _REGISTERED[name]
+    for variant, why in _VARIANTS.items():
+        stem = _REGISTERED.get(name.removesuffix(f"-{variant}"))
+        if stem is not None:
+            spec = f"{stem.architecture or stem.name}-{variant}"
+            return replace(stem, name=name, marker="", architecture=spec, architectures={}, mecha="", not_from_text=why)
+    return Family(name, "transformer", prediction="flow")
+
+
+def transformer_family(names: Collection[str]) -> str:
+    """The family of a transformer from its diffusers names; `transformer` if no record has its marker."""
+    return _marked("transformer", names) or "transformer"
 
 
 def unet_family(shapes: Mapping[str, Shape], others: Sequence[str]) -> str:
-    """Which kind of U-Net this is.
+    """The family of a U-Net.
 
-    shapes: {diffusers name: shape}. others: the file's other keys. Returns `sd1`, `sd2`, `sdxl`, `sdxl-refiner` or
-    `unet`, with what its further input channels carry: `-inpainting`, `-depth`, `-instruct-pix2pix`, `-upscaler`; or
-    `-unclip` where it takes the embedding of an image.
+    shapes: {diffusers name: shape}. others: the file's other keys. Returns the family whose marker it has, or else
+    `sd1`, `sd2`, `sdxl`, `sdxl-refiner` or `unet`; with `-inpainting`, `-depth`, `-instruct-pix2pix` or `-upscaler`
+    for what its further input channels carry, or `-unclip` if it takes the embedding of an image.
     """
-    text = [shape[1] for name, shape in shapes.items() if name.endswith("attn2.to_k.weight")]
-    if any(name.startswith("add_embedding.") for name in shapes):
-        refiner = "down_blocks.3.resnets.0.conv1.weight" in shapes
-        family = "sdxl-refiner" if refiner else "sdxl"
-    elif any(key.startswith("cond_stage_model.model.") for key in others) or (text and text[0] == 1024):
-        family = "sd2"
-    else:
-        family = "sd1" if text and "down_blocks.3.resnets.0.conv1.weight" in shapes else "unet"
-    channels = shapes[_INPUT][1]
-    latents = shapes["conv_out.weight"][0] if "conv_out.weight" in shapes else 4
-    extra = "inpainting" if channels == 9 else _EXTRA_INPUTS.get(channels - latents)
+    family = _marked("unet", shapes) or _by_structure(shapes, others)
+    channels = _width(shapes["conv_in.weight"])
+    latents = shapes["conv_out.weight"][0] if shapes.get("conv_out.weight") else 4
+    variant = "inpainting" if channels == 9 else _EXTRA_INPUTS.get(channels - latents)
     if "class_embedding.linear_1.weight" in shapes:
-        extra = "unclip"
-    return f"{family}-{extra}" if extra else family
-
-
-def why_not_drawn(family: str) -> str | None:
-    """Why a U-Net of this family cannot be scored by prompts, in words; None where it can."""
-    return next((why for extra, why in _FROM_IMAGES.items() if family.endswith(f"-{extra}")), None)
+        variant = "unclip"
+    return f"{family}-{variant}" if variant else family
 
 
 def prediction_of(
     family: str, keys: Iterable[str], metadata: Mapping[str, str], scheduler: Mapping[str, object] | None = None
-) -> tuple[str, bool]:
-    """What the denoiser predicts, and whether its noise schedule ends at pure noise.
+) -> tuple[Prediction, bool]:
+    """What the denoiser predicts, and whether its noise schedule ends at pure noise (zero terminal SNR).
 
-    scheduler: the `scheduler_config.json` beside it, where there is one. Returns (`epsilon`, `v`, `flow`, or `unknown`;
-    zero terminal SNR). Said by, in this order: marker keys of the file (`v_pred`, `ztsnr`), the scheduler, ModelSpec
-    metadata, the family. SD 2.x files say nothing of themselves (512: epsilon, 768-v: v), so those may be unknown.
+    keys: all keys of the file. scheduler: the `scheduler_config.json` beside it, if there is one. Decided by, in this
+    order: marker keys of the file (`v_pred`, `ztsnr`), the scheduler, ModelSpec metadata, the family's record.
     """
     known = set(keys)
     scheduler = scheduler or {}
+    usual = family_named(family).prediction
     zero = "ztsnr" in known or bool(scheduler.get("rescale_betas_zero_snr"))
     said = str(scheduler.get("prediction_type", "")) or metadata.get("modelspec.prediction_type", "")
     architecture = metadata.get("modelspec.architecture", "")
     if "v_pred" in known or said in ("v", "v_prediction") or "768-v" in architecture:
         return "v", zero
-    if "flow" in str(scheduler.get("_class_name", "")).lower() or not family.startswith(("sd1", "sd2", "sdxl", "unet")):
+    if "flow" in str(scheduler.get("_class_name", "")).lower() or usual == "flow":
         return "flow", zero
-    if said == "epsilon" or "512" in architecture or not family.startswith("sd2"):
+    if said == "epsilon" or "512" in architecture:
         return "epsilon", zero
-    # v-prediction came with the 768 models; inpainting, depth and upscaler ones have it written in their scheduler.
-    return ("epsilon" if family in ("sd2-inpainting", "sd2-depth") else "unknown"), zero
+    return usual, zero
+
+
+def _marked(network: str, names: Collection[str]) -> str:
+    """The family of this network whose marker is among the names, the last registered first; empty if none is."""
+    families = (family for family in reversed(known_families()) if family.network == network)
+    return next((family.name for family in families if family.marker and family.marker in names), "")
+
+
+def _by_structure(shapes: Mapping[str, Shape], others: Sequence[str]) -> str:
+    """Which of the table's U-Nets this is: they have no tensor of their own, but embeddings, widths and levels."""
+    four_levels = "down_blocks.3.resnets.0.conv1.weight" in shapes
+    if any(name.startswith("add_embedding.") for name in shapes):
+        return "sdxl-refiner" if four_levels else "sdxl"
+    text = [_width(shape) for name, shape in shapes.items() if name.endswith("attn2.to_k.weight")]
+    if any(key.startswith("cond_stage_model.model.") for key in others) or (text and text[0] == 1024):
+        return "sd2"
+    return "sd1" if text and four_levels else "unet"
+
+
+def _width(shape: Shape) -> int:
+    """The second dimension; 0 without one, as quantised weights may be."""
+    return shape[1] if len(shape) > 1 else 0

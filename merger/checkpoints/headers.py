@@ -1,6 +1,6 @@
 """The head of a `.safetensors` file: eight bytes of length, then JSON that says where each tensor lies.
 
-It is read and checked before any tensor is touched, so that a damaged file is refused in a line and not in a crash.
+It is read and checked before any tensor is touched, so that a damaged file is refused in one line and not by a crash.
 Format: https://huggingface.co/docs/safetensors (little-endian length, entries `dtype`, `shape`, `data_offsets`).
 """
 
@@ -14,25 +14,48 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from merger.errors import CheckpointError
 
 _LONGEST = 100_000_000  # bytes; the format's own limit
-DTYPES: dict[str, torch.dtype] = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
+# safetensors' code of a type -> torch's name of it
+_NAMES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "F8_E8M0": "float8_e8m0fnu",
+    "F4": "float4_e2m1fn_x2",
+    "C64": "complex64",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U64": "uint64",
+    "U32": "uint32",
+    "U16": "uint16",
+    "U8": "uint8",
+    "BOOL": "bool",
 }
+# Code -> torch's type. Older versions of torch lack the newest types, and no version has 6-bit floats (F6_E2M3, ...).
+DTYPES: dict[str, torch.dtype] = {code: getattr(torch, name) for code, name in _NAMES.items() if hasattr(torch, name)}
 CODES = {dtype: code for code, dtype in DTYPES.items()}
+_PACKED = {"F4": 2}
+"""How many values torch packs into one element, for types whose values are smaller than a byte; 1 for all others."""
+
+FLOATING = frozenset(DTYPES[code] for code in ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"))
+"""The types that hold weights themselves, which can be blended and converted.
+
+torch's other floating types hold parts of quantised weights (F8_E8M0, F4) or are made for one kind of hardware (FNUZ).
+"""
+
+TensorTable = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+"""{key: (dtype, shape)}, in the order of the file. Types and shapes are torch's, here and in `Entry`."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +77,11 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """Read and check the header of one file. Raises CheckpointError: missing, another format, damaged, truncated."""
+    """Read and check the header of one file.
+
+    Raises CheckpointError for a file that is missing, of another format, damaged or truncated, and for a tensor of a
+    type that torch cannot hold.
+    """
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -76,7 +103,7 @@ def read_header(path: Path) -> Header:
     try:
         table = json.loads(raw)
         metadata = {str(key): str(value) for key, value in table.pop("__metadata__", {}).items()}
-        entries = {key: _entry(value) for key, value in table.items()}
+        entries = {key: _entry(path, key, value) for key, value in table.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a safetensors file, or a damaged one (header: {_line(error)}).") from None
     ordered = dict(sorted(entries.items(), key=lambda item: (item[1].start, item[1].end)))
@@ -84,37 +111,65 @@ def read_header(path: Path) -> Header:
     return Header(ordered, metadata)
 
 
-def pack_header(tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], metadata: Mapping[str, str]) -> bytes:
-    """The bytes a file begins with when its tensors are to follow in the order given, without gaps."""
+def pack_header(tensors: TensorTable, metadata: Mapping[str, str]) -> bytes:
+    """The bytes a file begins with if its tensors are to follow in the order of `tensors`, without gaps.
+
+    Every dtype must have a code (`check_codes`).
+    """
     table: dict[str, Any] = {"__metadata__": dict(metadata)}
     at = 0
     for key, (dtype, shape) in tensors.items():
         end = at + math.prod(shape) * dtype.itemsize
-        table[key] = {"dtype": CODES[dtype], "shape": list(shape), "data_offsets": [at, end]}
+        code = CODES[dtype]
+        sizes = [*shape[:-1], shape[-1] * _PACKED[code]] if code in _PACKED else list(shape)
+        table[key] = {"dtype": code, "shape": sizes, "data_offsets": [at, end]}
         at = end
     text = json.dumps(table, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # tensors begin on a multiple of 8 bytes, as memory maps want them
     return len(text).to_bytes(8, "little") + text
 
 
-def aligned(
-    tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
-) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+def check_codes(where: Path, dtypes: Mapping[str, torch.dtype]) -> None:
+    """Make sure that a `.safetensors` file can hold these tensors of the file `where`: {key: dtype}.
+
+    Raises CheckpointError, naming the first that it cannot: pickles may hold types that the format does not have.
+    """
+    if odd := next((key for key, dtype in dtypes.items() if dtype not in CODES), None):
+        raise CheckpointError(f"{where}: '{odd}' is {dtypes[odd]}, which a .safetensors file cannot hold here.")
+
+
+def aligned(tensors: TensorTable) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
     """The same tensors in an order in which each begins on a multiple of its own width: wider types first."""
     return dict(sorted(tensors.items(), key=lambda item: -item[1][0].itemsize))
 
 
-def _entry(value: Mapping[str, Any]) -> Entry:
+def raw_bytes(tensor: Tensor) -> Tensor:
+    """A tensor's bytes [N] uint8, not copied if they are contiguous. Equal bits are equal here, also NaN and -0.0."""
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """A tensor's bytes, to be written to a file."""
+    return raw_bytes(tensor).numpy().data
+
+
+def _entry(path: Path, key: str, value: Mapping[str, Any]) -> Entry:
+    """One line of the header. Raises ValueError, KeyError, TypeError or AttributeError if it is damaged."""
     start, end = value["data_offsets"]
     shape = tuple(value["shape"])
     code = value["dtype"]
+    if not isinstance(code, str):
+        raise TypeError(f"{code!r} is no dtype")
     if not all(type(number) is int and number >= 0 for number in (start, end, *shape)):
         raise ValueError(f"{list(shape)} at bytes {start} to {end} is no shape or no place")
-    if code not in DTYPES:
-        raise ValueError(f"dtype {code} is not supported")
-    if end - start != math.prod(shape) * DTYPES[code].itemsize:
+    packed = _PACKED.get(code, 1)
+    if code not in DTYPES or (packed > 1 and (not shape or shape[-1] % packed)):
+        what = f"type {code}" if code not in DTYPES else f"type {code} and shape {list(shape)}"
+        raise CheckpointError(f"{path}: holds a tensor of {what}, which this version cannot read: '{key}'.")
+    held = (*shape[:-1], shape[-1] // packed) if packed > 1 else shape
+    if end - start != math.prod(held) * DTYPES[code].itemsize:
         raise ValueError(f"{list(shape)} of {code} does not fill bytes {start} to {end}")
-    return Entry(DTYPES[code], shape, start, end)
+    return Entry(DTYPES[code], held, start, end)
 
 
 def _check_offsets(path: Path, entries: Mapping[str, Entry], have: int) -> None:

@@ -1,4 +1,4 @@
-"""What checkpoint files are and whether they fit together, as a table of plain values and as text."""
+"""What checkpoint files are and whether they can be blended, as a table of plain values and as text."""
 
 from __future__ import annotations
 
@@ -10,26 +10,28 @@ from typing import Any
 
 from merger.checkpoints.adapter import open_lora
 from merger.checkpoints.checkpoint import Checkpoint, open_checkpoint, read_scheduler_config, read_unet_config
-from merger.checkpoints.compatibility import check_fit
-from merger.checkpoints.families import prediction_of
+from merger.checkpoints.compatibility import check_compatible
+from merger.checkpoints.families import family_named, prediction_of
 from merger.checkpoints.hub import on_this_disk
+from merger.checkpoints.recipe_metadata import origin_of
 from merger.checkpoints.text_encoders import text_tensors
 from merger.checkpoints.weight_files import open_weights
-from merger.errors import CheckpointError, NoDenoiser, RecipeError
-from merger.export.recipe import METADATA_KEY, Recipe
+from merger.errors import CheckpointError, NoDenoiser
+from merger.layers.grouping import group, sizes
 from merger.layers.text import group_text
-from merger.layers.unet import group, sizes
 
 
 def inspect_files(paths: Sequence[Path], pipeline: Path | None = None, *, allow_pickle: bool = False) -> dict[str, Any]:
-    """Describe checkpoints; the first is taken as the base the others are to fit.
+    """Describe checkpoints; the first is the base that the others must be compatible with.
 
-    Returns {"files": [...], "fit": {"ok", "problem", "left_out"}}. Each file is one of three: a checkpoint {name, path,
-    family, layout, prediction, zero_snr, bytes, tensors, parameters, dtypes, other_tensors, sha256, layers,
-    text_encoders, recipe}, where `layers` is {block: parameters} and `text_encoders` {text encoder: parameters};
-    weights of another kind {name, path, kind, words, bytes, tensors, dtypes}; or
-    one that cannot be opened {name, path, problem}. Raises CheckpointError where the only file cannot be opened; files
-    that do not fit together are no error, but said in "fit".
+    Returns {"files": [...], "fit": {"ok", "problem", "left_out"}}. Each file is one of three:
+    - a checkpoint: {name, path, family, layout, prediction, zero_snr, bytes, tensors, parameters, dtypes,
+      other_tensors, sha256, layers, text_encoders, recipe}, with `layers` {block: parameters} and `text_encoders`
+      {text encoder: parameters};
+    - weights of another kind: {name, path, kind, words, bytes, tensors, dtypes};
+    - a file that cannot be opened: {name, path, problem}.
+
+    Raises CheckpointError if the only file cannot be opened. Files that cannot be blended are no error; "fit" says why.
     """
     config = read_unet_config(pipeline) if pipeline is not None else None
     opened: list[Checkpoint] = []
@@ -62,14 +64,14 @@ def inspect_files(paths: Sequence[Path], pipeline: Path | None = None, *, allow_
         if refused and len(paths) > 1:
             raise CheckpointError(refused[0])
         if opened:
-            fit["left_out"] = {name: list(extra) for name, extra in check_fit(opened[0], opened[1:]).items()}
+            fit["left_out"] = {name: list(extra) for name, extra in check_compatible(opened[0], opened[1:]).items()}
     except CheckpointError as error:
         fit |= {"ok": False, "problem": str(error)}
     return {"files": files, "fit": fit}
 
 
 def unique_names(paths: Sequence[Path]) -> list[str]:
-    """Names for checkpoints: the file's, with its folder's in front (or a number behind) where two are alike."""
+    """Names for checkpoints: the files', with the folder's name in front, or a number behind, if two are alike."""
     stems = [Path(path).name.removesuffix(".safetensors") for path in paths]
     doubled = {stem for stem, count in Counter(stems).items() if count > 1}
     names: list[str] = []
@@ -80,7 +82,7 @@ def unique_names(paths: Sequence[Path]) -> list[str]:
 
 
 def format_inspection(found: dict[str, Any]) -> str:
-    """The table of `inspect_files` as lines of text for a person."""
+    """The table of `inspect_files` as text."""
     lines = []
     known = [file for file in found["files"] if "family" in file]
     for file in found["files"]:
@@ -98,7 +100,7 @@ def format_inspection(found: dict[str, Any]) -> str:
 
 
 def _lines(file: dict[str, Any]) -> list[str]:
-    """What is said of one file."""
+    """The lines on one file."""
     if "problem" in file:
         return [f"error: {file['problem']}"]
     dtypes = ", ".join(f"{count} x {dtype}" for dtype, count in file["dtypes"].items())
@@ -109,7 +111,7 @@ def _lines(file: dict[str, Any]) -> list[str]:
             left = f"; {text} tensors for text encoders are left out unless those are blended" if text else ""
             lines.append(f"  changes {file['changes']} tensors of the base's denoiser{left}")
         return lines
-    network = "U-Net" if file["family"].startswith(("sd1", "sd2", "sdxl", "unet")) else "transformer"
+    network = family_named(file["family"]).network_in_words
     lines = [
         f"{file['path']}",
         f"  {file['family']} {network}, {file['layout']} layout, {_size(file['bytes'])}; {_predicts(file)}",
@@ -160,7 +162,7 @@ def _describe(checkpoint: Checkpoint, pipeline: Path | None) -> dict[str, Any]:
         "zero_snr": zero_snr,
         "bytes": sum(file.stat().st_size for file in checkpoint.files),
         "tensors": len(elements),
-        "parameters": sum(elements.values()),
+        "parameters": checkpoint.parameters,
         "dtypes": dict(Counter(str(info.dtype).removeprefix("torch.") for info in checkpoint.denoiser.values())),
         "other_tensors": len(checkpoint.other_keys),
         "sha256": checkpoint.sha256,
@@ -171,13 +173,8 @@ def _describe(checkpoint: Checkpoint, pipeline: Path | None) -> dict[str, Any]:
 
 
 def _recipe_of(checkpoint: Checkpoint) -> dict[str, Any] | None:
-    if METADATA_KEY not in checkpoint.metadata:
-        return None
-    try:
-        recipe = Recipe.from_metadata(checkpoint.metadata)
-    except RecipeError as error:
-        raise CheckpointError(f"{checkpoint.path}: {error}") from None
-    return {"version": recipe.version, "of": [recipe.base.name, *(donor.name for donor in recipe.used)]}
+    origin = origin_of(checkpoint.metadata, str(checkpoint.path))
+    return None if origin is None else {"version": origin.version, "of": list(origin.sources)}
 
 
 def _size(count: float) -> str:

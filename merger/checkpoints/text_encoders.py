@@ -1,4 +1,4 @@
-"""The text encoders of a checkpoint as a part of what is blended: found, opened, and lent to donors that have none."""
+"""The text encoders of a checkpoint as part of what is blended: found, opened, and lent to donors that have none."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from merger.checkpoints.checkpoint import Checkpoint, TensorInfo
+from merger.checkpoints.checkpoint import Checkpoint
+from merger.checkpoints.denoiser import SCALES
+from merger.checkpoints.headers import FLOATING
 from merger.checkpoints.names.text import folder_keys, names_of_folder, text_names_in
+from merger.checkpoints.source import TensorInfo, assembled
 from merger.checkpoints.weight_files import INDEX, open_weights, shards
 from merger.errors import CheckpointError
-from merger.layers.text import TEXT_ENCODERS
+from merger.layers.components import TEXT_ENCODERS
 
 TEXT_FILE = "model.safetensors"
 """A text encoder's weights in a diffusers folder."""
 
 _T5_TOKENS = "encoder.embed_tokens.weight"
-_SCALED = (".scale_weight", ".weight_scale", "scaled_fp8")
 
 
 def component_of(name: str) -> str:
@@ -26,15 +28,15 @@ def component_of(name: str) -> str:
 
 
 def components_of(names: Iterable[str]) -> tuple[str, ...]:
-    """The text encoders among the components of these tensors, in order."""
+    """The text encoders that these tensors belong to, in a pipeline's order."""
     found = {component_of(name) for name in names}
     return tuple(component for component in TEXT_ENCODERS if component in found)
 
 
 def text_tensors(checkpoint: Checkpoint) -> dict[str, TensorInfo]:
-    """{name: TensorInfo} of every text encoder that a checkpoint holds, in the order of its files; maybe nothing.
+    """{name: TensorInfo} of every text encoder that a checkpoint holds, in the order of its files; may be empty.
 
-    Raises CheckpointError for a damaged file and for keys that diffusers cannot make sense of.
+    Raises CheckpointError for a damaged file and for keys that diffusers cannot read.
     """
     if checkpoint.layout == "folder":
         return _in_folder(checkpoint.path)
@@ -44,18 +46,18 @@ def text_tensors(checkpoint: Checkpoint) -> dict[str, TensorInfo]:
     found: dict[str, TensorInfo] = {}
     for name, place in text_names_in(shapes, str(checkpoint.path)).items():
         info = checkpoint.tensors[place.pieces[0].key]
-        rows = sum(piece.stop - piece.start for piece in place.pieces)
         if place.turned:
             found[name] = replace(info, shape=info.shape[::-1], turned=True)
-        elif len(place.pieces) == 1 and rows == (info.shape or (1,))[0]:
-            found[name] = info
         else:
-            found[name] = replace(info, shape=(rows, *info.shape[1:]), pieces=place.pieces)
+            found[name] = assembled(place.pieces, checkpoint.tensors)
     return found
 
 
 def with_text_encoders(base: Checkpoint) -> Checkpoint:
-    """The base with its text encoders among what is blended. Raises CheckpointError where it holds none."""
+    """The base with its text encoders among what is blended.
+
+    Raises CheckpointError if it holds none, if they are quantised, or if one keeps its embeddings twice.
+    """
     text = text_tensors(base)
     if not text:
         raise CheckpointError(
@@ -75,8 +77,8 @@ def with_text_encoders(base: Checkpoint) -> Checkpoint:
 def with_text_of(donor: Checkpoint, base: Checkpoint) -> Checkpoint:
     """The donor with the text encoders that the base blends.
 
-    Where it holds none itself it has the base's own, so that its difference from the base is 0 there. Raises
-    CheckpointError for a text encoder that cannot be read or is quantised.
+    In place of one that it does not hold it has the base's own, so that its difference from the base is 0 there.
+    Raises CheckpointError for a text encoder that cannot be read or is quantised.
     """
     if not base.text:
         return donor
@@ -89,9 +91,9 @@ def with_text_of(donor: Checkpoint, base: Checkpoint) -> Checkpoint:
 
 
 def encoder_file(base: Checkpoint, component: str) -> dict[str, tuple[str, TensorInfo]]:
-    """What is in a diffusers folder's file of this text encoder: {key: (the blended tensor, what the base has)}.
+    """What a diffusers folder's file of this text encoder holds: {key: (name of the blended tensor, the base's info)}.
 
-    From a folder it is all that its own files hold, with an empty name for what is not blended.
+    If the base is a folder, these are all tensors of its own files, with an empty name for what is not blended.
     """
     own = {name: info for name, info in base.text.items() if component_of(name) == component}
     if base.layout == "folder":
@@ -106,7 +108,7 @@ def encoder_file(base: Checkpoint, component: str) -> dict[str, tuple[str, Tenso
 
 
 def folder_weights(folder: Path, component: str) -> tuple[Path, ...]:
-    """The weight files of a text encoder in a diffusers folder: one, or its shards; none where it has none."""
+    """The weight files of a text encoder in a diffusers folder: one, or its shards; empty if it has no such encoder."""
     inside = folder / component
     if (index := inside / f"model{INDEX}").exists():
         return shards(index)
@@ -130,5 +132,5 @@ def _in_folder(folder: Path) -> dict[str, TensorInfo]:
 
 def _check_types(path: Path, text: Mapping[str, TensorInfo]) -> None:
     for info in text.values():
-        if not info.dtype.is_floating_point or info.key.endswith(_SCALED):
+        if info.dtype not in FLOATING or info.key.endswith(SCALES):
             raise CheckpointError(f"{path}: '{info.key}' is {info.dtype}: quantised text encoders cannot be blended.")

@@ -1,4 +1,4 @@
-"""One file of weights, whatever its format: its header first, its tensors when they are asked for.
+"""One file of weights, whatever its format: the header is read first, tensors when they are asked for.
 
 safetensors are memory-mapped. Pickles (`.ckpt`, `.pt`, `.bin`) are opened only where the caller allows it, and then by
 `torch.load(weights_only=True)`, which builds tensors and plain containers and runs nothing else.
@@ -40,7 +40,7 @@ class WeightFile:
 
 @dataclass(frozen=True)
 class _Loaded:
-    """Tensors of a pickle, under the call that safetensors' reader has."""
+    """Tensors of a pickle, with the method of safetensors' reader."""
 
     tensors: Mapping[str, Tensor]
 
@@ -49,14 +49,17 @@ class _Loaded:
 
 
 def open_weights(path: Path, *, allow_pickle: bool = False) -> WeightFile:
-    """Open one file. Raises CheckpointError, in one line: missing, damaged, truncated, a pickle that is not allowed."""
+    """Open one file. Raises CheckpointError, in one line, for a missing, damaged or truncated file or a pickle.
+
+    allow_pickle: whether a pickle is opened; its tensors are then in memory or mapped.
+    """
     if path.suffix in PICKLES and allow_pickle:
         return _open_pickle(path)
     return WeightFile(path, read_header(path))
 
 
 def refuse_pickled_base(path: Path) -> None:
-    """A base that is drawn with is loaded by diffusers, as a whole pipeline. Raises CheckpointError for a pickle."""
+    """Raise CheckpointError for a pickle: diffusers loads a search's base, a whole pipeline, from safetensors only."""
     if path.suffix in PICKLES and path.is_file():
         raise CheckpointError(
             f"{path}: a pickle can be a donor (with --allow-pickle), but no base of a search. {convert_command(path)}"
@@ -64,7 +67,7 @@ def refuse_pickled_base(path: Path) -> None:
 
 
 def reader(file: Path) -> Any:
-    """safetensors' own reader of one file, memory-mapped: `get_tensor(key)`. Raises CheckpointError."""
+    """safetensors' own reader of one file, memory-mapped: `get_tensor(key)`. Raises CheckpointError if it refuses."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -74,7 +77,7 @@ def reader(file: Path) -> Any:
 
 
 def shards(index: Path) -> tuple[Path, ...]:
-    """The files that a `.safetensors.index.json` names, in its order. Raises CheckpointError where one is missing."""
+    """The files that a `.safetensors.index.json` names, in its order. Raises CheckpointError if one is missing."""
     try:
         table = json.loads(index.read_text(encoding="utf-8"))
         names = list(dict.fromkeys(table["weight_map"].values()))

@@ -1,176 +1,225 @@
-"""The search's configuration: one frozen value, checked once, written beside every result.
+"""The configuration of a search: one frozen value that is checked once and written beside every result.
 
-A configuration is a YAML file; `--set key=value` on the command line wins over the file. Paths in it are relative to
-the file, so that a search can be started from anywhere. `load_config` is the only way in: everything it returns has
-been checked as far as it can be without opening the files named. All paths are absolute, but for hub ids, which stay as
-they are (`merger.checkpoints.hub`).
+`merger.config.loading` reads it from a YAML file. All paths in it are absolute, except hub ids, which stay as they are.
+Everything is checked that can be checked without opening the named files.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from collections.abc import Mapping
+from typing import Annotated, Literal, Self
 
-import yaml
-from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from benchmark.errors import did_you_mean
 from merger.config.parts import (
     Bounds,
-    DonorSettings,
+    Count,
+    Donor,
     Finite,
+    FrozenAtTheBase,
     GradientSettings,
+    ImageSize,
     Name,
+    NotNegative,
+    PromptCount,
     Settings,
     Sourced,
-    TaggerSettings,
+    TableOfLayers,
+    TagCounts,
+    Tagger,
+    Template,
     Threshold,
-    VocabularySettings,
-    locate,
+    Vocabulary,
+    name_of,
 )
-from merger.errors import ConfigError
-from merger.export.recipe import DENOISER, TEXT, components_problem
-from merger.layers.rules import check_rules, read_rules
+from merger.layers.components import DENOISER, TEXT, components_problem
+from merger.search.registry import CHOOSERS, no_method, sampler_names
 
-Granularity = Literal["stage", "block", "module", "tensor"] | dict[str, str]  # a table: pattern -> layer
-Method = Literal["auto", "gradient", "bayes", "cmaes", "tpe", "gp", "random"]
+Granularity = Annotated[Literal["stage", "block", "module", "tensor"] | dict[str, str], TableOfLayers]
 BaselineKind = Literal["uniform", "best_uniform", "greedy_soup"]
-Coarser = Literal["stage", "block", "module"]
 ObjectiveKind = Literal["accuracy", "probability", "log_probability"]
 
 
 class Config(Settings):
-    """A search, whole. Numbers of prompts count images; sizes are in pixels; `time_limit` is in seconds of trials.
-    `clip_skip` counts CLIP's layers from the last, which is 1, as web UIs do.
+    """The whole configuration of a search. Numbers of prompts are numbers of images."""
 
-    `storage` is the URL of the study's database; without one it is a SQLite file in the run folder.
-    """
+    name: Name | None = Field(
+        default=None,
+        description="Name of the run, whose folder is `runs/NAME/`. Without one it is the configuration file's name.",
+    )
+    base: Sourced = Field(
+        description="The checkpoint that the donors are blended into: a file, a diffusers folder or a hub id. It also "
+        "supplies the text encoders, the VAE and the scheduler."
+    )
+    base_name: Name | None = Field(
+        default=None, description="What tables and recipes call the base. Without one it is the file's name."
+    )
+    donors: Annotated[tuple[Donor, ...], Field(min_length=1)] = Field(
+        description="The checkpoints whose differences from the base are blended in: a list of paths, or of "
+        "`{path: FILE, name: NAME, bounds: [LOWEST, HIGHEST]}`."
+    )
+    pipeline: Sourced | None = Field(
+        default=None,
+        description="A diffusers folder or hub id with the configuration and the tokenizer that a single file is read "
+        "with. Its weights are used only for parts that the file lacks. Without it diffusers looks for one itself.",
+    )
+    vae: Sourced | None = Field(
+        default=None, description="A VAE to use instead of the base's: a file that holds one, a folder or a hub id."
+    )
+    text_encoders_from: Sourced | None = Field(
+        default=None, description="A checkpoint, folder or hub id whose text encoders are used instead of the base's."
+    )
+    allow_pickle: bool = Field(
+        default=False,
+        description="Whether donors may be pickles (`.ckpt`, `.pt`, `.bin`), of which only plain tensors are read. Off "
+        "by default, because opening a pickle in other programs can run any code.",
+    )
 
-    name: Name | None = None
-    base: Sourced
-    base_name: Name | None = None
-    donors: Annotated[tuple[DonorSettings, ...], Field(min_length=1)]
-    pipeline: Sourced | None = None
-    vae: Sourced | None = None
-    text_encoders_from: Sourced | None = None
-    allow_pickle: bool = False
+    components: tuple[str, ...] = Field(
+        default=(DENOISER,),
+        description="What is blended: `[denoiser]`, or `[denoiser, text_encoder]` for the text encoders as well.",
+    )
+    granularity: Granularity = Field(
+        default="block",
+        description="Which tensors share one weight per donor: `stage`, `block` (the community's layer names), "
+        "`module`, `tensor`, or a table of your own (`pattern: layer`, in place or as a YAML file).",
+    )
+    bounds: Bounds = Field(
+        default=(-0.5, 1.5),
+        description="Lowest and highest blend weight. 0 is the base and 1 the donor; the default leaves room on both "
+        "sides, since good weights often lie outside 0 to 1.",
+    )
+    frozen: Annotated[Mapping[str, Finite], FrozenAtTheBase] = Field(
+        default={},
+        description="Layers that are not searched. A list keeps them at the base; a table gives every donor the weight "
+        "named, for example `{IN00: 0.2}`.",
+    )
+    tied: tuple[tuple[str, ...], ...] = Field(
+        default=(),
+        description="Groups of layers that share their weights, for example `[[IN01, IN02], [OUT10, OUT11]]`.",
+    )
 
-    components: tuple[str, ...] = (DENOISER,)
-    granularity: Granularity = "block"
-    bounds: Bounds = (-0.5, 1.5)
-    frozen: Mapping[str, Finite] = {}
-    tied: tuple[tuple[str, ...], ...] = ()
+    tagger: Tagger = Field(
+        description="The tagger whose findings the search maximizes: a folder, or `{path: FOLDER, kind: KIND, "
+        "threshold: NUMBER}`."
+    )
+    judge: Tagger | None = Field(
+        default=None,
+        description="A second tagger, in the same form. It is asked only at the end and chooses nothing, so it shows "
+        "whether a gain is real or only pleases the first tagger.",
+    )
+    threshold: Threshold = Field(
+        default=0.35, description="The probability from which a tag counts as found. 0.35 is customary for WD taggers."
+    )
+    vocabulary: Vocabulary = Field(
+        description="The tags that prompts ask for: a CSV file with the columns `tag,category,group`, or `{top: K}` "
+        "for the first K general tags of the tagger's own list."
+    )
+    tags_per_prompt: TagCounts = Field(
+        default=(4, 8), description="Number of tags in a prompt: one number, or the fewest and the most."
+    )
+    template: Template = Field(default="{tags}", description="The prompt's text. `{tags}` is replaced by the tags.")
+    negative_prompt: str = Field(default="", description="The negative prompt of all images.")
+    prompts: PromptCount = Field(
+        default=64,
+        description="Number of images in a trial, one per prompt. More images make a trial's score less noisy.",
+    )
+    validation_prompts: PromptCount = Field(
+        default=128, description="Number of images per finalist and parent when the winner is chosen."
+    )
+    test_prompts: PromptCount = Field(
+        default=256,
+        description="Number of images per model in the final table, which nothing is chosen on. The tag accuracy there "
+        "is the recall of the tags asked for.",
+    )
 
-    tagger: TaggerSettings
-    judge: TaggerSettings | None = None
-    threshold: Threshold = 0.35
-    vocabulary: VocabularySettings
-    tags_per_prompt: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = (4, 8)
-    template: str = "{tags}"
-    negative_prompt: str = ""
-    prompts: Annotated[int, Field(ge=2)] = 64
-    validation_prompts: Annotated[int, Field(ge=2)] = 128
-    test_prompts: Annotated[int, Field(ge=2)] = 256
+    steps: Count = Field(default=20, description="Number of sampling steps of an image.")
+    sampler: str = Field(
+        default="default",
+        description="How images are sampled: `default` (the pipeline's own scheduler), `ddim`, `pndm`, `euler`, "
+        "`euler_a`, `heun`, `dpm++2m`, `dpm++2m-karras` or `unipc`.",
+    )
+    guidance: NotNegative = Field(default=5.0, description="Scale of classifier-free guidance.")
+    clip_skip: Annotated[int, Field(ge=1, le=11)] = Field(
+        default=1,
+        description="Which of CLIP's layers, counted from the last, gives the text's embeddings, as web UIs count: 1 "
+        "is the last layer, 2 the one before it.",
+    )
+    size: ImageSize = Field(
+        default=(512, 512), description="Width and height of images in pixels, multiples of 8. One number is both."
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(
+        default=0,
+        description="Seed of prompts, noise and proposals. The same seed repeats a search on the same machine; search, "
+        "validation and test prompts have seeds derived from it.",
+    )
 
-    steps: Annotated[int, Field(ge=1)] = 20
-    sampler: str = "default"
-    guidance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5.0
-    clip_skip: Annotated[int, Field(ge=1, le=11)] = 1
-    size: tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]] = (512, 512)
-    seed: Annotated[int, Field(ge=0)] = 0
+    baselines: tuple[BaselineKind, ...] = Field(
+        default=("uniform", "best_uniform", "greedy_soup"),
+        description="Averages that are evaluated before the search, besides base and donors: `uniform` (the mean of "
+        "all), `best_uniform` (the best single weight for all layers and donors), `greedy_soup` (parents are added to "
+        "the mean as long as it gets better). `[]` is none.",
+    )
+    method: str = Field(
+        default="auto",
+        description="How blends are proposed: `gradient` (Adam along the score's gradient), `cmaes`, `tpe`, `gp` (a "
+        "Gaussian process), `random`, or `bayes`, which chooses one of the black-box samplers by the number of weights "
+        "and trials. `auto` is `gradient` if the tagger can be differentiated and a step fits into memory, else "
+        "`bayes`.",
+    )
+    gradient: GradientSettings = Field(default=GradientSettings(), description="Settings of the gradient search.")
+    pruning: bool = Field(
+        default=False,
+        description="Whether a trial of a black-box sampler is ended early if it is clearly worse than the best so "
+        "far. Off by default: it gained nothing in measurements.",
+    )
+    objective: ObjectiveKind = Field(
+        default="probability",
+        description="The score that trials are compared by: `probability` (the mean probability of the tags asked "
+        "for), `log_probability` (its mean logarithm) or `accuracy` (the share of them found at the threshold). A mean "
+        "probability is less noisy than a share of hits. Gradient steps always follow the mean log probability.",
+    )
+    trials: Count = Field(default=200, description="The most trials, baselines included.")
+    patience: Count = Field(
+        default=60,
+        description="The search ends after this many trials in a row without an improvement that is larger than its "
+        "own noise. Baselines are not counted.",
+    )
+    time_limit: Annotated[float, Field(gt=0)] | None = Field(
+        default=None,
+        description="Seconds of trials, in all sittings together, after which the search ends. It is checked between "
+        "trials; the final evaluation is not counted.",
+    )
+    storage: str | None = Field(
+        default=None, description="URL of the study's database. Without one it is an SQLite file in the run's folder."
+    )
 
-    baselines: tuple[BaselineKind, ...] = ("uniform", "best_uniform", "greedy_soup")
-    method: Method = "auto"
-    gradient: GradientSettings = GradientSettings()
-    polish: Annotated[int, Field(ge=0)] = 0
-    coarse_to_fine: Mapping[Coarser, Annotated[int, Field(ge=1)]] = {}
-    racing: bool = False
-    objective: ObjectiveKind = "probability"
-    trials: Annotated[int, Field(ge=1)] = 200
-    patience: Annotated[int, Field(ge=1)] = 60
-    time_limit: Annotated[float, Field(gt=0)] | None = None
-    storage: str | None = None
-
-    batch_size: Annotated[int, Field(ge=1)] | None = None
-    device: str = "auto"
-    dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
-    threads: Annotated[int, Field(ge=1)] | None = None
-
-    @field_validator("granularity", mode="before")
-    @classmethod
-    def _layers_of_a_table(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, str) and value.endswith((".yaml", ".yml")):
-            return read_rules(locate(Path(value), info))
-        return check_rules(value, "granularity") if isinstance(value, dict) else value
-
-    @field_validator("tagger", "judge", mode="before")
-    @classmethod
-    def _tagger_is_a_path(cls, value: Any) -> Any:
-        return {"path": value} if isinstance(value, (str, Path)) else value
-
-    @field_validator("vocabulary", mode="before")
-    @classmethod
-    def _vocabulary_is_a_path(cls, value: Any) -> Any:
-        return {"path": value} if isinstance(value, (str, Path)) else value
-
-    @field_validator("donors", mode="before")
-    @classmethod
-    def _donor_is_a_path(cls, value: Any) -> Any:
-        if not isinstance(value, (list, tuple)):
-            return value
-        return [{"path": item} if isinstance(item, (str, Path)) else item for item in value]
+    batch_size: Count | None = Field(
+        default=None,
+        description="Number of images that are generated at once. Without it the program chooses; on a GPU a batch "
+        "that does not fit is halved.",
+    )
+    device: str = Field(default="auto", description="`cpu`, `cuda`, `cuda:1` ...; `auto` is a GPU if there is one.")
+    dtype: Literal["fp32", "fp16", "bf16"] = Field(
+        default="fp32", description="Number format that the pipeline computes in: `fp32`, `fp16` or `bf16`."
+    )
+    threads: Count | None = Field(
+        default=None, description="Number of CPU threads for torch and ONNX taggers. Without it torch chooses."
+    )
 
     @field_validator("components")
     @classmethod
     def _known_components(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if problem := components_problem(value):
             raise ValueError(problem)
-        return tuple(sorted(value))  # however they are written, it is the same search
+        return tuple(sorted(value))  # two orders of the same components are the same search
 
-    @field_validator("frozen", mode="before")
+    @field_validator("method")
     @classmethod
-    def _frozen_at_the_base(cls, value: Any) -> Any:
-        if value is None:
-            return {}
-        return dict.fromkeys(value, 0.0) if isinstance(value, (list, tuple)) else value
-
-    @field_validator("tags_per_prompt", "size", mode="before")
-    @classmethod
-    def _one_number_is_two(cls, value: Any) -> Any:
-        return (value, value) if isinstance(value, int) else value
-
-    @field_validator("tags_per_prompt")
-    @classmethod
-    def _range(cls, value: tuple[int, int]) -> tuple[int, int]:
-        if value[0] > value[1]:
-            raise ValueError(f"[{value[0]}, {value[1]}] is the wrong way round: give [fewest, most]")
+    def _known_method(cls, value: str) -> str:
+        if value not in (*CHOOSERS, *sampler_names()):
+            raise ValueError(no_method(value))
         return value
-
-    @field_validator("size")
-    @classmethod
-    def _whole_latents(cls, value: tuple[int, int]) -> tuple[int, int]:
-        if value[0] % 8 or value[1] % 8:
-            raise ValueError(f"{value[0]} x {value[1]} pixels will not do: width and height must be multiples of 8")
-        return value
-
-    @field_validator("template")
-    @classmethod
-    def _holds_tags(cls, value: str) -> str:
-        if "{tags}" not in value:
-            raise ValueError(f"'{value}' has no place for the tags: write {{tags}} where they go")
-        return value
-
-    @model_validator(mode="after")
-    def _coarser(self) -> Self:
-        order = get_args(Coarser)
-        finest = self.granularity if isinstance(self.granularity, str) else "stage"
-        allowed = order[: order.index(finest)] if finest in order else order
-        if tuple(self.coarse_to_fine) != tuple(each for each in allowed if each in self.coarse_to_fine):
-            what = f"{', '.join(allowed)}, in this order" if allowed else "nothing"
-            raise ValueError(f"coarse_to_fine: coarser than the search's granularity is {what}")
-        return self
 
     @model_validator(mode="after")
     def _distinct_names(self) -> Self:
@@ -201,116 +250,19 @@ class Config(Settings):
     @property
     def named_base(self) -> str:
         """The base's name: its own, or its file's."""
-        return self.base_name or _name_of(self.base)
+        return self.base_name or name_of(self.base)
 
     @property
     def donor_names(self) -> tuple[str, ...]:
         """The donors' names, in order."""
-        return tuple(donor.name or _name_of(donor.path) for donor in self.donors)
+        return tuple(donor.name or name_of(donor.path) for donor in self.donors)
 
     @property
     def tagger_threshold(self) -> float:
-        """The probability from which the search's tagger has found a tag."""
+        """The probability from which the search's tagger finds a tag."""
         return self.tagger.threshold or self.threshold
 
     @property
     def judge_threshold(self) -> float:
-        """The probability from which the judge has found a tag."""
+        """The probability from which the judge finds a tag."""
         return (self.judge.threshold if self.judge else None) or self.threshold
-
-
-def _name_of(path: Path) -> str:
-    """A checkpoint's name from its path or hub id: what a parameter, a file or a table may be called after it."""
-    named = path.name.partition("@")[0] if not path.is_absolute() else path.name
-    stem = path.stem if path.suffix == ".safetensors" else named
-    return re.sub(r"[^A-Za-z0-9._+-]+", "-", stem).lstrip("._+-") or "checkpoint"
-
-
-def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """The configuration in the YAML file `path`, with `overrides` (`key=value`, `donors.0.bounds=[0, 1]`) put over it.
-
-    Relative paths, also those in overrides, start at the file's folder. Raises `ConfigError` with one line.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: there is no such configuration file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error})") from None
-    try:
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: should hold `key: value` lines, starting with `base:` and `donors:`")
-    for override in overrides:
-        _override(raw, override)
-    return parse_config(raw, folder=path.resolve().parent, where=str(path))
-
-
-def parse_config(raw: Mapping[str, Any], *, folder: Path, where: str) -> Config:
-    """`raw` checked, its relative paths starting at `folder`; `where` names it in the `ConfigError`'s line."""
-    try:
-        return Config.model_validate(dict(raw), context={"folder": folder})
-    except ValidationError as error:
-        raise ConfigError(f"{where}: {_one_line(error)}") from None
-
-
-def dump_config(config: Config) -> str:
-    """`config` as YAML that `load_config` reads back to an equal value, wherever the file lies."""
-    return yaml.safe_dump(config.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
-
-
-def _override(raw: dict[str, Any], override: str) -> None:
-    """Puts `a.b=value` into `raw`, in place; a number in the dotted key is a place in a list."""
-    dotted, equals, text = override.partition("=")
-    keys = dotted.strip().split(".")
-    if not equals or not all(keys):
-        raise ConfigError(f"--set {override}: should be key=value, for example --set steps=12")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"--set {override}: '{text}' is not a YAML value") from None
-    here: Any = raw
-    for depth, key in enumerate(keys):
-        place: Any = int(key) if isinstance(here, list) and key.isdigit() else key
-        if isinstance(here, list) and not (isinstance(place, int) and place < len(here)):
-            raise ConfigError(f"--set {override}: '{'.'.join(keys[:depth])}' has {len(here)} entries, counted from 0")
-        if depth == len(keys) - 1:
-            here[place] = value
-            return
-        below = here[place] if isinstance(here, list) else here.get(place)
-        if not isinstance(below, (dict, list)):  # a path given short (`tagger: folder`) becomes its long form
-            below = {} if below is None else {"path": below}
-            here[place] = below
-        here = below
-
-
-def _one_line(error: ValidationError) -> str:
-    """The first of pydantic's complaints in this program's words, and how many more there are."""
-    problems = error.errors(include_url=False, include_context=True)
-    unknown = [problem for problem in problems if problem["type"] == "extra_forbidden"]
-    first = (unknown or problems)[0]  # a misspelt key also leaves one missing: the misspelling is the news
-    *above, last = [str(part) for part in first["loc"]] or [""]
-    where = ".".join([*above, last])
-    if first["type"] == "extra_forbidden":
-        line = f"'{where}' is not a setting.{did_you_mean(last, _known(above))}"
-    elif first["type"] == "missing":
-        line = f"'{where}' is missing"
-    else:
-        message = first["msg"].removeprefix("Value error, ")
-        line = f"{where}: {message}" if where else message
-    more = len(problems) - 1
-    return f"{line} (and {more} more problem{'s' if more > 1 else ''})" if more and not unknown else line
-
-
-def _known(above: Sequence[str]) -> tuple[str, ...]:
-    """The settings there are at the place `above`."""
-    parts: dict[str, type[Settings]] = {
-        "donors": DonorSettings,
-        "tagger": TaggerSettings,
-        "judge": TaggerSettings,
-        "vocabulary": VocabularySettings,
-        "gradient": GradientSettings,
-    }
-    return tuple((parts.get(above[0], Config) if above else Config).model_fields)

@@ -1,24 +1,29 @@
-"""The parts of a configuration: small frozen values, each checked by itself. `merger.config.config` puts them together."""
+"""The parts of a configuration and the types of its values: each is checked by itself, without opening a file.
+
+`merger.config.config` puts the parts together. Every field has a description, from which the reference page is written.
+"""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
 from benchmark.errors import InputError
 from benchmark.hub_ids import is_hub_id
 from benchmark.taggers.registry import check_tagger_kind
+from merger.layers.rules import check_rules, read_rules
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
 def locate(path: Path, info: ValidationInfo) -> Path:
-    """`path`, absolute; a relative one starts at the folder given as the validation's context.
+    """`path` as an absolute path. A relative one starts at the folder given as the validation's context.
 
-    A link at its end stays one: the hub's cache has names without endings behind its own.
+    A symbolic link at its end stays a link: the hub's cache stores files under names without an ending and links to
+    them.
     """
     folder = (info.context or {}).get("folder", Path())
     whole = folder / path.expanduser()
@@ -26,7 +31,7 @@ def locate(path: Path, info: ValidationInfo) -> Path:
 
 
 def locate_source(path: Path, info: ValidationInfo) -> Path:
-    """`path` as `locate` has it where something is there; else, if it reads as one, the hub id it is, as it stands."""
+    """`path` as `locate` returns it, or unchanged if it reads as a hub id and no file or folder is there."""
     here = locate(path, info)
     return path if is_hub_id(str(path)) and not here.exists() else here
 
@@ -44,6 +49,46 @@ def _plain_name(name: str) -> str:
     return name
 
 
+def _path_alone(value: Any) -> Any:
+    """The short form of a donor, tagger or vocabulary: its path alone."""
+    return {"path": value} if isinstance(value, (str, Path)) else value
+
+
+def _one_number_is_two(value: Any) -> Any:
+    return (value, value) if isinstance(value, int) else value
+
+
+def _rising(value: tuple[int, int]) -> tuple[int, int]:
+    if value[0] > value[1]:
+        raise ValueError(f"[{value[0]}, {value[1]}] is the wrong way round: give [fewest, most]")
+    return value
+
+
+def _multiples_of_8(value: tuple[int, int]) -> tuple[int, int]:
+    if value[0] % 8 or value[1] % 8:
+        raise ValueError(f"{value[0]} x {value[1]} pixels will not do: width and height must be multiples of 8")
+    return value
+
+
+def _holds_tags(value: str) -> str:
+    if "{tags}" not in value:
+        raise ValueError(f"'{value}' has no place for the tags: write {{tags}} where they go")
+    return value
+
+
+def _table_of_layers(value: Any, info: ValidationInfo) -> Any:
+    if isinstance(value, str) and value.endswith((".yaml", ".yml")):
+        return read_rules(locate(Path(value), info))
+    return check_rules(value, "granularity") if isinstance(value, dict) else value
+
+
+def _frozen_at_the_base(value: Any) -> Any:
+    """The short form of frozen layers: a list of layers keeps them at the base."""
+    if value is None:
+        return {}
+    return dict.fromkeys(value, 0.0) if isinstance(value, (list, tuple)) else value
+
+
 def _known_kind(kind: str) -> str:
     try:
         return check_tagger_kind(kind)
@@ -52,42 +97,69 @@ def _known_kind(kind: str) -> str:
 
 
 Located = Annotated[Path, AfterValidator(locate)]
-Sourced = Annotated[
-    Path, AfterValidator(locate_source)
-]  # relative where it is a hub id, which `merger.checkpoints.hub` finds
+Sourced = Annotated[Path, AfterValidator(locate_source)]
+"""A path or a hub id. Only a hub id stays relative; `merger.checkpoints.hub` finds its folder."""
+
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+"""A number of at least 1."""
+
+PromptCount = Annotated[int, Field(ge=2)]
+"""A number of prompts. One prompt alone has no standard error."""
+
 Bounds = Annotated[tuple[Finite, Finite], AfterValidator(_ordered)]
 Name = Annotated[str, AfterValidator(_plain_name)]
 Threshold = Annotated[float, Field(gt=0, lt=1)]
+TagCounts = Annotated[tuple[Count, Count], BeforeValidator(_one_number_is_two), AfterValidator(_rising)]
+ImageSize = Annotated[
+    tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]],
+    BeforeValidator(_one_number_is_two),
+    AfterValidator(_multiples_of_8),
+]
+Template = Annotated[str, AfterValidator(_holds_tags)]
+TableOfLayers = BeforeValidator(_table_of_layers)
+FrozenAtTheBase = BeforeValidator(_frozen_at_the_base)
 
 
 class Settings(BaseModel):
-    """What all parts of the configuration share: frozen, and a key it does not know is an error."""
+    """What all parts of the configuration share: they are frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 class DonorSettings(Settings):
-    """One donor. `bounds` are its weights' own; the name in messages and recipes is the file's unless given."""
+    """One donor."""
 
-    path: Sourced
-    name: Name | None = None
-    bounds: Bounds | None = None
+    path: Sourced = Field(description="The checkpoint or adapter (LoRA and others): a file, a folder or a hub id.")
+    name: Name | None = Field(
+        default=None, description="What weights, tables and recipes call the donor. Without one it is the file's name."
+    )
+    bounds: Bounds | None = Field(
+        default=None, description="Lowest and highest weight of this donor. It overrides the common `bounds`."
+    )
 
 
 class TaggerSettings(Settings):
-    """A tagger's folder. `kind` chooses where a folder holds more than one; `threshold` goes before the common one."""
+    """A tagger."""
 
-    path: Located
-    kind: Annotated[str, AfterValidator(_known_kind)] | None = None
-    threshold: Threshold | None = None
+    path: Located = Field(description="The folder of the tagger's files.")
+    kind: Annotated[str, AfterValidator(_known_kind)] | None = Field(
+        default=None, description="The tagger's format. Needed only if the folder holds more than one."
+    )
+    threshold: Threshold | None = Field(
+        default=None,
+        description="The probability from which this tagger finds a tag. It overrides the common `threshold`.",
+    )
 
 
 class VocabularySettings(Settings):
-    """The tags asked for: a CSV file (`tag,category,group`), or the `top` K general tags of the tagger's own list."""
+    """The tags that prompts ask for."""
 
-    path: Located | None = None
-    top: Annotated[int, Field(ge=2)] | None = None
+    path: Located | None = Field(default=None, description="A CSV file with the columns `tag,category,group`.")
+    top: Annotated[int, Field(ge=2)] | None = Field(
+        default=None, description="Use the first K general tags of the tagger's own list, without sexual ones."
+    )
 
     @model_validator(mode="after")
     def _one(self) -> Self:
@@ -97,17 +169,49 @@ class VocabularySettings(Settings):
 
 
 class GradientSettings(Settings):
-    """How the method `gradients` climbs.
+    """How the gradient search works: Adam on the blend weights, with a learning rate that falls to 0."""
 
-    `steps` are planned: the rate falls to 0 with them, from `rate`, the most a weight moves in the first. Every weight
-    begins at `start`. `fraction` is the share of the sampling steps, the last ones, that gradients go back through. `pull`
-    and `negative_penalty` draw all weights, and those below 0, towards the base.
-    """
+    steps: Count = Field(
+        default=60,
+        description="Number of gradient steps. The search ends when they are taken; more steps find more, at the price "
+        "of their time.",
+    )
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        default=0.06,
+        description="The most that a weight moves in the first step. The rate falls to 0 over all steps, as half a "
+        "cosine. Adam divides gradients by their size, so one rate suits every tagger and model.",
+    )
+    start: Finite = Field(
+        default=0.1,
+        description="The weight that every layer and donor starts with: near the base, where all donors matter.",
+    )
+    backprop_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.5,
+        description="Share of the sampling steps, counted from the last, that gradients pass through. Half of them "
+        "find as much as all, in less time.",
+    )
+    eval_every: Count = Field(
+        default=8,
+        description="Number of steps between two evaluations of the current blend on the fixed search prompts.",
+    )
+    weight_decay: NotNegative = Field(
+        default=0.0,
+        description="Share of its value that a weight loses per step, times the learning rate: pulls the blend towards "
+        "the base. Off by default.",
+    )
+    negative_penalty: NotNegative = Field(
+        default=0.0, description="The same pull, in addition, for weights below 0. Off by default."
+    )
 
-    steps: Annotated[int, Field(ge=1)] = 60
-    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.06
-    start: Finite = 0.1
-    backprop_fraction: Annotated[float, Field(gt=0, le=1)] = 0.5
-    eval_every: Annotated[int, Field(ge=1)] = 8
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    negative_penalty: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+
+def name_of(path: Path) -> str:
+    """A checkpoint's name from its path or hub id, made of characters that parameters, files and tables allow."""
+    named = path.name.partition("@")[0] if not path.is_absolute() else path.name
+    stem = path.stem if path.suffix == ".safetensors" else named
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", stem).lstrip("._+-") or "checkpoint"
+
+
+PathAlone = BeforeValidator(_path_alone)
+Donor = Annotated[DonorSettings, PathAlone]
+Tagger = Annotated[TaggerSettings, PathAlone]
+Vocabulary = Annotated[VocabularySettings, PathAlone]

@@ -1,7 +1,7 @@
-"""Export as a diffusers folder: what is blended streamed under diffusers names, all else the base's.
+"""Export as a diffusers folder: what is blended is streamed under diffusers names, everything else is the base's.
 
-From a folder every other file is copied as it is. From a single file the other components are taken out by diffusers,
-which has them in memory for that long. The folder appears whole or not at all.
+If the base is a folder, all its other files are copied. If it is a single file, diffusers takes the other components
+out of it, and holds them in memory meanwhile. The folder appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ def export_folder(
 ) -> Path:
     """Write the blend that `recipe` describes as a diffusers folder.
 
-    pipeline: the configuration folder of a base that is a single file. dtype: of the denoiser and, from a single file,
-    of the other components. replace_folder: whether a folder of that name may go once the new one is whole. The recipe
-    is in the metadata of the denoiser's file. Raises CheckpointError for an output that is there already, a single file
-    without its pipeline's configuration, and a base that is no whole pipeline.
+    pipeline: the configuration folder of a base that is a single file. dtype: of the denoiser and, if the base is a
+    single file, of the other components. replace_folder: whether the new folder replaces an existing one once it is
+    whole. The metadata of the denoiser's file hold the recipe. Raises CheckpointError for an output that exists, for a
+    single file without its pipeline's configuration, and for a base that is no whole pipeline.
     """
     output = Path(output)
     if output.exists() and not (replace_folder and output.is_dir()):
@@ -72,7 +72,7 @@ def export_folder(
 
 
 def _copy(source: Path, target: Path, text: Sequence[str]) -> None:
-    """A diffusers folder without the weights of its denoiser and of these text encoders."""
+    """Copy a diffusers folder without the weights of its denoiser and of these text encoders."""
     own = next((source / part for part in ("unet", "transformer") if (source / part).is_dir()), source)
     written = {own, *(source / component for component in text)}
 
@@ -83,7 +83,7 @@ def _copy(source: Path, target: Path, text: Sequence[str]) -> None:
 
 
 def _take_apart(base: Checkpoint, target: Path, pipeline: Path | None, dtype: str | None, text: Sequence[str]) -> None:
-    """The configuration folder with the weights of every component of a single file but the denoiser and `text`."""
+    """Write a single file as its configuration folder, with the weights of all components but denoiser and `text`."""
     from safetensors import SafetensorError
 
     from benchmark.pipelines.loading import load_pipeline
@@ -101,6 +101,6 @@ def _take_apart(base: Checkpoint, target: Path, pipeline: Path | None, dtype: st
         if isinstance(component, torch.nn.Module) and name not in ("unet", "transformer", *text):
             try:
                 component.save_pretrained(target / name)  # type: ignore[operator]
-            except SafetensorError as error:  # all that its writer says of a disk that refuses
+            except SafetensorError as error:  # what its writer raises if the disk refuses
                 raise OSError(f"{name}: {error}") from error
-    loaded.scheduler.save_pretrained(target / "scheduler")  # what markers of the file say, a folder says here
+    loaded.scheduler.save_pretrained(target / "scheduler")  # a folder has here what a file says by markers

@@ -20,8 +20,9 @@ from merger.export.write import export
 class ExportOptions:
     """How a blend is written.
 
-    dtype: `fp16`, `bf16`, `fp32`, or as the base has it. pipeline: configuration of a single file that is to become a
-    folder. mecha: where sd-mecha's recipe is written besides. replace_folder: whether a folder that is there may go.
+    dtype: `fp16`, `bf16`, `fp32`; None as the base has it. pipeline: configuration folder, for a single file that
+    becomes a folder. mecha: where to write sd-mecha's recipe as well. replace_folder: whether an existing folder may be
+    replaced.
     """
 
     dtype: str | None = None
@@ -46,7 +47,8 @@ def export_as(
 ) -> Path:
     """Write the blend that `recipe` describes. A diffusers folder as base gives a folder again.
 
-    Raises ConfigError for two forms at once, and what `merger.export.write`, `merger.export.folder` and `merger.export.mecha` raise.
+    Raises ConfigError for two forms at once, and what `merger.export.write`, `merger.export.folder` and
+    `merger.export.mecha` raise.
     """
     if how.denoiser_only and how.format == "diffusers":
         raise ConfigError("--denoiser-only is one file and --format diffusers is a folder: choose one")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -10,14 +11,17 @@ from torch import Tensor
 
 from benchmark.pipelines.loading import dtypes
 from merger.blend.arithmetic import blend
-from merger.checkpoints.checkpoint import Checkpoint, TensorInfo
-from merger.checkpoints.compatibility import check_fit
-from merger.checkpoints.headers import aligned
+from merger.blend.differences import Difference
+from merger.checkpoints.checkpoint import Checkpoint
+from merger.checkpoints.compatibility import check_compatible
+from merger.checkpoints.headers import FLOATING, aligned, check_codes
+from merger.checkpoints.source import TensorInfo
 from merger.checkpoints.text_encoders import component_of, components_of, encoder_file
 from merger.checkpoints.weight_files import PICKLES
 from merger.errors import RecipeError, did_you_mean
-from merger.export.recipe import TEXT, Recipe, Source
-from merger.layers.unet import group
+from merger.export.recipe import Recipe, RecipeSource
+from merger.layers.components import TEXT
+from merger.layers.grouping import group
 
 DTYPES = dtypes()
 # base: every tensor of the base's files, under its keys. denoiser: those of the denoiser, and the markers that say how
@@ -28,8 +32,27 @@ FORM_KEY = "layermerge.form"
 _MARKERS = ("v_pred", "ztsnr", "edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min")
 
 
-class Plan:
-    """The tensors of one exported file, in its order. Raises RecipeError where recipe and checkpoints do not match."""
+@dataclass(frozen=True)
+class KeyRows:
+    """Rows `start` to `stop` of a key, which are the rows from `at` on of the tensor `name`. whole: all of both.
+
+    turned: the key has the tensor's two dimensions exchanged.
+    """
+
+    name: str
+    start: int
+    stop: int
+    at: int
+    whole: bool
+    turned: bool = False
+
+
+class Layout:
+    """The tensors of one exported file, in its order. Raises RecipeError if recipe and checkpoints do not match.
+
+    donors: the recipe's donors that have a weight. weights: {blended tensor: its weight per donor}. key_rows: {key: the
+    rows of its tensor that are blended}.
+    """
 
     def __init__(self, recipe: Recipe, base: Checkpoint, donors: Sequence[Checkpoint], form: Form = "base") -> None:
         self.base = base
@@ -44,59 +67,63 @@ class Plan:
                 raise RecipeError(changed_source(opened, source))
         if bool(base.text) != (TEXT in recipe.components):
             raise RecipeError(f"the recipe blends {', '.join(recipe.components)}: {base.name} was opened for another.")
-        check_fit(base, self.donors)
+        check_compatible(base, self.donors)
         layers = group(base.blended, recipe.granularity)
         if unknown := [layer for layer in recipe.weights if layer not in layers]:
             raise RecipeError(f"the recipe weighs '{unknown[0]}', not a layer here.{did_you_mean(unknown[0], layers)}")
         rows = {layer: [recipe.weights.get(layer, {}).get(d.name, 0.0) for d in self.donors] for layer in layers}
-        self.rows = {name: rows[layer] for layer, names in layers.items() for name in names}
+        self.weights = {name: rows[layer] for layer, names in layers.items() for name in names}
         self.dtype = DTYPES.get(recipe.dtype)
-        self.parts = parts_of(base)
+        self.key_rows = key_rows_of(base)
         self.form = form
-        if form == "denoiser" and (lost := [name for name in base.text if any(self.rows[name])]):
+        if form == "denoiser" and (lost := [name for name in base.text if any(self.weights[name])]):
             raise RecipeError(
                 f"the blend changes text encoders as well ('{lost[0]}'), which a file of the denoiser alone would lose."
             )
         # A diffusers folder's forms: {key: (the blended tensor that it is, if any, what the base has)}
-        self._parted: dict[str, tuple[str, TensorInfo]] = {}
+        self._renamed: dict[str, tuple[str, TensorInfo]] = {}
         if form == "diffusers":
-            self._parted = {name: (name, info) for name, info in base.denoiser.items()}
+            self._renamed = {name: (name, info) for name, info in base.denoiser.items()}
         elif form in components_of(base.text):
-            self._parted = encoder_file(base, form)
+            self._renamed = encoder_file(base, form)
         elif form not in ("base", "denoiser"):
             raise RecipeError(f"{base.name}: has no {form} that is blended.")
 
-    def layout(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-        """{key: (dtype, shape)} in the order of the file to be written."""
-        if self._parted:
-            entries = {key: info for key, (_, info) in self._parted.items()}
+    def entries(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """{key: (dtype, shape)} in the order of the file.
+
+        Raises CheckpointError for a tensor of the base that a `.safetensors` file cannot hold.
+        """
+        if self._renamed:
+            infos = {key: info for key, (_, info) in self._renamed.items()}
         else:
-            entries = dict(self.base.tensors)
+            infos = dict(self.base.tensors)
             if self.form == "denoiser":
-                own = {key for key, parts in self.parts.items() if not component_of(parts[0].name)}
-                entries = {key: e for key, e in entries.items() if key in own or key.endswith(_MARKERS)}
-        layout = {key: (self._dtype_of(entry.dtype), entry.shape) for key, entry in entries.items()}
-        # tensors of other widths or order than in the base's file must still begin on a multiple of their own
-        as_it_was = self.dtype is None and not self._parted and self.base.path.suffix not in PICKLES
-        return layout if as_it_was else aligned(layout)
+                own = {key for key, rows in self.key_rows.items() if not component_of(rows[0].name)}
+                infos = {key: info for key, info in infos.items() if key in own or key.endswith(_MARKERS)}
+        check_codes(self.base.path, {key: info.dtype for key, info in infos.items()})
+        entries = {key: (self._dtype_of(info.dtype), info.shape) for key, info in infos.items()}
+        # tensors of other widths or order than in the base's file must still begin on a multiple of their own width
+        as_it_was = self.dtype is None and not self._renamed and self.base.path.suffix not in PICKLES
+        return entries if as_it_was else aligned(entries)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """(key, tensor) one at a time, in the order of `layout`."""
-        for key, (dtype, shape) in self.layout().items():
-            if self._parted:
-                name, info = self._parted[key]
+        """(key, tensor) one at a time, in the order of `entries`."""
+        for key, (dtype, shape) in self.entries().items():
+            if self._renamed:
+                name, info = self._renamed[key]
                 if name:
                     yield key, self._blend(name, self.base.read(name), slice(None), dtype).reshape(shape)
                 else:
                     yield key, self.base.read_key(key, info.file).to(dtype)
-            elif key not in self.parts:
+            elif key not in self.key_rows:
                 yield key, self.base.read_key(key).to(dtype)
             else:
                 yield key, self._blend_key(key, dtype).reshape(shape)
 
     def _blend_key(self, key: str, dtype: torch.dtype) -> Tensor:
         kept = self.base.read_key(key)
-        parts = self.parts[key]
+        parts = self.key_rows[key]
         if len(parts) == 1 and parts[0].whole:
             return self._blend(parts[0].name, kept, slice(None), dtype, turned=parts[0].turned)
         made = kept.to(dtype, copy=True)
@@ -108,40 +135,30 @@ class Plan:
 
     def _blend(self, name: str, kept: Tensor, rows: slice, dtype: torch.dtype, *, turned: bool = False) -> Tensor:
         """Rows of one tensor, blended, flat. kept: the base's. turned: with its dimensions exchanged, as `kept` is."""
-        used = [(donor, weight) for donor, weight in zip(self.donors, self.rows[name], strict=True) if weight != 0]
+        used = [(donor, weight) for donor, weight in zip(self.donors, self.weights[name], strict=True) if weight != 0]
         read = [_rows(donor.read(name), rows) for donor, _ in used]
-        flat = [(tensor.T if turned else tensor).reshape(-1) for tensor in read]
-        return blend(kept.reshape(-1), flat, [weight for _, weight in used], dtype=dtype)
+        differences = [Difference((tensor.T if turned else tensor).reshape(-1)) for tensor in read]
+        return blend(kept.reshape(-1), differences, [weight for _, weight in used], dtype=dtype)
 
     def _dtype_of(self, stored: torch.dtype) -> torch.dtype:
-        return self.dtype if self.dtype is not None and stored.is_floating_point else stored
+        return self.dtype if self.dtype is not None and stored in FLOATING else stored
 
 
-class Part:
-    """Rows `start` to `stop` of a key, which are the rows from `at` on of the tensor `name`. whole: all of both.
-
-    turned: the key has the tensor's two dimensions exchanged.
-    """
-
-    def __init__(self, name: str, start: int, stop: int, at: int, whole: bool, turned: bool = False) -> None:
-        self.name, self.start, self.stop, self.at, self.whole, self.turned = name, start, stop, at, whole, turned
-
-
-def parts_of(base: Checkpoint) -> dict[str, list[Part]]:
-    """{key: the parts of its tensor that are blended}."""
-    parts: dict[str, list[Part]] = {}
+def key_rows_of(base: Checkpoint) -> dict[str, list[KeyRows]]:
+    """{key: the rows of its tensor that are blended}."""
+    rows: dict[str, list[KeyRows]] = {}
     for name, info in base.blended.items():
         at = 0
         for piece in info.pieces:
-            parts.setdefault(piece.key, []).append(Part(name, piece.start, piece.stop, at, False))
+            rows.setdefault(piece.key, []).append(KeyRows(name, piece.start, piece.stop, at, False))
             at += piece.stop - piece.start
         if not info.pieces:
-            parts[info.key] = [Part(name, 0, 0, 0, True, info.turned)]
-    return parts
+            rows[info.key] = [KeyRows(name, 0, 0, 0, True, info.turned)]
+    return rows
 
 
-def changed_source(found: Checkpoint, source: Source) -> str:
-    """The line for a source that is not the recipe's."""
+def changed_source(found: Checkpoint, source: RecipeSource) -> str:
+    """The message for a source that is not the recipe's."""
     return (
         f"{found.path}: not the '{source.name}' of the recipe: its SHA-256 begins {found.sha256[:12]}, "
         f"the recipe's {source.sha256[:12]}."

@@ -1,4 +1,4 @@
-"""A blend as a recipe of sd-mecha (https://github.com/ljleb/sd-mecha), for those who merge with it.
+"""A blend as a recipe of sd-mecha (https://github.com/ljleb/sd-mecha), for users of that program.
 
 The text is `.mecha` 0.1.0: `base + weight (donor - base)` for one donor after the other, with a weight for each key.
 sd-mecha need not be installed to write it.
@@ -12,28 +12,20 @@ from pathlib import Path
 
 from benchmark.writing import whole_or_nothing
 from merger.checkpoints.checkpoint import Checkpoint
+from merger.checkpoints.families import family_named, known_families
 from merger.errors import RecipeError
-from merger.export.layout import Plan
+from merger.export.layout import Layout
 from merger.export.recipe import Recipe
 
 _VERSION = "version 0.1.0"
-# family -> what sd-mecha calls files of its original layout
-_CONFIGS = {"sd1": "sd1-ldm", "sdxl": "sdxl-sgm", "sd3": "sd3-comfyui", "flux": "flux-flux"}
-
-
-def write_mecha(recipe: Recipe, output: Path, *, base: Checkpoint, donors: Sequence[Checkpoint]) -> Path:
-    """Write `recipe` as a `.mecha` file with absolute paths.
-
-    Raises RecipeError where sd-mecha has no way to say it: families it does not know, sources in other layouts than the
-    original one (adapters too), and weights that differ within one tensor of the file.
-    """
-    with mecha_beside(recipe, Path(output), base=base, donors=donors):
-        return Path(output)
 
 
 @contextmanager
 def mecha_beside(recipe: Recipe, output: Path, *, base: Checkpoint, donors: Sequence[Checkpoint]) -> Iterator[None]:
-    """`write_mecha`, but the file appears only where the block ends well: with the blend or not at all."""
+    """Write `recipe` as a `.mecha` file with absolute paths, which appears only if the block ends without an error.
+
+    Raises RecipeError for an output of another ending, and what `mecha_text` raises.
+    """
     if output.suffix != ".mecha":
         raise RecipeError(f"{output}: the name must end in .mecha.")
     text = mecha_text(recipe, base, donors)
@@ -43,21 +35,26 @@ def mecha_beside(recipe: Recipe, output: Path, *, base: Checkpoint, donors: Sequ
 
 
 def mecha_text(recipe: Recipe, base: Checkpoint, donors: Sequence[Checkpoint]) -> str:
-    """The text of a `.mecha` file. Raises RecipeError as `write_mecha` does."""
-    plan = Plan(recipe, base, donors)
-    config = _CONFIGS.get(base.family)
-    if config is None:
-        raise RecipeError(f"--mecha: sd-mecha knows {', '.join(_CONFIGS)} models, and {base.name} is {base.family}.")
-    for source in (base, *plan.donors):
+    """The text of a `.mecha` file.
+
+    Raises RecipeError for what sd-mecha cannot express: families it does not know, sources in other layouts than the
+    original one (adapters too), and weights that differ within one tensor of the file.
+    """
+    layout = Layout(recipe, base, donors)
+    config = family_named(base.family).mecha
+    if not config:
+        known = ", ".join(family.name for family in known_families() if family.mecha)
+        raise RecipeError(f"--mecha: sd-mecha knows {known} models, and {base.name} is {base.family}.")
+    for source in (base, *layout.donors):
         if source.layout != "original" or len(source.files) != 1 or not source.path.is_file():
             raise RecipeError(f"--mecha: {source.path} is no single file with original keys, as sd-mecha wants it.")
-    for donor in plan.donors:
+    for donor in layout.donors:
         if donor.lent:
             raise RecipeError(f"--mecha: {donor.name} holds no {donor.lent[0]}, and sd-mecha wants one to blend.")
     lines = [_VERSION, _model(base, config)]
     current = 0
-    for column, donor in enumerate(plan.donors):
-        weights = _weights(plan, column)
+    for column, donor in enumerate(layout.donors):
+        weights = _weights(layout, column)
         at = len(lines) - 1
         lines += [
             _model(donor, config),
@@ -71,14 +68,14 @@ def mecha_text(recipe: Recipe, base: Checkpoint, donors: Sequence[Checkpoint]) -
     return "\n".join(lines)
 
 
-def _weights(plan: Plan, column: int) -> dict[str, float]:
+def _weights(layout: Layout, column: int) -> dict[str, float]:
     """{key: weight of one donor}."""
     weights: dict[str, float] = {}
-    for key, parts in plan.parts.items():
-        rows = {plan.rows[part.name][column] for part in parts}
-        if len(rows) > 1:
-            raise RecipeError(f"--mecha: '{key}' has {len(rows)} different weights, and sd-mecha takes one a tensor.")
-        weights[key] = rows.pop()
+    for key, rows in layout.key_rows.items():
+        found = {layout.weights[part.name][column] for part in rows}
+        if len(found) > 1:
+            raise RecipeError(f"--mecha: '{key}' has {len(found)} different weights, and sd-mecha takes one a tensor.")
+        weights[key] = found.pop()
     return weights
 
 

@@ -1,4 +1,4 @@
-"""What an exported file says of itself, for the programs that read such things.
+"""What an exported file says of itself, in the formats that other programs read.
 
 ModelSpec 1.0 (https://github.com/Stability-AI/ModelSpec): `modelspec.*`. Automatic1111's merger: `sd_merge_recipe` and
 `sd_merge_models`, JSON in text. Pure.
@@ -11,26 +11,16 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
+from merger.checkpoints.families import family_named
 from merger.export.recipe import Recipe
 
 HASH_KEY = "modelspec.hash_sha256"
 UNKNOWN_HASH = "0x" + "0" * 64  # as long as every other, so that the true one can take its place
-_ARCHITECTURES = {
-    "sd1": "stable-diffusion-v1",
-    "sd2": "stable-diffusion-v2",
-    "sdxl": "stable-diffusion-xl-v1-base",
-    "sdxl-refiner": "stable-diffusion-xl-v1-refiner",
-    "sd3": "stable-diffusion-3",
-    "flux": "flux-1",
-    "lumina2": "lumina-2",
-    "zimage": "z-image",
-    "qwenimage": "qwen-image",
-}
-_PREDICTIONS = {"epsilon": "epsilon", "v": "v"}
+_PREDICTIONS = ("epsilon", "v")  # all that ModelSpec has
 
 
 class Described(Protocol):
-    """What is told of a source; `merger.checkpoints.checkpoint.Checkpoint` has it."""
+    """What metadata tell of a source; `merger.checkpoints.checkpoint.Checkpoint` has it."""
 
     @property
     def name(self) -> str:
@@ -38,7 +28,7 @@ class Described(Protocol):
 
     @property
     def family(self) -> str:
-        """Which kind of model it is."""
+        """The name of its record in `merger.checkpoints.families`."""
 
     @property
     def layout(self) -> str:
@@ -56,16 +46,16 @@ class Described(Protocol):
 def metadata_of(
     recipe: Recipe, base: Described, donors: Sequence[Described], title: str, when: datetime | None = None
 ) -> dict[str, str]:
-    """The metadata of a blend: ModelSpec's fields and Automatic1111's. when: of its making; now by default.
+    """The metadata of a blend: ModelSpec's fields and Automatic1111's. when: the time it is made; now by default.
 
-    `modelspec.hash_sha256` is a place holder: the hash of all tensor bytes, to be put in when they are written.
+    `modelspec.hash_sha256` is a placeholder for the hash of all tensor bytes, which is known once they are written.
     """
     date = (when or datetime.now(UTC)).isoformat(timespec="seconds")
     used = [base, *(donor for donor in donors if donor.name in {each.name for each in recipe.used})]
     own = base.metadata.get("modelspec.architecture")
     spec = {
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": own or architecture_of(base.family, base.prediction),
+        "modelspec.architecture": own or family_named(base.family).architecture_of(base.prediction),
         "modelspec.implementation": "sgm" if base.layout == "original" else "diffusers",
         "modelspec.title": title,
         "modelspec.description": f"A blend of {', '.join(each.name for each in used)}, made by layermerge.",
@@ -74,17 +64,8 @@ def metadata_of(
         HASH_KEY: UNKNOWN_HASH,
     }
     if base.prediction in _PREDICTIONS:
-        spec["modelspec.prediction_type"] = _PREDICTIONS[base.prediction]
+        spec["modelspec.prediction_type"] = base.prediction
     return spec | _automatic1111(recipe, used, title)
-
-
-def architecture_of(family: str, prediction: str) -> str:
-    """ModelSpec's identifier of a family, or the family's own name where ModelSpec has none."""
-    stem, _, extra = family.partition("-") if family not in _ARCHITECTURES else (family, "", "")
-    found = _ARCHITECTURES.get(stem, stem)
-    if stem == "sd2":
-        found += {"v": "-768-v", "epsilon": "-512"}.get(prediction, "") if not extra else ""
-    return f"{found}-{extra}" if extra else found
 
 
 def _automatic1111(recipe: Recipe, used: Sequence[Described], title: str) -> dict[str, str]:
@@ -107,7 +88,7 @@ def _automatic1111(recipe: Recipe, used: Sequence[Described], title: str) -> dic
 
 
 def _table(text: str | None) -> dict[str, Any]:
-    """A JSON table out of a file's metadata; anything else is as good as none."""
+    """A JSON table out of a file's metadata; empty for anything else."""
     try:
         found = json.loads(text or "{}")
     except ValueError:

@@ -10,19 +10,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from benchmark.hub_ids import id_of
-from merger import __version__
+from merger.checkpoints.recipe_metadata import METADATA_KEY
 from merger.errors import RecipeError, did_you_mean
+from merger.layers.components import DENOISER, components_problem
+from merger.version import __version__
 
-METADATA_KEY = "layermerge.recipe"
 DTYPES = ("base", "fp16", "bf16", "fp32")
 METHODS = ("linear",)
-DENOISER, TEXT = "denoiser", "text_encoder"
-COMPONENTS = (DENOISER, TEXT)
-"""What may be blended: the denoiser always; `text_encoder` is all text encoders that the base holds."""
 
 
 class SourceLike(Protocol):
-    """What a recipe notes of a checkpoint; `merger.checkpoints.checkpoint.Checkpoint` has it."""
+    """What a recipe notes of a checkpoint. `merger.checkpoints.checkpoint.Checkpoint` has it."""
 
     @property
     def name(self) -> str:
@@ -38,10 +36,10 @@ class SourceLike(Protocol):
 
 
 @dataclass(frozen=True)
-class Source:
-    """A checkpoint that went into a blend: what the weights call it, where it lay, SHA-256 of its bytes (hex).
+class RecipeSource:
+    """A checkpoint that a blend is made of: what the weights call it, where it lay, SHA-256 of its bytes (hex).
 
-    hub: `owner/name@revision` of one that came from the hub, else empty.
+    hub: `owner/name@revision` if it came from the hub, else empty.
     """
 
     name: str
@@ -54,15 +52,15 @@ class Source:
 class Recipe:
     """A blend, in writing.
 
-    granularity: one of `merger.layers.unet.GRANULARITIES`, or the table {pattern: layer} itself, in its order.
-    weights: {layer: {donor name: weight}}; what is not named is 0. dtype: `base` (every tensor as the base file has it)
-    or `fp16`, `bf16`, `fp32` for all floating tensors. method: `linear`, as in `merger.blend.arithmetic`. version: of this
-    program. components: what is blended, some of `COMPONENTS`. Raises RecipeError for a dtype, method, component, donor
-    or weight that means nothing.
+    granularity: one of `merger.layers.grouping.GRANULARITIES`, or the table {pattern: layer} itself, in its order.
+    weights: {layer: {donor name: weight}}; weights that are missing are 0. dtype: `base` (every tensor as the base file
+    has it) or `fp16`, `bf16`, `fp32` for all floating tensors. method: `linear`, as in `merger.blend.arithmetic`.
+    version: of this program. components: what is blended, some of `merger.layers.components.COMPONENTS`. Raises
+    RecipeError for an unknown dtype, method, component or donor, and for a weight that is not finite.
     """
 
-    base: Source
-    donors: tuple[Source, ...]
+    base: RecipeSource
+    donors: tuple[RecipeSource, ...]
     granularity: str | Mapping[str, str]
     weights: Mapping[str, Mapping[str, float]]
     dtype: str = "base"
@@ -98,24 +96,20 @@ class Recipe:
     ) -> Recipe:
         """The recipe of a blend of opened checkpoints; hashes their files, which takes a second or so a gigabyte."""
         noted = [
-            Source(each.name, str(each.path.absolute()), each.sha256, id_of(each.path.absolute()) or "")
+            RecipeSource(each.name, str(each.path.absolute()), each.sha256, id_of(each.path.absolute()) or "")
             for each in (base, *donors)
         ]
         rows = {layer: dict(row) for layer, row in weights.items()}
         return cls(noted[0], tuple(noted[1:]), granularity, rows, dtype, components=tuple(components))
 
-    def row(self, layer: str) -> list[float]:
-        """Weights of one layer, in the order of the donors."""
-        return [self.weights.get(layer, {}).get(donor.name, 0.0) for donor in self.donors]
-
     @property
-    def used(self) -> tuple[Source, ...]:
-        """Donors with a weight other than 0 anywhere: the ones that rebuilding needs."""
+    def used(self) -> tuple[RecipeSource, ...]:
+        """Donors with a weight other than 0 in any layer: those that a rebuild needs."""
         heavy = {donor for row in self.weights.values() for donor, weight in row.items() if weight != 0}
         return tuple(donor for donor in self.donors if donor.name in heavy)
 
     def to_json(self) -> str:
-        """One line of JSON; numbers are written so that they come back exactly."""
+        """One line of JSON, from which numbers are read back exactly."""
         table: dict[str, Any] = {
             "base": _noted(self.base),
             "donors": [_noted(donor) for donor in self.donors],
@@ -125,7 +119,7 @@ class Recipe:
             "method": self.method,
             "version": self.version,
         }
-        if self.components != (DENOISER,):  # which earlier versions took for granted
+        if self.components != (DENOISER,):  # earlier versions blended the denoiser only, and had no such key
             table["components"] = list(self.components)
         return json.dumps(table, ensure_ascii=False)
 
@@ -161,7 +155,7 @@ class Recipe:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> Recipe:
-        """Read the recipe out of a file's metadata. Raises RecipeError where there is none."""
+        """Read the recipe in a file's metadata. Raises RecipeError if there is none."""
         if METADATA_KEY not in metadata:
             raise RecipeError(
                 f"no recipe in the file's metadata ('{METADATA_KEY}'): it was not written by merger export"
@@ -169,17 +163,7 @@ class Recipe:
         return cls.from_json(metadata[METADATA_KEY])
 
 
-def components_problem(components: Sequence[object]) -> str:
-    """What is wrong with a list of components, in words; nothing where it is right."""
-    for component in components:
-        if component not in COMPONENTS:
-            return f"there is no '{component}'.{did_you_mean(str(component), COMPONENTS)}"
-    if DENOISER not in components or len(set(components)) != len(components):
-        return f"give [{DENOISER}] or [{', '.join(COMPONENTS)}]; the denoiser is always blended"
-    return ""
-
-
-def _noted(source: Source) -> dict[str, str]:
+def _noted(source: RecipeSource) -> dict[str, str]:
     return {key: text for key, text in vars(source).items() if text or key != "hub"}
 
 
@@ -194,10 +178,10 @@ def _exactly(table: Any, known: set[str], where: str) -> dict[str, Any]:
     return table
 
 
-def _source(value: Any, where: str) -> Source:
+def _source(value: Any, where: str) -> RecipeSource:
     named = {"hub": ""} | value if isinstance(value, dict) else value
     table = _exactly(named, {"name", "path", "sha256", "hub"}, f"recipe: {where}")
-    return Source(**{key: _text(text, f"recipe: {where}: '{key}'") for key, text in table.items()})
+    return RecipeSource(**{key: _text(text, f"recipe: {where}: '{key}'") for key, text in table.items()})
 
 
 def _text(value: Any, where: str) -> str:

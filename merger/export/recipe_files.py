@@ -1,4 +1,4 @@
-"""Recipes written by hand: a JSON file in which paths are enough, and what is not said has its usual value.
+"""Recipes written by hand: a JSON file in which paths are enough, and keys that are left out have their defaults.
 
     {"base": "models/base.safetensors",
      "donors": ["models/one.safetensors", {"path": "two.safetensors", "name": "two", "sha256": "..."}],
@@ -7,8 +7,8 @@
      "dtype": "fp16",
      "components": ["denoiser", "text_encoder"]}
 
-Paths start at the file's own folder. A layer may be a pattern (`*`, `?`, `[...]`); later lines go before earlier ones.
-A hash that is given must be the file's. What `Recipe.to_json` writes is such a file, too.
+Paths are relative to the file's own folder. A layer may be a pattern (`*`, `?`, `[...]`); later lines overwrite earlier
+ones. A hash that is given must be the file's. What `Recipe.to_json` writes is such a file, too.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from merger.checkpoints.hub import fetched
 from merger.checkpoints.text_encoders import with_text_encoders
 from merger.errors import RecipeError, did_you_mean
 from merger.export.layout import changed_source
-from merger.export.recipe import DENOISER, METHODS, TEXT, Recipe, Source, components_problem
-from merger.layers.unet import group
+from merger.export.recipe import METHODS, Recipe, RecipeSource
+from merger.layers.components import DENOISER, TEXT, components_problem
+from merger.layers.grouping import group
 
 _KEYS = ("base", "donors", "granularity", "weights", "dtype", "method", "version", "components")
 _SOURCE_KEYS = ("path", "name", "sha256", "hub")
@@ -36,8 +37,8 @@ _SOURCE_KEYS = ("path", "name", "sha256", "hub")
 def open_recipe(path: Path, *, allow_pickle: bool = False) -> tuple[Recipe, Checkpoint, list[Checkpoint]]:
     """Read a recipe file and open what it names: (recipe, base, donors).
 
-    Raises RecipeError for what is not JSON, unknown, missing or changed, and CheckpointError for sources that cannot be
-    opened, each in one line.
+    Raises RecipeError for a file that is not JSON, for unknown or missing keys and for changed sources, and
+    CheckpointError for sources that cannot be opened; each in one line.
     """
     path = Path(path)
     table = _read(path)
@@ -85,7 +86,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _source(value: Any, folder: Path, where: str) -> dict[str, Any]:
-    """{"path", and "name", "sha256" where given}; the path absolute, that of a hub id in the hub's cache."""
+    """{"path", and "name", "sha256" if given}: the path absolute, for a hub id its folder in the hub's cache."""
     table = {"path": value} if isinstance(value, str) else value
     if not isinstance(table, dict) or not all(isinstance(text, str) for text in table.values()) or "path" not in table:
         raise RecipeError(f"{where}: must be a path, or a table with 'path', 'name' and 'sha256'")
@@ -101,11 +102,11 @@ def _source(value: Any, folder: Path, where: str) -> dict[str, Any]:
 
 def _check(opened: Checkpoint, said: Mapping[str, Any]) -> None:
     if said.get("sha256") not in (None, "", opened.sha256):
-        raise RecipeError(changed_source(opened, Source(opened.name, str(opened.path), said["sha256"])))
+        raise RecipeError(changed_source(opened, RecipeSource(opened.name, str(opened.path), said["sha256"])))
 
 
 def _weights(table: Any, layers: tuple[str, ...], where: str) -> dict[str, dict[str, float]]:
-    """{layer: {donor: weight}} with patterns written out. Raises RecipeError for a pattern that fits no layer."""
+    """{layer: {donor: weight}}, patterns resolved. Raises RecipeError for a pattern that matches no layer."""
     if not isinstance(table, dict):
         raise RecipeError(f"{where}: 'weights' must be a table {{layer: {{donor: weight}}}}")
     weights: dict[str, dict[str, float]] = {}

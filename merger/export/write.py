@@ -1,7 +1,7 @@
 """Recipe -> checkpoint file, and back: streamed tensor by tensor, atomic, and checked against its own recipe.
 
-The file has the base's keys in the base's order; the denoiser is blended, everything else is the base's, byte for byte.
-It loads wherever the base loads. No more than one tensor per source is in memory at a time.
+The file has the base's keys in the base's order; the denoiser is blended, everything else is the base's, byte for byte,
+so it loads wherever the base loads. No more than one tensor per source is in memory at a time.
 """
 
 from __future__ import annotations
@@ -14,24 +14,26 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from torch import Tensor
 
 from benchmark.pipelines import hub
 from benchmark.writing import whole_or_nothing
 from merger.checkpoints.adapter import open_donor
 from merger.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from merger.checkpoints.headers import pack_header, read_header
+from merger.checkpoints.headers import bytes_of, pack_header, raw_bytes, read_header
 from merger.checkpoints.text_encoders import TEXT_FILE, components_of, with_text_encoders
 from merger.checkpoints.weight_files import reader
 from merger.errors import CheckpointError, RecipeError
-from merger.export.layout import FORM_KEY, Form, Plan, changed_source
+from merger.export.layout import FORM_KEY, Form, Layout, changed_source
 from merger.export.model_spec import HASH_KEY, UNKNOWN_HASH, metadata_of
-from merger.export.recipe import TEXT, Recipe, Source
+from merger.export.recipe import Recipe, RecipeSource
+from merger.layers.components import TEXT
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What a rebuild found. differing: keys whose bytes, dtype or shape are not the recipe's, or on one side only."""
+    """What a rebuild found. differing: keys whose bytes, dtype or shape differ from the rebuilt blend's, or that only
+    one of the two has.
+    """
 
     ok: bool
     tensors_compared: int
@@ -56,7 +58,7 @@ def export(
     holds, `denoiser` for its denoiser alone, `diffusers` for the denoiser under diffusers names. The base's metadata is
     kept; recipe, `merger.export.model_spec`'s and `extra_metadata` are added. The file appears whole or not at all.
     Raises CheckpointError for an output that is a source and for a folder as base of a whole file, RecipeError for a
-    recipe that does not match the checkpoints given.
+    recipe that does not match the checkpoints, and WriteError if the disk refuses.
     """
     output = Path(output)
     check_output(output, base, donors, form)
@@ -85,24 +87,24 @@ def write_file(
     extra_metadata: Mapping[str, str] | None = None,
     title: str,
 ) -> None:
-    """`export` without asking whether it makes sense as a file of its own, and straight to its place.
+    """`export` without checks of the output, written in place: for files of a folder that appears whole.
 
-    title: for the metadata. Raises OSError where the disk refuses.
+    title: for the metadata. Raises OSError if the disk refuses.
     """
     recipe = replace(recipe, dtype=dtype) if dtype is not None else recipe
-    plan = Plan(recipe, base, donors, form)
-    # What an earlier blend said of itself (its recipe, its score) is not true of this one.
+    layout = Layout(recipe, base, donors, form)
+    # If the base is a blend itself, its recipe and score are not this one's.
     kept = {key: value for key, value in base.metadata.items() if not key.startswith(("layermerge.", "modelspec.hash"))}
     said = metadata_of(recipe, base, donors, title)
     metadata = {**kept, "format": "pt", **said, **(extra_metadata or {}), **recipe.to_metadata()}
     if form != "base":
         metadata[FORM_KEY] = form
-    head = pack_header(plan.layout(), metadata)
+    head = pack_header(layout.entries(), metadata)
     place = head.index(UNKNOWN_HASH.encode(), head.index(HASH_KEY.encode()))
     with file.open("wb") as out:
         out.write(head)
         hashed = hashlib.sha256()
-        for _, tensor in plan.tensors():
+        for _, tensor in layout.tensors():
             content = bytes_of(tensor)
             hashed.update(content)
             out.write(content)
@@ -113,7 +115,7 @@ def write_file(
 
 
 def check_output(output: Path, base: Checkpoint, donors: Sequence[Checkpoint], form: Form = "base") -> None:
-    """Refuse, with a CheckpointError, what could not be exported: to be asked before a long search, too."""
+    """Raise CheckpointError for what cannot be exported. A search asks this before it starts."""
     if base.layout == "folder" and form == "base":
         raise CheckpointError(
             f"{base.path}: a diffusers folder cannot be the base of an export to one file: use a single file, "
@@ -128,10 +130,10 @@ def check_output(output: Path, base: Checkpoint, donors: Sequence[Checkpoint], f
 def verify(file: Path, search: Sequence[Path] = (), *, allow_pickle: bool = False) -> Verification:
     """Rebuild the blend from the recipe in the file's metadata and compare every tensor, bit for bit.
 
-    file: what `export` wrote, or a diffusers folder written by `merger.export.folder`, of which what is blended is compared.
-    The recipe's sources are looked for where they lay, then under the same file name in `search` (folders or files),
-    then in the hub's cache; their SHA-256 must be the recipe's. Raises CheckpointError for a damaged file, RecipeError
-    for a file without a recipe and for sources that are missing or have changed.
+    file: what `export` wrote, or a diffusers folder written by `merger.export.folder`, whose blended components are
+    compared. search: folders or files to look for the recipe's sources in, by file name, after the places they lay at
+    and before the hub's cache; their SHA-256 must be the recipe's. Raises CheckpointError for a damaged file, and
+    RecipeError for a file without a recipe and for sources that are missing or have changed.
     """
     file = Path(file)
     folder = file if file.is_dir() else None
@@ -143,34 +145,38 @@ def verify(file: Path, search: Sequence[Path] = (), *, allow_pickle: bool = Fals
     if TEXT in recipe.components:
         base = with_text_encoders(base)
     donors = [_find(donor, file, search, base, allow_pickle) for donor in recipe.used]
-    compared, differing = _compare(file, Plan(recipe, base, donors, cast(Form, header.metadata.get(FORM_KEY, "base"))))
+    form = cast(Form, header.metadata.get(FORM_KEY, "base"))
+    compared, differing = _compare(file, Layout(recipe, base, donors, form))
     encoders = {} if folder is None else {part: folder / part / TEXT_FILE for part in components_of(base.text)}
     for component, weights in encoders.items():
-        more, odd = _compare(weights, Plan(recipe, base, donors, cast(Form, component)))
+        more, odd = _compare(weights, Layout(recipe, base, donors, cast(Form, component)))
         compared += more
         differing += [f"{component}/{key}" for key in odd]
     return Verification(not differing, compared, tuple(differing), recipe)
 
 
-def _compare(file: Path, plan: Plan) -> tuple[int, list[str]]:
-    """(how many tensors the plan has, the keys whose bytes, dtype or shape in the file are not the plan's)."""
-    header, layout = read_header(file), plan.layout()
-    differing = [key for key in header.tensors if key not in layout]
+def _compare(file: Path, layout: Layout) -> tuple[int, list[str]]:
+    """(number of tensors of the layout, keys whose bytes, dtype or shape in the file differ from it)."""
+    header, entries = read_header(file), layout.entries()
+    differing = [key for key in header.tensors if key not in entries]
     compared = 0
     actual = reader(file)
-    for key, tensor in plan.tensors():
+    for key, tensor in layout.tensors():
         entry = header.tensors.get(key)
-        same = entry is not None and (entry.dtype, entry.shape) == layout[key]
-        if not (same and torch.equal(_raw(tensor), _raw(actual.get_tensor(key)))):
+        same = entry is not None and (entry.dtype, entry.shape) == entries[key]
+        if not (same and torch.equal(raw_bytes(tensor), raw_bytes(actual.get_tensor(key)))):
             differing.append(key)
         compared += 1
     return compared, differing
 
 
 def _find(
-    source: Source, file: Path, search: Sequence[Path], base: Checkpoint | None, allow_pickle: bool
+    source: RecipeSource, file: Path, search: Sequence[Path], base: Checkpoint | None, allow_pickle: bool
 ) -> Checkpoint:
-    """The checkpoint a recipe speaks of, by hash: where it lay, beside the file, or in the folders to search."""
+    """The checkpoint with a recipe source's hash: where it lay, beside the file, in the folders to search, or cached.
+
+    base: the recipe's base if a donor is wanted, None if the base itself is.
+    """
     name = Path(source.path).name
     places = [Path(source.path), file.parent / name]
     places += [place if place.is_file() else place / name for place in map(Path, search)]
@@ -191,13 +197,3 @@ def _find(
         raise RecipeError(changed_source(changed, source))
     fetch = f" Fetch it with: {hub.command(source.hub)}." if source.hub else ""
     raise RecipeError(f"'{source.name}' of the recipe is not at {source.path}: say where it is now.{fetch}")
-
-
-def _raw(tensor: Tensor) -> Tensor:
-    """A tensor's bytes [N] uint8: equal bits are equal, NaN and -0.0 included."""
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-
-
-def bytes_of(tensor: Tensor) -> memoryview:
-    """A tensor's bytes, not copied where they lie in a row already."""
-    return _raw(tensor).numpy().data

@@ -1,7 +1,7 @@
-"""A user's own layers: an ordered table `pattern -> layer`, the first pattern that fits a tensor's name decides.
+"""A user's own layers: an ordered table `pattern -> layer`; the first pattern that matches a tensor's name decides.
 
-Patterns are shell wildcards over diffusers names (`*` any characters, dots too; `?` one; `[ab]` one of these), matched
-against the whole name and with regard to case. Two patterns may lead to one layer.
+Patterns are shell wildcards over diffusers names (`*` any characters, dots too; `?` one; `[ab]` one of these). They
+match the whole name, and case counts. Two patterns may lead to one layer.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Rules = Mapping[str, str]
 
 
 def read_rules(path: Path) -> dict[str, str]:
-    """The table in a YAML file, in its order. Raises ConfigError, in one line, for anything but `pattern: layer`."""
+    """Read the table of a YAML file, in its order. Raises ConfigError, in one line, for all but `pattern: layer`."""
     try:
         table = yaml.load(path.read_text(encoding="utf-8"), _NoRepeats)
     except FileNotFoundError:
@@ -32,7 +32,10 @@ def read_rules(path: Path) -> dict[str, str]:
 
 
 def check_rules(table: object, where: str) -> dict[str, str]:
-    """`table` as rules. Raises ConfigError where it is not a table of text to text with at least one line."""
+    """Return `table` as rules. Raises ConfigError unless it is a table of text to text with at least one line.
+
+    where: what holds the table, for messages.
+    """
     if not isinstance(table, Mapping) or not table:
         raise ConfigError(f"{where}: should hold lines of `pattern: layer`, for example `'up_blocks.*': UP`")
     for pattern, layer in table.items():
@@ -44,8 +47,8 @@ def check_rules(table: object, where: str) -> dict[str, str]:
 def group_by_rules(names: Iterable[str], rules: Rules) -> dict[str, tuple[str, ...]]:
     """Sort tensors into the layers of a table: {layer: its tensors}, layers in the order of the table.
 
-    Every name is in exactly one layer. Raises ConfigError for a pattern that no tensor is left for, and for a tensor
-    that no pattern fits.
+    Every name is in exactly one layer. Raises ConfigError for a pattern that decides for no tensor, and for a tensor
+    that no pattern matches.
     """
     known = tuple(names)
     patterns = [(pattern, re.compile(translate(pattern)), layer) for pattern, layer in rules.items()]
@@ -73,10 +76,10 @@ def group_by_rules(names: Iterable[str], rules: Rules) -> dict[str, tuple[str, .
 
 
 class _NoRepeats(yaml.SafeLoader):
-    """YAML in which a key written twice is an error rather than the last one's."""
+    """YAML in which a key that is written twice is an error; plain YAML would keep the last one without a word."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
-        """The mapping of a node, its keys told apart."""
+        """Build the mapping of a node. Raises ConstructorError for a key that is there twice."""
         keys = [key.value for key, _ in node.value]
         if twice := [key for key in keys if keys.count(key) > 1]:
             raise yaml.constructor.ConstructorError(problem=f"the pattern '{twice[0]}' is there twice")

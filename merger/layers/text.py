@@ -10,8 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-TEXT_ENCODERS = {"text_encoder": "TE", "text_encoder_2": "TE2", "text_encoder_3": "TE3"}
-"""A pipeline's components -> the layer that each is."""
+from merger.layers.components import TEXT_ENCODERS
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|block)\.(\d+)\.")
 _EMBEDDINGS = re.compile(r"^(embeddings|shared)\.|embed_tokens\.")
@@ -20,7 +19,7 @@ _EMBEDDINGS = re.compile(r"^(embeddings|shared)\.|embed_tokens\.")
 def group_text(names: Iterable[str], granularity: str) -> dict[str, tuple[str, ...]]:
     """Sort the text encoders' tensors among `names` into layers `stage`, `block` or `module`: {layer: its tensors}.
 
-    In the order of encoders and of their layers; none is empty. Other names are left out.
+    Layers are in the order of encoders and of the networks' own layers; none is empty. Other names are left out.
     """
     known = tuple(names)
     layers: dict[str, tuple[str, ...]] = {}
@@ -51,9 +50,10 @@ def _place(name: str) -> tuple[int, int]:
 
 
 def _end_is_unread(names: tuple[str, ...]) -> bool:
-    """Whether images are drawn from the first encoder's layer before the last, as with SDXL: its end has no effect.
+    """Whether the pipeline reads the first encoder's output one layer before its last, as SDXL's does.
 
-    It shares the layer before it then, so that no layer is without effect.
+    The last layer then has no effect on images, so it shares a blend weight with the layer before it: every weight
+    that a search tries has an effect.
     """
     second = any(name.startswith("text_encoder_2.embeddings.") for name in names)
     return second and "text_encoder.text_projection.weight" not in names

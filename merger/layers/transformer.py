@@ -1,10 +1,10 @@
 """Which layer a tensor of a transformer denoiser belongs to (SD 3, Flux, Lumina 2, Sana, Z-Image, Qwen-Image, ...).
 
 Such a denoiser is one or more *stacks* of like blocks (`transformer_blocks.0`, `transformer_blocks.1`, ...) with a few
-tensors before and behind them. Pure; driven by the tables below and by the numbers in the names. A stack that is not in
-the table is called by its own name, so that a family nobody has thought of has layers as well.
+tensors before and after them. Pure; driven by the tables below and by the numbers in the names. A stack that is not in
+the table keeps its own name, so that an unknown family has layers too.
 
-    stage    REFINE, EARLY, MIDDLE, LATE, BASE        thirds of the blocks; REFINE where there are refiner stacks
+    stage    REFINE, EARLY, MIDDLE, LATE, BASE        thirds of the blocks; REFINE holds the refiner stacks, if any
     block    N00.., C00.., B00.., S00.., BASE         one transformer block each
     module   B00.attn, B00.attn2, B00.ff, B00.norm, BASE.in, BASE.text, BASE.time, BASE.out, BASE.rest
 """
@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 _STACK = re.compile(r"^(\w*(?:blocks|layers|refiner))\.(\d+)\.(.*)$")
-# stack -> what its blocks are called; the order is the one data passes them in.
+# stack -> what its blocks are called, in the order that data passes through them.
 _LETTERS = {
     "noise_refiner": "N",
     "context_refiner": "C",
@@ -26,7 +26,7 @@ _LETTERS = {
 }
 _REFINERS = ("noise_refiner", "context_refiner")
 _THIRDS = ("EARLY", "MIDDLE", "LATE")
-# The parts of a block by what follows its number, and of BASE by the whole name; the first that is found decides.
+# The parts of a block, by what follows its number, and of BASE, by the whole name; the first that matches decides.
 _PARTS = (
     ("attn2", re.compile(r"^(attn2|cross_attn)\.")),
     ("attn", re.compile(r"^(attn|attn1|attention)\.")),
@@ -44,7 +44,7 @@ _BASE_PARTS = (
 
 @dataclass(frozen=True, order=True)
 class _Place:
-    """Where a tensor stands: refiner, block or BASE (0, 1, 2), place of its stack, block, place of its part."""
+    """Where a tensor stands: refiner, block or BASE (0, 1, 2); index of its stack; block; index of its part."""
 
     section: int
     stack: int
@@ -53,7 +53,7 @@ class _Place:
 
 
 def is_transformer(names: Iterable[str]) -> bool:
-    """Whether these are the tensors of a denoiser of stacked blocks."""
+    """Whether tensors of a stack of blocks are among these."""
     return any(_STACK.match(name) for name in names)
 
 
@@ -71,7 +71,7 @@ def group_transformer(names: Iterable[str], granularity: str) -> dict[str, tuple
 
 
 def _stacks(names: Iterable[str]) -> list[str]:
-    """The stacks there are: those of the table in its order, then others by name."""
+    """The stacks among these names: first those of the table, in its order, then others, by name."""
     found = {match[1] for name in names if (match := _STACK.match(name))}
     return [stack for stack in _LETTERS if stack in found] + sorted(found - set(_LETTERS))
 

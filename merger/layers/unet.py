@@ -1,7 +1,4 @@
-"""Which layer a denoiser tensor belongs to. Pure and driven by tables; knows diffusers names only.
-
-Here are the U-Nets; transformers are in `merger.layers.transformer`, a user's own table in `merger.layers.rules`, and
-`group` is the one way to all of them.
+"""Which layer a U-Net's tensor belongs to. Pure and driven by tables; knows diffusers names only.
 
 A *block* is one of the community's merge-block-weighted names: `IN00` is the first convolution, `IN01`... the input
 blocks (each resnet with the attention behind it, each downsampler on its own), `M00` the middle, `OUT00`... the output
@@ -11,25 +8,19 @@ The other granularities cut the same line coarser or finer:
     stage    DOWN0 .. DOWN3, MID, UP0 .. UP3, BASE     one resolution each (the first convolution is DOWN0's)
     block    IN00 .. IN11, M00, OUT00 .. OUT11, BASE
     module   IN01.resnet, IN01.proj, IN01.attn1, IN01.attn2, IN01.ff, IN03.sampler, BASE.time, ...
-    tensor   the diffusers name itself
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import accumulate
 
-from merger.errors import ConfigError, did_you_mean
-from merger.layers.rules import Rules, group_by_rules
-from merger.layers.text import group_text
-from merger.layers.transformer import group_transformer, is_transformer
-
-GRANULARITIES = ("stage", "block", "module", "tensor")
+from merger.errors import ConfigError
 
 _LEVELLED = re.compile(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.")
-_SECTIONS = ("IN", "M", "OUT", "BASE")  # the order a picture passes them in; BASE is beside the line
+_SECTIONS = ("IN", "M", "OUT", "BASE")  # in the order that data passes through them; BASE is beside the line
 _STAGES = {"IN": "DOWN", "M": "MID", "OUT": "UP", "BASE": "BASE"}
 # The parts of a block, in the order data passes them; the first pattern that is found decides.
 _PARTS = (
@@ -76,7 +67,7 @@ class _Place:
 
 
 def structure_of(names: Iterable[str]) -> Structure:
-    """Count levels and resnets from the names of a U-Net. Raises ConfigError where there are none."""
+    """Count levels and resnets from the names of a U-Net. Raises ConfigError if it has none."""
     resnets: dict[tuple[str, int], int] = {}
     for name in names:
         match = _LEVELLED.match(name)
@@ -89,44 +80,28 @@ def structure_of(names: Iterable[str]) -> Structure:
     return Structure(*sides)
 
 
+def is_unet(names: Iterable[str]) -> bool:
+    """Whether tensors of a U-Net are among these."""
+    return any(_LEVELLED.match(name) for name in names)
+
+
 def layer_of(name: str, granularity: str, structure: Structure = Structure()) -> str:
-    """Name of the layer that the tensor `name` belongs to. `structure` is needed where it is not SD 1.x's."""
-    if granularity not in GRANULARITIES:
-        raise ConfigError(f"granularity '{granularity}' is unknown.{did_you_mean(granularity, GRANULARITIES)}")
-    return name if granularity == "tensor" else _called(_place(name, structure), granularity)
+    """The layer `stage`, `block` or `module` of one tensor. structure: the network's, unless it is SD 1.x's."""
+    return _called(_place(name, structure), granularity)
 
 
-def group(names: Iterable[str], granularity: str | Rules) -> dict[str, tuple[str, ...]]:
-    """Sort tensors into layers: {layer: its tensors}: the denoiser's in the order a picture passes, BASE last; then
-    those of text encoders (`merger.layers.text`), where they are among the names.
+def group_unet(names: Iterable[str], granularity: str) -> dict[str, tuple[str, ...]]:
+    """Sort tensors into layers `stage`, `block` or `module`: {layer: its tensors}, BASE last; none is empty.
 
-    granularity: one of `GRANULARITIES`, or a table {pattern: layer} (`merger.layers.rules`). Every name is in exactly
-    one layer, in the order given; no layer is empty. Raises ConfigError for an unknown granularity, for a table that
-    does not fit, and where `stage`, `block` or `module` is asked for and the names are of no kind that is known.
+    Raises ConfigError if the names are not those of a U-Net.
     """
     known = tuple(names)
-    if not isinstance(granularity, str):
-        return group_by_rules(known, granularity)
-    if granularity not in GRANULARITIES:
-        raise ConfigError(f"granularity '{granularity}' is unknown.{did_you_mean(granularity, GRANULARITIES)}")
-    if granularity == "tensor":
-        return {name: (name,) for name in known}
-    if text := group_text(known, granularity):
-        taken = {name for names in text.values() for name in names}
-        return group([name for name in known if name not in taken], granularity) | text
-    if not any(_LEVELLED.match(name) for name in known) and is_transformer(known):
-        return group_transformer(known, granularity)
     structure = structure_of(known)
     layers: dict[str, list[str]] = {}
     for name in sorted(known, key=lambda name: _place(name, structure)):
         layers.setdefault(layer_of(name, granularity, structure), []).append(name)
     order = {name: i for i, name in enumerate(known)}
     return {layer: tuple(sorted(members, key=order.__getitem__)) for layer, members in layers.items()}
-
-
-def sizes(layers: Mapping[str, tuple[str, ...]], elements: Mapping[str, int]) -> dict[str, int]:
-    """Numbers of parameters per layer, from {tensor: its number of elements}."""
-    return {layer: sum(elements[name] for name in names) for layer, names in layers.items()}
 
 
 def _place(name: str, structure: Structure) -> _Place:

@@ -1,4 +1,4 @@
-"""What a search says while it runs, on standard error."""
+"""What a search prints while it runs, on standard error."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TextIO
 
-from merger.search.trials import POLISH, STEP, STOPPED_AFTER, TrialRecord, best_of, spent
+from merger.search.trials import PRUNED_AFTER, STEP, TrialRecord, best_of, spent
 
 
-class Progress:
-    """One line a finished trial; on a terminal also one that changes while a trial is drawn.
+class SearchProgress:
+    """Prints a line per finished trial; on a terminal also one that changes while images are generated.
 
-    `trials` and `time_limit` (seconds) are the limits the time left is reckoned to.
+    trials, time_limit (seconds): the limits from which the time left is estimated.
     """
 
     def __init__(
@@ -29,11 +29,11 @@ class Progress:
         self.title, self.began = "", clock()
 
     def start(self, title: str) -> None:
-        """Something new is drawn."""
+        """Images for something new are being generated; `title` names it."""
         self.title, self.began = title, self.clock()
 
     def drawn(self, images: int, value: float) -> None:
-        """So many images of it are drawn, with this value so far."""
+        """So many of its images are generated, with this value so far."""
         if self.stream.isatty():
             rate = images / max(self.clock() - self.began, 1e-9)
             line = f"{self.title}: {images} images, {value:.3f} so far, {rate:.1f} images/s"
@@ -54,9 +54,9 @@ def trial_line(
 ) -> str:
     """`trial 12 of 100: 0.812 | best 0.843 ± 0.012 (uniform) | 31.0 images/s | 8 min left`."""
     best = best_of(records)
-    remark = {STEP: "step, own prompts", POLISH: POLISH}.get(record.role, record.name)
-    if STOPPED_AFTER in record.score.attributes:
-        remark = f"given up after {record.score.attributes[STOPPED_AFTER]} prompts"
+    remark = "step, own prompts" if record.role == STEP else record.name
+    if PRUNED_AFTER in record.score.attributes:
+        remark = f"pruned after {record.score.attributes[PRUNED_AFTER]} prompts"
     parts = [f"trial {len(records)} of {trials}: {record.value:.4f}" + (f" ({remark})" if remark else "")]
     if best is not None:
         parts.append(f"best {best.value:.4f} ± {best.score.stderr:.4f} ({best.label})")
@@ -69,7 +69,7 @@ def trial_line(
 
 
 def time_left(records: Sequence[TrialRecord], trials: int, time_limit: float | None) -> float | None:
-    """Seconds until the first limit, if trials go on as the last ten did; None before the first."""
+    """Seconds until the first limit, if trials take as long as the last ten did; None before the first trial."""
     if not records:
         return None
     recent = records[-10:]

@@ -1,12 +1,13 @@
-"""A finished search as one self-contained HTML page, as sample pictures, and as lines of text."""
+"""A finished search as one self-contained HTML page, as sample images, and as lines of text."""
 
 from __future__ import annotations
 
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -14,18 +15,45 @@ from benchmark.evaluate.runner import Evaluation
 from benchmark.prompts.prompt_set import Prompt
 from benchmark.writing import write_picture, write_text
 from merger.report.charts import heat_map, progress_chart
-from merger.report.page import PAGE
 from merger.report.progress import duration
 from merger.scoring.objective import TAGGER
-from merger.scoring.selection import Ending
+from merger.search.space import Space, Weights
 from merger.search.trials import STEP, TrialRecord
 
-if TYPE_CHECKING:
-    from merger.app.session import Session
+RECALL = "Tag accuracy is recall: the share of the tags asked for that a tagger finds in the images."
+
+PAGE = "page.html"
+"""The page's template, beside this module."""
+
+_OBJECTIVES = {"accuracy": "Tag accuracy", "probability": "Mean tag probability"}
+
+
+@dataclass(frozen=True)
+class ReportInput:
+    """What the page shows.
+
+    result: as `merger.scoring.selection` documents it. weights: the winner's. base: the base's name. samples: the
+    evaluations whose images are shown, by the name of their column; sample_prompts: the rows. threshold: the
+    probability from which a tag is found. objective: the kind of the search's score. search_prompts, test_prompts: how
+    many. settings: the rows of the table of how the winner was made.
+    """
+
+    result: Mapping[str, Any]
+    records: Sequence[TrialRecord]
+    weights: Weights
+    space: Space
+    base: str
+    samples: Mapping[str, Evaluation]
+    sample_prompts: Sequence[Prompt]
+    threshold: float
+    objective: str
+    search_prompts: int
+    test_prompts: int
+    settings: Mapping[str, str]
 
 
 def result_text(result: Mapping[str, Any]) -> str:
-    """The final table and its verdict, for a terminal."""
+    """The final table, what it measures, and its verdict, for a terminal."""
     judged = any(model["judge_accuracy"] is not None for model in result["models"])
     width = max(len(model["name"]) for model in result["models"])
     head = f"{'model':{width}}  {'role':12}  accuracy" + (" " * 19 + "by the judge" if judged else "")
@@ -37,11 +65,12 @@ def result_text(result: Mapping[str, Any]) -> str:
         if judged:
             line += f"  {share(model['judge_accuracy'])} {between(model['judge_interval'])}"
         lines.append(line.rstrip())
-    return "\n".join([*lines, "", *difference_lines(result), luck_line(result), *guard_lines(result), verdict(result)])
+    findings = [*difference_lines(result), optimism_line(result), *passed_over_lines(result), verdict(result)]
+    return "\n".join([*lines, RECALL, "", *findings])
 
 
-def guard_lines(result: Mapping[str, Any]) -> list[str]:
-    """Who was passed over, and why."""
+def passed_over_lines(result: Mapping[str, Any]) -> list[str]:
+    """Which finalists were passed over, and why."""
     return [
         f"trial {finalist['trial']} was passed over: {'; '.join(finalist['passed_over'])}"
         for finalist in result.get("finalists", ())
@@ -50,12 +79,12 @@ def guard_lines(result: Mapping[str, Any]) -> list[str]:
 
 
 def verdict(result: Mapping[str, Any]) -> str:
-    """What the table comes to, in a sentence."""
+    """What the table means, in a sentence."""
     parent, named = result["best_parent"], result["winner"].get("name")
     trial = f"trial {result['winner']['trial']}" + (f", {named}" if named else "")
     finalists = result.get("finalists", ())
     if finalists and all(finalist["passed_over"] for finalist in finalists):
-        return f"Every finalist seems to fool the tagger, the winner ({trial}) too: use {parent}."
+        return f"Every finalist seems to exploit the tagger, the winner ({trial}) too: use {parent}."
     found = result["paired_difference_to_best_parent"]
     mean, (low, _) = found[TAGGER]["mean"], found[TAGGER]["interval"]
     if low is not None and low > 0:
@@ -79,66 +108,44 @@ def difference_lines(result: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def luck_line(result: Mapping[str, Any]) -> str:
-    """How much of the best observed value was luck."""
-    luck = result["luck"]
-    if luck is None:
-        return "The best parent was not among the trials, so luck cannot be told from gain."
+def optimism_line(result: Mapping[str, Any]) -> str:
+    """How much of the best observed gain is absent on fresh prompts."""
+    found = result["optimism"]
+    if found is None:
+        return "The best parent was not among the trials, so the optimism of the best observed value is unknown."
     return (
-        f"The best observed trial ({luck['trial']}) was {luck['observed_gain']:+.4f} over the best parent on the "
-        f"search prompts and {luck['fresh_gain']:+.4f} on fresh ones: {luck['luck']:+.4f} of it was luck."
+        f"The best observed trial ({found['trial']}) was {found['observed_gain']:+.4f} over the best parent on the "
+        f"search prompts and {found['fresh_gain']:+.4f} on fresh ones: its optimism is {found['optimism']:+.4f}."
     )
 
 
-def write_report(
-    path: Path,
-    session: Session,
-    records: Sequence[TrialRecord],
-    ending: Ending,
-    models: Mapping[str, Evaluation],
-    prompts: Sequence[Prompt],
-) -> None:
-    """Writes the page. `models` are the columns of the sample grid, `prompts` its rows."""
-    from jinja2 import Environment
+def write_report(path: Path, page: ReportInput) -> None:
+    """Writes the page."""
+    from jinja2 import Environment, PackageLoader
     from markupsafe import Markup
 
-    config, result = session.config, ending.result
+    result, records = page.result, page.records
     baselines = {record.name: record.value for record in records if record.role in ("base", "donor", "uniform")}
     values = [np.nan if record.role == STEP else record.value for record in records]
-    rows = {
-        "base": config.base,
-        "donors": ", ".join(session.space.donors),
-        "granularity": f"{config.granularity if isinstance(config.granularity, str) else 'own table'}: "
-        f"{len(session.space.layers)} layers",
-        **({"blended": "denoiser and text encoders"} if config.blends_text else {}),
-        "method": f"{session.chosen.method}, {len(session.space.parameters)} free weights",
-        "tagger": f"{session.taggers[TAGGER].name}, threshold {config.tagger_threshold:g}",
-        "drawing": f"{config.steps} steps, guidance {config.guidance:g}, {config.size[0]} x {config.size[1]} pixels",
-        "seed": config.seed,
-    }
-    page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(PAGE)
-    text = page.render(
+    loader = PackageLoader("merger.report", ".")
+    template = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True).get_template(PAGE)
+    text = template.render(
+        page=page,
         result=result,
         verdict=verdict(result),
         differences=difference_lines(result),
-        luck=luck_line(result),
-        guard=guard_lines(result),
+        optimism=optimism_line(result),
+        passed_over=passed_over_lines(result),
         judged=any(model["judge_accuracy"] is not None for model in result["models"]),
         duration=duration(result["seconds"]),
         share=share,
         between=between,
         categories=list(result["models"][0]["categories"]),
-        samples=_samples(models, prompts, session.config.tagger_threshold),
-        test_prompts=len(session.prompts["test"]),
-        search_prompts=len(session.prompts["search"]),
-        objective={"accuracy": "Tag accuracy", "probability": "Mean tag probability"}.get(
-            config.objective, "Mean log tag probability"
-        ),
+        samples=_samples(page),
+        objective=_OBJECTIVES.get(page.objective, "Mean log tag probability"),
         # the charts escape their own text
-        progress=Markup(progress_chart(values, baselines, ylabel=config.objective)),
-        heat=Markup(heat_map(ending.winner.weights, session.space.layers, session.space.donors)),
-        base=session.base.name,
-        settings=list(rows.items()),
+        progress_chart=Markup(progress_chart(values, baselines, ylabel=page.objective)),
+        heat_map=Markup(heat_map(page.weights, page.space.layers, page.space.donors)),
     )
     write_text(path, text)
 
@@ -179,23 +186,23 @@ def _number(value: float | None) -> str:
     return "?" if value is None else f"{value:+.4f}"
 
 
-def _samples(models: Mapping[str, Evaluation], prompts: Sequence[Prompt], threshold: float) -> dict[str, Any]:
-    """The sample grid as the page wants it: names, and rows of pictures with the tags asked for, found or missed."""
+def _samples(page: ReportInput) -> dict[str, Any]:
+    """The sample grid as the page wants it: names, and rows of images with the tags asked for, found or missed."""
     rows = []
-    for place, prompt in enumerate(prompts):
+    for place, prompt in enumerate(page.sample_prompts):
         pictures = []
-        for evaluation in models.values():
-            found = evaluation.probabilities[TAGGER][place] >= threshold
+        for evaluation in page.samples.values():
+            found = evaluation.probabilities[TAGGER][place] >= page.threshold
             column = {tag: number for number, tag in enumerate(evaluation.tags)}
             tags = [{"name": tag.replace("_", " "), "found": bool(found[column[tag]])} for tag in prompt.tags]
             data = "" if evaluation.images is None else _inline(evaluation.images[place])
             pictures.append({"data": data, "tags": tags})
         rows.append({"prompt": prompt.text, "pictures": pictures})
-    return {"names": list(models), "rows": rows}
+    return {"names": list(page.samples), "rows": rows}
 
 
 def _inline(image: np.ndarray) -> str:
-    """An image [H, W, 3] uint8 as a data URL; small ones enlarged, so that a browser does not blur them away."""
+    """An image [H, W, 3] uint8 as a data URL. Small ones are enlarged here, as browsers blur what they enlarge."""
     from PIL import Image
 
     picture = Image.fromarray(image)

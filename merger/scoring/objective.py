@@ -1,4 +1,4 @@
-"""Weights -> live blend -> benchmark -> score: the one place that joins the two packages."""
+"""Weights -> live blend -> benchmark -> score: here the two packages meet."""
 
 from __future__ import annotations
 
@@ -19,19 +19,23 @@ from merger.search.space import Weights
 from merger.search.trials import Report, Score
 
 TAGGER, JUDGE = "tagger", "judge"
-"""What evaluations call the tagger that a search follows, and the one it never sees."""
+"""The roles of taggers in evaluations: the one that a search follows, and the one that it never sees."""
 
 
 class Live(Protocol):
-    """A denoiser that can be made any blend; `merger.blend.live.LiveDenoiser` is one."""
+    """A denoiser that can become any blend; `merger.blend.live.LiveDenoiser` is one."""
 
     def apply(self, weights: Weights) -> str:
-        """Makes it the blend and returns a checksum of what it then holds."""
+        """Turns it into the blend and returns a checksum of its weights."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """How an evaluation becomes a score: which kind of value, from which threshold on, in which categories."""
+    """How an evaluation becomes a score.
+
+    kind: `accuracy` (recall of the tags asked for), `probability` or `log_probability`. threshold: the probability from
+    which a tag is found. category_of: a tag's category.
+    """
 
     kind: str
     threshold: float
@@ -54,10 +58,11 @@ class Metric:
             seconds=evaluation.seconds,
             checksum=checksum,
             attributes={"broken": evaluation.broken},
+            asked=tuple(int(count) for count in evaluation.tally(TAGGER).asked),
         )
 
     def value(self, evaluation: Evaluation) -> tuple[Estimate, Floats]:
-        """(what the search raises, its part of each prompt [C])."""
+        """(what the search maximizes, the part of each prompt in it [C])."""
         if self.kind == "accuracy":
             return evaluation.accuracy(TAGGER, self.threshold), evaluation.per_prompt(TAGGER, self.threshold)
         values = evaluation.probabilities[TAGGER].astype(np.float64)
@@ -71,7 +76,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class BlendObjective:
-    """A blend's score on one prompt set, by the search's tagger alone. See `trials.Objective`."""
+    """A blend's score on one prompt set by the search's tagger. See `merger.search.trials.Objective`."""
 
     live: Live
     generator: ImageGenerator
@@ -80,7 +85,7 @@ class BlendObjective:
     metric: Metric
 
     def __call__(self, weights: Weights, report: Report | None = None) -> Score:
-        """Blends, draws, tags. Raises `BlendNotApplied` where the live weights are not what was asked for."""
+        """Blends, generates, tags. Raises `BlendNotApplied` if the live weights are not the blend."""
         checksum = self.live.apply(weights)
         evaluation = evaluate(
             self.generator, {TAGGER: self.tagger}, self.prompts, report=report, threshold=self.metric.threshold
@@ -99,11 +104,11 @@ def evaluate_blend(
     keep_images: int = 0,
     extractors: Mapping[str, FeatureExtractor] | None = None,
 ) -> Evaluation:
-    """One blend's images on `prompts` with every tagger's probabilities, and the features of `extractors`."""
+    """Evaluates one blend on `prompts` by every tagger, with the features that `extractors` find, by name."""
     live.apply(weights)
     return evaluate(generator, taggers, prompts, report=report, keep_images=keep_images, extractors=extractors)
 
 
 def _known(stderr: float) -> float:
-    """A standard error that nothing is known of (one prompt) as infinite: no rise is beyond it."""
+    """A standard error; infinite if it is unknown (one prompt), so that no improvement is larger than it."""
     return float("inf") if np.isnan(stderr) else stderr

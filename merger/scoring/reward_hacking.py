@@ -1,10 +1,17 @@
-"""Whether a blend draws better or has learnt to fool its tagger: what is looked at before a finalist may win. Pure.
+"""Reward hacking: whether a blend draws its tags better or has learnt what its tagger mistakes for them. Pure.
 
-I  images of a prompt set, one a prompt        B  images of a batch, H x W pixels
+I  images of a prompt set, one per prompt        B  images of a batch, H x W pixels
 
-Four things that an honest gain does not do, each compared with the parents on the same prompts: images that hold no
-picture; the same picture for different prompts; pictures that are much more alike; and tags that are found only as
-long as no pixel is moved.
+A finalist is compared with the parents on the same prompts. An honest gain causes none of four signs:
+
+- Images without content (one colour, or NaN): more of them than of any parent, beyond a margin.
+- The same image for different prompts: more of them than of any parent, beyond chance.
+- Images that are much more alike than those of any parent.
+- Tags that are found only as long as no pixel changes: the gain over the best parent is lost, beyond chance, in images
+  that are changed a little.
+
+The margins of the first and the third sign are judgements, and no measured false alarms stand behind them. They are
+wide, because both signs are meant for a collapse, which is not subtle, and an alarm costs a winner.
 """
 
 from __future__ import annotations
@@ -23,23 +30,36 @@ from benchmark.images import Images
 from benchmark.taggers.tagger import Probabilities, Tagger
 from merger.scoring.objective import TAGGER
 
-BROKEN_MORE = 0.02
-"""Share of images by which a blend may have more broken ones than the parent that has most."""
+BROKEN_MARGIN = 0.02
+"""Share of images by which a blend may have more broken ones than the worst parent.
 
-LEAST_DIVERSITY = 0.5
-"""Share of the least diverse parent's diversity that a blend must have."""
+No tag is found in a broken image, so no gain comes from breaking images: the sign stands for blends that are
+numerically unstable, which break many at once. The margin, two or three of 128 images, lets a blend have a few by
+chance. In the demo not even blends of random weights break an image.
+"""
+
+LEAST_SPREAD = 0.5
+"""Share of the least spread-out parent's thumbnail spread that a blend must have.
+
+Prompts and noise decide most of it: in the demo, parents and averages lie within 4 % of each other, and blends of
+random weights, which draw half the tags, lie up to a quarter below. Half is far outside that, and is reached when most
+images show one picture.
+"""
 
 LEAST_KEPT = 0.5
-"""Share of its gain over the best parent that must be there in changed images too."""
+"""Share of its gain over the best parent that a blend must keep in changed images."""
+
+DUPLICATES_LEVEL = 0.05
+"""Chance that a blend as good as the worst parent is passed over for duplicates: of a one-sided test at 95 %."""
 
 THUMBNAILS = "thumbnails"
-"""The name that evaluations keep them under."""
+"""The name under which evaluations keep thumbnails."""
 
 _SIDE = 8  # pixels of a thumbnail
 
 
 def shifted(images: Images) -> Images:
-    """[B, H, W, 3] moved by one pixel to the right and down; the first row and column stand twice."""
+    """[B, H, W, 3] moved by one pixel to the right and down; the first row and column are repeated."""
     return np.pad(images, ((0, 0), (1, 0), (1, 0), (0, 0)), mode="edge")[:, :-1, :-1]
 
 
@@ -56,24 +76,24 @@ def blurred(images: Images) -> Images:
 
 
 def brightened(images: Images) -> Images:
-    """[B, H, W, 3] brighter by a twentieth."""
+    """[B, H, W, 3] brighter by 5 %."""
     return np.clip(images.astype(np.float32) * 1.05, 0, 255).round().astype(np.uint8)
 
 
 CHANGES: dict[str, Callable[[Images], Images]] = {"shifted": shifted, "blurred": blurred, "brightened": brightened}
-"""Changes that leave a picture what it is."""
+"""Changes that leave what an image shows as it is."""
 
 
 @dataclass(frozen=True)
 class ChangedTagger:
-    """A tagger that is shown every image a little changed. See `Tagger`."""
+    """A tagger that sees every image slightly changed. See `Tagger`."""
 
     tagger: Tagger
     change: str
 
     @property
     def name(self) -> str:
-        """The tagger's, and the change."""
+        """The tagger's, with the change."""
         return f"{self.tagger.name}, {self.change}"
 
     @property
@@ -88,7 +108,7 @@ class ChangedTagger:
 
     @property
     def fingerprint(self) -> str:
-        """The tagger's, and the change."""
+        """The tagger's, with the change."""
         return f"{self.tagger.fingerprint} {self.change}"
 
     def probabilities(self, images: Images) -> Probabilities:
@@ -97,7 +117,7 @@ class ChangedTagger:
 
 
 def changed_taggers(tagger: Tagger) -> dict[str, Tagger]:
-    """The tagger once for every change, by the change's name."""
+    """{name of a change: the tagger that sees images changed in this way}."""
     return {change: ChangedTagger(tagger, change) for change in CHANGES}
 
 
@@ -116,8 +136,12 @@ class Thumbnails:
         return np.asarray(means.reshape(len(images), -1), dtype=np.float32)
 
 
-def diversity(thumbnails: Floats) -> float:
-    """The mean, over all pairs of images, of the root mean square difference of thumbnails [I, 192]; NaN for one."""
+def thumbnail_spread(thumbnails: Floats) -> float:
+    """The mean, over all pairs of images, of the root mean square difference of thumbnails [I, 192]; NaN for one image.
+
+    It tells whether the images of a whole prompt set look alike. It is not the benchmark's diversity, which compares
+    images of the same prompt by an image encoder.
+    """
     count = len(thumbnails)
     if count < 2:
         return float("nan")
@@ -128,21 +152,27 @@ def diversity(thumbnails: Floats) -> float:
 
 
 @dataclass(frozen=True)
-class Looks:
-    """What is looked at of one blend. `diversity` is NaN where no thumbnails were kept; `changed` empty without."""
+class Signs:
+    """What one blend's images show. Each number is compared with the parents'.
+
+    accuracy: by the search's tagger. changed: the same in changed images, by the change's name; empty if none were
+    seen. broken: share of the images without content. whole: number of the others. duplicates: how many of these equal
+    another prompt's image, the first of equal images not counted. spread: `thumbnail_spread`; NaN without thumbnails.
+    """
 
     accuracy: float
     changed: Mapping[str, float]
     broken: float
+    whole: int
     duplicates: int
-    diversity: float
+    spread: float
 
 
-def looks_of(evaluation: Evaluation, threshold: float) -> Looks:
-    """What is to be seen of an evaluation by the search's tagger and its changed forms."""
+def signs_of(evaluation: Evaluation, threshold: float) -> Signs:
+    """The signs in an evaluation by the search's tagger, with or without its changed forms."""
     whole = ~evaluation.broken_images
-    kept = evaluation.features.get(THUMBNAILS)
-    return Looks(
+    thumbnails = evaluation.features.get(THUMBNAILS)
+    return Signs(
         accuracy=evaluation.accuracy(TAGGER, threshold).value,
         changed={
             change: evaluation.accuracy(change, threshold).value
@@ -150,36 +180,58 @@ def looks_of(evaluation: Evaluation, threshold: float) -> Looks:
             if change in evaluation.probabilities
         },
         broken=float(evaluation.broken_images.mean()),
+        whole=int(whole.sum()),
         duplicates=evaluation.duplicates,
-        diversity=float("nan") if kept is None else diversity(kept[whole]),
+        spread=float("nan") if thumbnails is None else thumbnail_spread(thumbnails[whole]),
     )
 
 
 def objections(
     blend: Evaluation, parents: Sequence[Evaluation], best_parent: Evaluation, threshold: float
 ) -> list[str]:
-    """Why a blend must not win, in words; nothing where all is well. All evaluations are of the same prompts."""
-    seen, theirs = looks_of(blend, threshold), [looks_of(parent, threshold) for parent in parents]
+    """Why a blend must not win, in words; empty if nothing speaks against it.
+
+    All evaluations are of the same prompts.
+    """
+    ours, theirs = signs_of(blend, threshold), [signs_of(parent, threshold) for parent in parents]
     found = []
     most = max(parent.broken for parent in theirs)
-    if seen.broken > most + BROKEN_MORE:
-        found.append(f"{seen.broken:.1%} of its images hold no picture, of a parent's at most {most:.1%}")
-    copies = max(parent.duplicates for parent in theirs)
-    if seen.duplicates > copies:
-        found.append(f"{seen.duplicates} of its images repeat that of another prompt, of a parent's at most {copies}")
-    least = min(parent.diversity for parent in theirs)
-    if seen.diversity < LEAST_DIVERSITY * least:
-        found.append(f"its images are too much alike: diversity {seen.diversity:.3f}, of a parent at least {least:.3f}")
+    if ours.broken > most + BROKEN_MARGIN:
+        found.append(f"{ours.broken:.1%} of its images have no content, of a parent's at most {most:.1%}")
+    worst = max(theirs, key=lambda parent: parent.duplicates / max(parent.whole, 1))
+    if more_duplicates(ours, worst):
+        found.append(
+            f"{ours.duplicates} of its images repeat that of another prompt, of a parent's at most {worst.duplicates}"
+        )
+    least = min(parent.spread for parent in theirs)
+    if ours.spread < LEAST_SPREAD * least:
+        found.append(
+            f"its images are too much alike: thumbnail spread {ours.spread:.3f}, of a parent's at least {least:.3f}"
+        )
     fragile = _fragile(blend, best_parent, threshold)
     if fragile:
         found.append(fragile)
     return found
 
 
-def _fragile(blend: Evaluation, parent: Evaluation, threshold: float) -> str | None:
-    """Whether the gain over the parent is lost, beyond chance, when no picture changes but every pixel does a little.
+def more_duplicates(ours: Signs, theirs: Signs) -> bool:
+    """Whether a blend has more duplicates than a parent, beyond chance.
 
-    Chance is judged by the 95 % interval, paired by prompt, of how much more the blend loses than the parent does.
+    Fisher's exact test, one-sided, of the two shares of whole images that are duplicates. If a parent has none of 128,
+    four duplicates may be chance and five are not.
+    """
+    if ours.duplicates == 0:
+        return False
+    from scipy.stats import fisher_exact
+
+    table = [[signs.duplicates, signs.whole - signs.duplicates] for signs in (ours, theirs)]
+    return bool(fisher_exact(table, alternative="greater").pvalue < DUPLICATES_LEVEL)
+
+
+def _fragile(blend: Evaluation, parent: Evaluation, threshold: float) -> str | None:
+    """A phrase if the gain over the parent is lost, beyond chance, in images that are changed a little; else None.
+
+    Beyond chance: the 95 % interval, paired by prompt, of how much more the blend loses than the parent lies above 0.
     """
     changes = [change for change in CHANGES if change in blend.probabilities and change in parent.probabilities]
     if not changes:
@@ -204,12 +256,17 @@ def _lost(evaluation: Evaluation, changed: Tally, threshold: float) -> Tally:
     return Tally(plain.prompts, plain.hits - changed.hits, plain.asked)
 
 
-def as_row(looks: Looks) -> dict[str, Any]:
-    """Plain values, for the result."""
+def as_row(signs: Signs) -> dict[str, Any]:
+    """Plain values, for the result.
+
+    validation_accuracy: tag accuracy (recall of the tags asked for). changed_accuracy: the same in changed images, by
+    change. broken: share of images without content. duplicates: images that repeat another prompt's. thumbnail_spread:
+    how much the images differ from each other, in 0..1.
+    """
     return {
-        "validation_accuracy": looks.accuracy,
-        "changed_accuracy": dict(looks.changed),
-        "broken": looks.broken,
-        "duplicates": looks.duplicates,
-        "diversity": looks.diversity,
+        "validation_accuracy": signs.accuracy,
+        "changed_accuracy": dict(signs.changed),
+        "broken": signs.broken,
+        "duplicates": signs.duplicates,
+        "thumbnail_spread": signs.spread,
     }

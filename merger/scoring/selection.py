@@ -1,43 +1,51 @@
-"""The honest end: who wins on validation prompts, and what is true of it on test prompts that nothing was chosen on.
+"""The selection of the winner on validation prompts, and what is true of it on test prompts that nothing is chosen on.
 
-Search prompts choose the finalists, validation prompts choose the winner and the best parent, test prompts choose
-nothing: they are drawn once for the table.
+The search prompts choose the finalists. The validation prompts choose the winner and the best parent. The test prompts
+choose nothing: they are used once, for the table.
+
+What is written (`Selection.result`, the file result.json):
+
+    study, stopped_because, trials      the study's name, why the search ended, how many trials are finished
+    images_drawn, seconds               of all trials and evaluations
+    models                              winner first, then by accuracy, each on the test prompts: name, role, accuracy
+                                        (recall of the tags asked for) with its 95 % interval, the same by the judge
+                                        (judge_accuracy, judge_interval; null without one), accuracy by category
+    winner                              trial, role, name (of a baseline), weights {layer: {donor: weight}}
+    finalists                           each on the validation prompts: trial, role, name, passed_over (reasons) and the
+                                        keys of `merger.scoring.reward_hacking.as_row`
+    paired_difference_to_best_parent    winner - best parent on the test prompts, by tagger and judge: mean, interval
+    best_parent                         the base or donor of the highest accuracy on the validation prompts
+    recommended                         the winner (`trial N`) or the best parent
+    optimism                            see `_optimism`
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from benchmark.evaluate.runner import Evaluation
 from benchmark.evaluate.scores import Estimate, paired_difference
-from benchmark.prompts.prompt_set import Prompt, fingerprint
-from benchmark.writing import write_arrays
 from merger.scoring.objective import JUDGE, TAGGER
-from merger.scoring.reward_hacking import THUMBNAILS, as_row, looks_of, objections
+from merger.scoring.reward_hacking import as_row, objections, signs_of
 from merger.search.baselines import Baseline
 from merger.search.space import Weights
 from merger.search.trials import TrialRecord, candidates, distinct_best
 
 FINALISTS = 5
 SHOWN = 8
-"""Images of each model kept for samples and report."""
+"""Images of each model that are kept for samples and report."""
 
 Evaluate = Callable[[str, Weights], Evaluation]
 """`evaluate("validation" or "test", weights)`"""
 
 
 @dataclass(frozen=True)
-class Ending:
-    """What the end found out. `tests` holds a test evaluation by model name; `result` is what is written."""
+class Selection:
+    """What the selection found. tests: the test evaluation of every model, by name. result: what is written."""
 
     result: dict[str, Any]
     winner: TrialRecord
@@ -46,12 +54,12 @@ class Ending:
 
 
 def finalists_of(records: Sequence[TrialRecord], count: int = FINALISTS) -> list[TrialRecord]:
-    """The best distinct trials that are no parents; all the best, where only parents were tried."""
+    """The best distinct trials that are not parents; the best of all if only parents were tried."""
     blends = [record for record in candidates(records) if record.role not in ("base", "donor")]
     return distinct_best(blends or records, count)
 
 
-def conclude(
+def select_winner(
     records: Sequence[TrialRecord],
     baselines: Sequence[Baseline],
     evaluate: Evaluate,
@@ -61,81 +69,115 @@ def conclude(
     name: str,
     stopped_because: str,
     say: Callable[[str], None] = lambda line: None,
-) -> Ending:
-    """Chooses the winner and the best parent on validation prompts, then scores all on test prompts.
+) -> Selection:
+    """Chooses the winner and the best parent on validation prompts, then scores all models on test prompts.
 
-    A finalist that seems to fool the tagger (`merger.scoring.reward_hacking`) is passed over, which `say` is told; where all do, the
-    best of them is named all the same, but its parent recommended.
+    A finalist that seems to exploit the tagger (`merger.scoring.reward_hacking`) is passed over, and `say` gets the
+    reason. If all do, the best of them is still the winner, but the best parent is recommended. thresholds: by role, as
+    `Evaluation.probabilities`. name: the study's.
     """
-    threshold = thresholds[TAGGER]
-    drawn: dict[str, Evaluation] = {}  # blends may be the same: a soup of one is its parent
-
-    def once(which: str, weights: Weights) -> Evaluation:
-        key = which + json.dumps({layer: dict(row) for layer, row in weights.items()}, sort_keys=True)
-        if key not in drawn:
-            drawn[key] = evaluate(which, weights)
-        return drawn[key]
-
-    def merit(evaluation: Evaluation) -> tuple[float, float]:
-        return evaluation.accuracy(TAGGER, threshold).value, evaluation.mean_probability(TAGGER).value
-
-    finalists = finalists_of(records)
-    parents = [baseline for baseline in baselines if baseline.role in ("base", "donor")]
-    validated = {trial.number: once("validation", trial.weights) for trial in finalists}
-    parents_validated = {parent.name: once("validation", parent.weights) for parent in parents}
-    best_parent = max(parents, key=lambda parent: merit(parents_validated[parent.name]))
-    against = {
-        trial.number: objections(
-            validated[trial.number], [*parents_validated.values()], parents_validated[best_parent.name], threshold
-        )
-        for trial in finalists
-    }
-    for trial in finalists:
-        for reason in against[trial.number]:
-            say(f"{trial.label} is passed over: {reason}")
-    honest = [trial for trial in finalists if not against[trial.number]]
-    winner = max(honest or finalists, key=lambda trial: merit(validated[trial.number]))
-    label = f"trial {winner.number}"
-    tests = {baseline.name: once("test", baseline.weights) for baseline in baselines}
-    tests[label] = once("test", winner.weights)
+    evaluated = _Evaluated(evaluate)
+    chosen = _choose(records, baselines, evaluated, thresholds[TAGGER], say)
+    winner, best_parent, label = chosen.winner, chosen.best_parent, f"trial {chosen.winner.number}"
+    tests = {baseline.name: evaluated("test", baseline.weights) for baseline in baselines}
+    tests[label] = evaluated("test", winner.weights)
     roles = {baseline.name: baseline.role for baseline in baselines} | {label: "winner"}
     models = [_model(model, roles[model], test, thresholds, category_of) for model, test in tests.items()]
     models.sort(key=lambda model: (model["role"] != "winner", -model["accuracy"]))
     difference = {
-        tagger: _interval(
+        role: _interval(
             paired_difference(
-                tests[label].tally(tagger, thresholds[tagger]),
-                tests[best_parent.name].tally(tagger, thresholds[tagger]),
+                tests[label].tally(role, thresholds[role]), tests[best_parent.name].tally(role, thresholds[role])
             )
         )
-        for tagger in tests[label].probabilities
+        for role in tests[label].probabilities
     }
+    shown = difference[TAGGER]["interval"][0] > 0 and not chosen.against[winner.number]
     result = {
         "study": name,
         "stopped_because": stopped_because,
         "trials": len(records),
-        "images_drawn": sum(r.score.images for r in records) + sum(len(e.prompts) for e in drawn.values()),
-        "seconds": round(math.fsum([r.score.seconds for r in records] + [e.seconds for e in drawn.values()]), 1),
+        "images_drawn": sum(record.score.images for record in records) + evaluated.images,
+        "seconds": round(math.fsum([*(record.score.seconds for record in records), *evaluated.seconds]), 1),
         "models": models,
         "winner": {
             "trial": winner.number,
             "role": winner.role,
             "name": winner.name,
-            "weights": {k: dict(row) for k, row in winner.weights.items()},
+            "weights": {layer: dict(row) for layer, row in winner.weights.items()},
         },
         "finalists": [
-            {"trial": trial.number, "role": trial.role, "name": trial.name, "passed_over": against[trial.number]}
-            | as_row(looks_of(validated[trial.number], threshold))
-            for trial in finalists
+            {"trial": trial.number, "role": trial.role, "name": trial.name, "passed_over": chosen.against[trial.number]}
+            | as_row(signs_of(chosen.finalists[trial.number], thresholds[TAGGER]))
+            for trial in finalists_of(records)
         ],
         "paired_difference_to_best_parent": difference,
         "best_parent": best_parent.name,
-        "recommended": label if honest and difference[TAGGER]["interval"][0] > 0 else best_parent.name,
-        "luck": _luck(
-            records, finalists[0], validated[finalists[0].number], best_parent, parents_validated, thresholds
-        ),
+        "recommended": label if shown else best_parent.name,
+        "optimism": _optimism(records, chosen, thresholds[TAGGER]),
     }
-    return Ending(_plain(result), winner, best_parent, tests)
+    return Selection(_plain(result), winner, best_parent, tests)
+
+
+class _Evaluated:
+    """`evaluate`, once for every blend and prompt set: two names may be one blend (a soup of one parent)."""
+
+    def __init__(self, evaluate: Evaluate) -> None:
+        self._evaluate = evaluate
+        self._made: dict[str, Evaluation] = {}
+
+    def __call__(self, which: str, weights: Weights) -> Evaluation:
+        key = which + json.dumps({layer: dict(row) for layer, row in weights.items()}, sort_keys=True)
+        if key not in self._made:
+            self._made[key] = self._evaluate(which, weights)
+        return self._made[key]
+
+    @property
+    def images(self) -> int:
+        """How many images were generated."""
+        return sum(len(evaluation.prompts) for evaluation in self._made.values())
+
+    @property
+    def seconds(self) -> list[float]:
+        """How long each evaluation took."""
+        return [evaluation.seconds for evaluation in self._made.values()]
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """What the validation prompts decide. finalists, against (objections): by trial number. parents: by name."""
+
+    winner: TrialRecord
+    best_parent: Baseline
+    finalists: Mapping[int, Evaluation]
+    parents: Mapping[str, Evaluation]
+    against: Mapping[int, list[str]]
+
+
+def _choose(
+    records: Sequence[TrialRecord],
+    baselines: Sequence[Baseline],
+    evaluated: Evaluate,
+    threshold: float,
+    say: Callable[[str], None],
+) -> _Chosen:
+    def merit(evaluation: Evaluation) -> tuple[float, float]:
+        return evaluation.accuracy(TAGGER, threshold).value, evaluation.mean_probability(TAGGER).value
+
+    trials = finalists_of(records)
+    finalists = {trial.number: evaluated("validation", trial.weights) for trial in trials}
+    candidates = [baseline for baseline in baselines if baseline.role in ("base", "donor")]
+    parents = {parent.name: evaluated("validation", parent.weights) for parent in candidates}
+    best_parent = max(candidates, key=lambda parent: merit(parents[parent.name]))
+    against = {}
+    for trial in trials:
+        best = parents[best_parent.name]
+        against[trial.number] = objections(finalists[trial.number], [*parents.values()], best, threshold)
+        for reason in against[trial.number]:
+            say(f"{trial.label} is passed over: {reason}")
+    honest = [trial for trial in trials if not against[trial.number]]
+    winner = max(honest or trials, key=lambda trial: merit(finalists[trial.number]))
+    return _Chosen(winner, best_parent, finalists, parents, against)
 
 
 def _model(
@@ -159,36 +201,31 @@ def _interval(estimate: Estimate) -> dict[str, Any]:
     return {"mean": estimate.value, "interval": [estimate.low, estimate.high]}
 
 
-def _luck(
-    records: Sequence[TrialRecord],
-    observed: TrialRecord,
-    fresh: Evaluation,
-    parent: Baseline,
-    parents_fresh: Mapping[str, Evaluation],
-    thresholds: Mapping[str, float],
-) -> dict[str, Any] | None:
-    """How much of the best observed trial's gain over the best parent was not there on fresh (validation) prompts."""
-    before = next((record for record in records if record.name == parent.name), None)
+def _optimism(records: Sequence[TrialRecord], chosen: _Chosen, threshold: float) -> dict[str, Any] | None:
+    """How much of the best observed trial's gain over the best parent is absent on fresh (validation) prompts.
+
+    None if the best parent is not among the trials.
+    """
+    parent = chosen.best_parent.name
+    before = next((record for record in records if record.name == parent), None)
     if before is None:
         return None
-
-    def accuracy(evaluation: Evaluation) -> float:
-        return evaluation.accuracy(TAGGER, thresholds[TAGGER]).value
-
+    observed = finalists_of(records)[0]
+    fresh_accuracy = chosen.finalists[observed.number].accuracy(TAGGER, threshold).value
     observed_gain = observed.score.accuracy - before.score.accuracy
-    fresh_gain = accuracy(fresh) - accuracy(parents_fresh[parent.name])
+    fresh_gain = fresh_accuracy - chosen.parents[parent].accuracy(TAGGER, threshold).value
     return {
         "trial": observed.number,
         "observed_accuracy": observed.score.accuracy,
-        "fresh_accuracy": accuracy(fresh),
+        "fresh_accuracy": fresh_accuracy,
         "observed_gain": observed_gain,
         "fresh_gain": fresh_gain,
-        "luck": observed_gain - fresh_gain,
+        "optimism": observed_gain - fresh_gain,
     }
 
 
 def _plain(value: Any) -> Any:
-    """`value` with floats of six digits (weights whole), and None for what is no number, so that it is JSON."""
+    """`value` as JSON takes it: floats rounded to six digits (but not weights), and None for NaN and infinities."""
     if isinstance(value, dict):
         return {key: item if key == "weights" else _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -196,48 +233,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return round(value, 6) if math.isfinite(value) else None
     return value
-
-
-class Cache:
-    """Evaluations kept on disk: an end that was broken off goes on where it was.
-
-    An entry's name is made of the blend, the prompts and the taggers; a damaged entry is drawn again.
-    """
-
-    def __init__(self, folder: Path, prompts: Mapping[str, Sequence[Prompt]], taggers: Mapping[str, str]) -> None:
-        self.folder, self.prompts, self.taggers = folder, prompts, dict(taggers)
-
-    def path(self, which: str, weights: Weights) -> Path:
-        """Where the evaluation of a blend on a prompt set is kept."""
-        parts = [fingerprint(self.prompts[which]), self.taggers, {k: dict(row) for k, row in weights.items()}]
-        key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-        return self.folder / f"{which}-{key}.npz"
-
-    def get(self, which: str, weights: Weights) -> Evaluation | None:
-        """A kept evaluation, or None."""
-        path = self.path(which, weights)
-        try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
-                return Evaluation(
-                    prompts=tuple(self.prompts[which]),
-                    tags=tuple(kept["tags"].tolist()),
-                    probabilities={tagger: kept[f"probabilities_{tagger}"] for tagger in self.taggers},
-                    broken_images=kept["broken"],
-                    digests=kept["digests"],
-                    seconds=float(kept["seconds"]),
-                    images=kept.get("images"),
-                    features={THUMBNAILS: kept["thumbnails"]} if "thumbnails" in kept else {},
-                )
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            return None
-
-    def put(self, which: str, weights: Weights, evaluation: Evaluation) -> None:
-        """Keeps an evaluation, whole or not at all."""
-        path = self.path(which, weights)
-        arrays: dict[str, Any] = {f"probabilities_{name}": p for name, p in evaluation.probabilities.items()}
-        arrays |= {"tags": np.array(evaluation.tags), "seconds": np.array(evaluation.seconds)}
-        arrays |= {"broken": evaluation.broken_images, "digests": evaluation.digests}
-        if evaluation.images is not None:
-            arrays["images"] = evaluation.images
-        arrays |= evaluation.features
-        write_arrays(path, arrays)

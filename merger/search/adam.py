@@ -1,18 +1,21 @@
-"""Climbing by gradients: the next weights, from all weights and gradients so far. Pure.
+"""Adam on blend weights: the next weights from the last ones and a small state. Pure.
 
 W  free weights
 
-Adam's adam with a rate that falls as half a cosine. Nothing is kept between steps: the state is rebuilt from the
-history in the order of its steps, by the same operations, so that a search taken up again goes on bit for bit as if it
-had not stopped. Gradient are divided by their own spread, weight by weight, so the rate is in units of weight a step:
-gradients twice as steep, by another tagger or in a larger family, change nothing.
+The gradient search raises the score with Adam (Kingma and Ba 2015) and a learning rate that falls along half a cosine.
+Adam divides a gradient by its own spread, weight by weight, so the learning rate is in units of weight per step:
+another tagger or a larger family whose gradients are twice as steep changes nothing.
+
+What Adam remembers between steps is one `AdamState`. Whoever stores it with every step can go on from the last step
+alone: JSON keeps a float exactly, so a search that was stopped takes the same steps, bit for bit.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,20 +23,18 @@ from numpy.typing import ArrayLike, NDArray
 from merger.errors import ConfigError
 
 Floats = NDArray[np.float64]
-Step = tuple[Sequence[float] | Floats, Sequence[float] | Floats]
-"""(weights [W], gradients [W] of the score there): one step taken."""
 
 
 @dataclass(frozen=True)
 class AdamSettings:
-    """How to climb.
+    """How the gradient search moves.
 
-    steps: planned; after as many the rate is 0. learning_rate: most that a weight moves in the first step. start: every
-    weight's first value. beta1, beta2: share of the running mean of gradients, and of their squares, that a step
-    keeps. eps: gradients that stay below this share of the root mean square of all are not scaled up to a full step.
-    weight_decay: share of its distance from 0 (the base) that a weight loses per step, times the rate: of a penalty
-    weight_decay / 2 * w^2, but not divided by the gradients' spread (decoupled, Loshchilov and Hutter 2019). negative_penalty: the
-    same for what of a weight lies below 0, on top.
+    steps: how many are planned; after as many the learning rate is 0. learning_rate: the most that a weight moves in
+    the first step. start: the first value of every weight. beta1, beta2: the share of the running mean of the
+    gradients, and of their squares, that a step keeps. eps: gradients below this share of the root mean square of all
+    are not scaled up to a full step. weight_decay: the share of its distance from 0 (the base) that a weight loses per
+    step, times the learning rate: a penalty weight_decay / 2 * w^2 that is not divided by the gradients' spread
+    (decoupled, Loshchilov and Hutter 2019). negative_penalty: the same on top for what of a weight lies below 0.
     """
 
     steps: int
@@ -57,45 +58,81 @@ class AdamSettings:
                 raise ConfigError(f"{name} {getattr(self, name)}: use 0 or more")
 
     def learning_rate_at(self, step: int) -> float:
-        """The rate of step 0, 1, ...: half a cosine from `rate` to 0."""
+        """The learning rate of step 0, 1, ...: half a cosine from `learning_rate` to 0, and 0 after `steps`."""
         return 0.5 * self.learning_rate * (1.0 + math.cos(math.pi * min(step / self.steps, 1.0)))
 
 
+@dataclass(frozen=True)
+class AdamState:
+    """What Adam remembers: how many steps it took, and the running means of gradients and of their squares, [W] each.
+
+    Both means start at 0 and are kept uncorrected; `next_weights` corrects them for that.
+    """
+
+    steps: int
+    mean: Floats
+    square: Floats
+
+    @classmethod
+    def begin(cls, width: int) -> AdamState:
+        """The state before the first step of a search of `width` weights."""
+        return cls(0, np.zeros(width), np.zeros(width))
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> AdamState:
+        """The state that `to_json` gave, bit for bit."""
+        return cls(int(stored["steps"]), *(np.asarray(stored[key], dtype=np.float64) for key in ("mean", "square")))
+
+    def to_json(self) -> dict[str, Any]:
+        """The state as plain lists."""
+        return {"steps": self.steps, "mean": self.mean.tolist(), "square": self.square.tolist()}
+
+
 def first_weights(low: ArrayLike, high: ArrayLike, settings: AdamSettings) -> Floats:
-    """[W]: where a climb begins, `settings.start` or the bound nearest to it. low, high: [W]."""
+    """[W]: the weights of the first step, `settings.start` or the bound nearest to it. low, high: [W]."""
     return np.clip(np.full(np.shape(low), settings.start, dtype=np.float64), low, high)
 
 
-def next_weights(history: Sequence[Step], low: ArrayLike, high: ArrayLike, settings: AdamSettings) -> Floats:
-    """The weights [W] to try next: within low..high [W], after the steps of `history`, oldest first.
+def update(state: AdamState, gradient: ArrayLike, settings: AdamSettings) -> AdamState:
+    """The state after one more step, whose gradient [W] was found at the weights of that step.
 
-    Without a history it is `first_weights`. The weights that were tried count, not those that were proposed: a step
-    from elsewhere may stand in between. Raises ValueError for lengths that do not agree, and for gradients that are no
-    numbers.
+    Raises ValueError for a gradient of another length, or one that is not finite.
     """
-    if not history:
-        return first_weights(low, high, settings)
-    gradients = np.asarray([gradient for _, gradient in history], dtype=np.float64)  # [steps, W]
-    weights = np.asarray(history[-1][0], dtype=np.float64)
-    if gradients.shape[1:] != np.shape(low) or weights.shape != np.shape(low) or np.shape(high) != np.shape(low):
-        raise ValueError(
-            f"gradients {gradients.shape[1:]}, weights {weights.shape}, bounds {np.shape(low)}: not one length"
-        )
-    if not (np.isfinite(gradients).all() and np.isfinite(weights).all()):
-        raise ValueError("a gradient or weight of the history is not a finite number")
-    step = settings.learning_rate_at(len(history) - 1)
-    back = settings.weight_decay * weights + settings.negative_penalty * np.minimum(weights, 0.0)
-    moved = weights + step * (_direction(gradients, settings) - back)
-    return np.clip(moved, low, high)
+    found = np.asarray(gradient, dtype=np.float64)
+    if found.shape != state.mean.shape:
+        raise ValueError(f"a gradient {found.shape} does not fit a state of {state.mean.shape} weights")
+    if not np.isfinite(found).all():
+        raise ValueError("a gradient is not a finite number")
+    mean = settings.beta1 * state.mean + (1.0 - settings.beta1) * found
+    square = settings.beta2 * state.square + (1.0 - settings.beta2) * found * found
+    return AdamState(state.steps + 1, mean, square)
 
 
-def _direction(gradients: Floats, settings: AdamSettings) -> Floats:
-    """[steps, W] -> [W]: running mean of the gradients over the root of that of their squares, about -1..1 (Adam)."""
-    mean, square = np.zeros(gradients.shape[1]), np.zeros(gradients.shape[1])
-    for gradient in gradients:
-        mean = settings.beta1 * mean + (1.0 - settings.beta1) * gradient
-        square = settings.beta2 * square + (1.0 - settings.beta2) * gradient * gradient
-    mean /= 1.0 - settings.beta1 ** len(gradients)  # both began at 0
-    spread = np.sqrt(square / (1.0 - settings.beta2 ** len(gradients)))
+def next_weights(
+    weights: ArrayLike, state: AdamState, low: ArrayLike, high: ArrayLike, settings: AdamSettings
+) -> Floats:
+    """The weights [W] of the next step, within low..high [W].
+
+    weights: those of the last step [W]; they count, not what was proposed. state: after the gradient found there, so it
+    has at least one step. Raises ValueError for lengths that differ, a state without steps, and weights that are not
+    finite.
+    """
+    last = np.asarray(weights, dtype=np.float64)
+    shapes = {last.shape, state.mean.shape, state.square.shape, np.shape(low), np.shape(high)}
+    if len(shapes) > 1:
+        raise ValueError(f"weights {last.shape}, state {state.mean.shape}, bounds {np.shape(low)}: not one length")
+    if state.steps < 1:
+        raise ValueError("no step was taken yet: the first weights are `first_weights`")
+    if not np.isfinite(last).all():
+        raise ValueError("a weight is not a finite number")
+    rate = settings.learning_rate_at(state.steps - 1)
+    decay = settings.weight_decay * last + settings.negative_penalty * np.minimum(last, 0.0)
+    return np.clip(last + rate * (_direction(state, settings) - decay), low, high)
+
+
+def _direction(state: AdamState, settings: AdamSettings) -> Floats:
+    """[W]: the mean gradient over the root of the mean square, both corrected for starting at 0; about -1..1."""
+    mean = state.mean / (1.0 - settings.beta1**state.steps)
+    spread = np.sqrt(state.square / (1.0 - settings.beta2**state.steps))
     scale = spread + settings.eps * math.sqrt(float(np.mean(spread * spread)))
     return np.divide(mean, scale, out=np.zeros_like(mean), where=scale > 0)

@@ -1,8 +1,8 @@
 """The blends that need no search: what a winner must beat. Each is a trial of the study. Pure.
 
-Parents and the uniform average are known from the start. Others are found by trying, the next depending on the values
-of those before, so they are asked for one at a time: `next_baseline` looks up what is known and says what is not. All
-it needs is the finished trials, so a study taken up again goes on where it was.
+Parents and the uniform average are known from the start. Others are found by trying: each depends on the values of
+those before it, so `next_baseline` names one at a time, the first whose value is not known yet. It needs only the
+finished trials, so a study continues where it stopped.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ class Baseline:
     weights: Weights
 
 
-Plan = Generator[Baseline, float, Baseline]
-"""Yields what is to be tried, is sent its value, returns what came out."""
+Procedure = Generator[Baseline, float, Baseline]
+"""How a baseline is found: yields each blend to try, is sent its value, and returns the baseline."""
 
 
 def baselines_of(space: Space, base: str, kinds: Sequence[str] = ("uniform",)) -> tuple[Baseline, ...]:
-    """The base, each donor alone and, where it is among `kinds`, the uniform average: in the order of their trials."""
+    """The base, each donor alone and, if it is among `kinds`, the uniform average: in the order of their trials."""
     fixed = [*_parents(space, base)]
     if "uniform" in kinds:
         fixed.append(_uniform(space, 1.0, "uniform"))
@@ -45,25 +45,23 @@ def baselines_of(space: Space, base: str, kinds: Sequence[str] = ("uniform",)) -
 
 
 def next_baseline(space: Space, base: str, kinds: Sequence[str], known: Known) -> Baseline | None:
-    """The next blend that the baselines of these kinds need the value of; None where all is known."""
+    """The next blend whose value the baselines of these kinds need; None if all values are known."""
     for kind in kinds:
-        if kind in _PLANS:
-            found, done = _walk(space, _PLANS[kind](space, base), known)
+        if kind in _PROCEDURES:
+            found, done = _walk(space, _PROCEDURES[kind](space, base), known)
             if not done:
                 return found
     return None
 
 
 def outcomes(space: Space, base: str, kinds: Sequence[str], records: Sequence[TrialRecord]) -> tuple[Baseline, ...]:
-    """What the tried baselines came to. One that the search was stopped before is left out."""
-    known = known_of(
-        space, [(space.flatten(record.weights), record.value) for record in records if record.role != STEP]
-    )
-    walked = [_walk(space, _PLANS[kind](space, base), known) for kind in kinds if kind in _PLANS]
+    """The baselines that were found by trying. One whose trials are not finished is left out."""
+    known = known_of([(space.flatten(record.weights), record.value) for record in records if record.role != STEP])
+    walked = [_walk(space, _PROCEDURES[kind](space, base), known) for kind in kinds if kind in _PROCEDURES]
     return tuple(found for found, done in walked if done)
 
 
-def known_of(space: Space, tried: Sequence[tuple[Sequence[float], float]]) -> dict[tuple[float, ...], float]:
+def known_of(tried: Sequence[tuple[Sequence[float], float]]) -> dict[tuple[float, ...], float]:
     """Values by blend; the first counts where one was tried twice."""
     known: dict[tuple[float, ...], float] = {}
     for weights, value in tried:
@@ -78,18 +76,18 @@ def most_trials(space: Space, kinds: Sequence[str]) -> int:
     return donors + 1 + sum(each[kind] for kind in kinds)
 
 
-def _walk(space: Space, plan: Plan, known: Known) -> tuple[Baseline, bool]:
-    """(what the plan wants tried next, False), or (what it came to, True)."""
+def _walk(space: Space, procedure: Procedure, known: Known) -> tuple[Baseline, bool]:
+    """(what the procedure wants tried next, False), or (what it came to, True)."""
     try:
-        wanted = next(plan)
+        wanted = next(procedure)
         while (value := known.get(tuple(space.flatten(wanted.weights)))) is not None:
-            wanted = plan.send(value)
+            wanted = procedure.send(value)
     except StopIteration as done:
         return done.value, True
     return wanted, False
 
 
-def _best_uniform(space: Space, base: str) -> Plan:
+def _best_uniform(space: Space, base: str) -> Procedure:
     """One weight for all layers and donors, by its value on the search prompts; the weaker of equals."""
     tried = []
     for strength in STRENGTHS:
@@ -99,7 +97,7 @@ def _best_uniform(space: Space, base: str) -> Plan:
     return Baseline(BEST_UNIFORM, "best uniform", best.weights)
 
 
-def _greedy_soup(space: Space, base: str) -> Plan:
+def _greedy_soup(space: Space, base: str) -> Procedure:
     """Parents, best first, each added to the average while the value does not fall (Wortsman et al. 2022, greedy)."""
     parents = _parents(space, base)
     values = []
@@ -114,7 +112,7 @@ def _greedy_soup(space: Space, base: str) -> Plan:
     return Baseline(GREEDY_SOUP, "greedy soup", _soup(space, [parents[member] for member in members]).weights)
 
 
-_PLANS: dict[str, Callable[[Space, str], Plan]] = {BEST_UNIFORM: _best_uniform, GREEDY_SOUP: _greedy_soup}
+_PROCEDURES: dict[str, Callable[[Space, str], Procedure]] = {BEST_UNIFORM: _best_uniform, GREEDY_SOUP: _greedy_soup}
 
 
 def _parents(space: Space, base: str) -> list[Baseline]:

@@ -1,4 +1,4 @@
-"""Layers x donors <-> the numbers a study proposes. Pure.
+"""Layers x donors <-> the numbers that a study proposes. Pure.
 
 L  layers, D  donors, N  free weights (parameters): N <= L * D, fewer where layers are frozen or tied.
 A parameter is named `layer/donor`, after the first of its tied layers.
@@ -9,11 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from benchmark.errors import did_you_mean
 from merger.errors import ConfigError, StudyError
 
 Weights = Mapping[str, Mapping[str, float]]
 """`weights[layer][donor]`; a weight left out is 0."""
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -53,17 +59,31 @@ class Space:
 
         Outside means beyond the bounds, a frozen layer that differs, or tied layers that differ from each other.
         """
-        values = {}
-        for parameter in self.parameters:
-            found = {weight_of(weights, layer, parameter.donor) for layer in parameter.layers}
-            value = found.pop()
-            if found or not parameter.low <= value <= parameter.high:
-                return None
-            values[parameter.name] = value
+        values, inside = self.points([self.flatten(weights)])
+        names = [parameter.name for parameter in self.parameters]
+        return dict(zip(names, values[0].tolist(), strict=True)) if inside[0] else None
+
+    def points(self, blends: Sequence[Sequence[float]]) -> tuple[Floats, Bools]:
+        """(the value of every parameter [n, N], whether the blend lies in this space [n]) of n flattened blends.
+
+        All at once, because a sampler asks for every finished trial. Raises `StudyError` for a blend of another length.
+        """
+        for numbers in blends:
+            self._check_length(numbers)
+        rows = np.array(blends, dtype=np.float64).reshape(len(blends), len(self.layers) * len(self.donors))
+        layer_at = {layer: place * len(self.donors) for place, layer in enumerate(self.layers)}
+        donor_at = {donor: place for place, donor in enumerate(self.donors)}
+        columns = [[layer_at[layer] + donor_at[each.donor] for layer in each.layers] for each in self.parameters]
+        values = rows[:, [own[0] for own in columns]]
+        low = np.array([parameter.low for parameter in self.parameters])
+        high = np.array([parameter.high for parameter in self.parameters])
+        inside: Bools = np.asarray(((values >= low) & (values <= high)).all(axis=1))
+        for place, own in enumerate(columns):
+            if len(own) > 1:
+                inside &= (rows[:, own] == values[:, [place]]).all(axis=1)
         for layer, weight in self.fixed.items():
-            if any(weight_of(weights, layer, donor) != weight for donor in self.donors):
-                return None
-        return values
+            inside &= (rows[:, layer_at[layer] : layer_at[layer] + len(self.donors)] == weight).all(axis=1)
+        return values, inside
 
     def flatten(self, weights: Weights) -> list[float]:
         """`weights` as L * D numbers, layer by layer, each donor in turn."""
@@ -71,16 +91,19 @@ class Space:
 
     def unflatten(self, numbers: Sequence[float]) -> dict[str, dict[str, float]]:
         """The inverse of `flatten`."""
-        if len(numbers) != len(self.layers) * len(self.donors):
-            raise StudyError(
-                f"a stored blend has {len(numbers)} weights, this search {len(self.layers)} layers "
-                f"x {len(self.donors)} donors"
-            )
+        self._check_length(numbers)
         rows = zip(*[iter(numbers)] * len(self.donors), strict=True)
         return {
             layer: dict(zip(self.donors, map(float, row), strict=True))
             for layer, row in zip(self.layers, rows, strict=True)
         }
+
+    def _check_length(self, numbers: Sequence[float]) -> None:
+        if len(numbers) != len(self.layers) * len(self.donors):
+            raise StudyError(
+                f"a stored blend has {len(numbers)} weights, this search {len(self.layers)} layers "
+                f"x {len(self.donors)} donors"
+            )
 
     def everywhere(self, weight: Mapping[str, float]) -> dict[str, dict[str, float]]:
         """The blend with the same weight per donor in every layer, frozen ones too: parents and averages are such."""

@@ -1,39 +1,31 @@
-"""The search itself: an Optuna study of blends, created or taken up again. Its database is opened in `storage`.
+"""A stored study of blends: created, continued, read. Its database is opened in `storage`.
 
-The study is handed its objective and knows nothing of it. Of every trial it keeps the whole blend as one attribute
-(and, up to 256 weights, as Optuna parameters), the value, and every field of the `Score` as a user attribute.
+Of every trial the study keeps the whole blend as one attribute (and, up to 256 weights, as Optuna parameters), the
+value, and every field of the `Score` as a user attribute. `merger.search.loop` runs the trials.
 """
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
 import optuna
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from merger.errors import StudyError
-from merger.search.adam import AdamSettings
+from merger.search import earlier
+from merger.search.adam import AdamSettings, AdamState, update
 from merger.search.baselines import Baseline, known_of, next_baseline
-from merger.search.samplers import GRADIENT, WEIGHTS, Level, make_sampler
+from merger.search.gradient import ADAM, GRADIENT, state_after, steps_among
+from merger.search.history import WEIGHTS
+from merger.search.samplers import make_sampler
 from merger.search.space import Space, Weights
-from merger.search.storage import stored
-from merger.search.trials import (
-    POLISH,
-    PROPOSED,
-    STEP,
-    GradientStep,
-    Objective,
-    Race,
-    Report,
-    Score,
-    TrialRecord,
-    best_of,
-    why_stop,
-)
+from merger.search.storage import Storage, shown, stored
+from merger.search.trials import PROPOSED, SEARCH, STEP, GradientStep, Score, TrialRecord, best_of
 
 MOST_ROWS = 256
 """Weights up to which each is also an Optuna parameter, a database row of its own (about 2.5 ms each)."""
@@ -43,10 +35,9 @@ MOST_ROWS = 256
 class SearchSettings:
     """How to search and when to stop. `time_limit` is in seconds of trials, over all sittings.
 
-    `adam` is how to climb, for the method `gradients`; after every `eval_every` steps, and after the last, the weights
-    reached are scored on the fixed prompts. So too in the last trial that a limit allows. `baselines` are kinds of
-    them: those that are found by trying follow the ones that the study was opened with. `polish` is how many black-box
-    trials follow a climb. `levels` is what CMA-ES moves together before it moves every weight by itself.
+    `adam` is how a method that follows gradients moves; None for the others. After every `eval_every` steps, and after
+    the last, the weights reached are scored on the fixed prompts; so too in the last trial that a limit allows.
+    `baselines` are kinds of them: those that are found by trying follow the ones that the study was opened with.
     """
 
     method: str
@@ -57,20 +48,18 @@ class SearchSettings:
     adam: AdamSettings | None = None
     eval_every: int = 8
     baselines: tuple[str, ...] = ()
-    polish: int = 0
-    levels: tuple[Level, ...] = ()
 
 
 class Study:
     """A stored study of one space. Open it with `open_study`."""
 
-    def __init__(self, study: optuna.Study, space: Space) -> None:
-        self._study, self.space = study, space
+    def __init__(self, study: optuna.Study, storage: BaseStorage, space: Space) -> None:
+        self._study, self._storage, self.space = study, storage, space
 
     @property
     def identity(self) -> dict[str, str]:
         """What was fixed when the study began: sources, tagger, prompts and settings by name."""
-        return dict(self._study.user_attrs["identity"])
+        return earlier.identity(self._study.user_attrs["identity"])
 
     def records(self) -> list[TrialRecord]:
         """The finished trials in order."""
@@ -92,28 +81,23 @@ class Study:
 
     def noted(self, key: str) -> Any:
         """What was kept under `key`; None if nothing was."""
-        return self._study.user_attrs.get(key)
+        value = self._study.user_attrs.get(key)
+        return earlier.method(value) if key == "method" else value
 
     def next_trial(self, settings: SearchSettings, *, last: bool = False) -> tuple[Trial, dict[str, dict[str, float]]]:
         """The next trial and its blend: one that was left under way, else a baseline, else the sampler's proposal.
 
         The `last` one of a sitting takes no step: it scores where the steps have led.
         """
-        left = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         every = self._study.get_trials(deepcopy=False)
-        waiting = [trial.number for trial in every if trial.state == TrialState.WAITING]
-        number = left[0].number if left else waiting[0] if waiting else len(every)
+        left = next((trial.number for trial in every if trial.state == TrialState.RUNNING), None)
+        waiting = next((trial.number for trial in every if trial.state == TrialState.WAITING), len(every))
+        number = waiting if left is None else left
         role = _role_of(number, every, settings, last=last)
-        method = POLISH if role == POLISH else settings.method
         self._study.sampler = make_sampler(
-            method,
-            self.space,
-            seed=settings.seed,
-            number=number,
-            adam=settings.adam,
-            levels=settings.levels,
+            settings.method, self.space, seed=settings.seed, number=number, adam=settings.adam
         )
-        trial = Trial(self._study, left[0]._trial_id) if left else self._study.ask()
+        trial = self._study.ask() if left is None else self._resumed(left)
         given = trial.user_attrs.get(WEIGHTS)
         if given is not None:
             return trial, self.space.unflatten(given)
@@ -128,41 +112,57 @@ class Study:
         trial.set_user_attr(WEIGHTS, self.space.flatten(weights))
         return trial, weights
 
-    def finish(self, trial: Trial, score: Score) -> None:
-        """Keeps what was found. Raises `StudyError` for a value that is no number."""
+    def finish(self, trial: Trial, score: Score) -> TrialRecord:
+        """Keeps what was found and returns it. Raises `StudyError` for a value that is not a finite number."""
         if not math.isfinite(score.value):
             raise StudyError(f"trial {trial.number} scored {score.value}: the search cannot go on from that")
         fields = asdict(score)
+        if not fields["asked"]:
+            del fields["asked"]
         for key, value in {**fields.pop("attributes"), **fields}.items():
             trial.set_user_attr(key, list(value) if isinstance(value, tuple) else value)
-        self._study.tell(trial, score.value)
+        return _record(self._study.tell(trial, score.value), self.space)
 
-    def step(self, trial: Trial, weights: Weights, climb: GradientStep) -> Score:
-        """Has the step `trial` taken at its place among all steps; its gradients come along as attributes."""
-        done = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        place = sum(other.user_attrs["role"] == STEP for other in done)
-        score, gradients = climb(weights, place)
+    def step(self, trial: Trial, weights: Weights, take_step: GradientStep, settings: AdamSettings) -> Score:
+        """Has the step `trial` taken at its place among all steps.
+
+        The score's attributes hold its gradient and Adam's state after it, from which the next step goes on. Raises
+        `StudyError` for a gradient that is not finite.
+        """
+        steps = steps_among(self._study.get_trials(deepcopy=False))
+        score, gradient = take_step(weights, len(steps))
         # the gradient of a weight that layers share is the sum of theirs
         found = [
-            sum(gradients[layer][parameter.donor] for layer in parameter.layers) for parameter in self.space.parameters
+            sum(gradient[layer][parameter.donor] for layer in parameter.layers) for parameter in self.space.parameters
         ]
-        if not all(map(math.isfinite, found)):
+        if not np.isfinite(found).all():
             raise StudyError(
                 f"trial {trial.number}: a gradient is not a finite number: the search cannot go on from that"
             )
-        return replace(score, attributes={**score.attributes, GRADIENT: found, "place": place})
+        state = update(state_after(steps, settings) or AdamState.begin(len(found)), found, settings)
+        kept = {GRADIENT: found, ADAM: state.to_json(), "place": len(steps)}
+        return replace(score, attributes={**score.attributes, **kept})
+
+    def _resumed(self, number: int) -> Trial:
+        """The trial `number`, which a search that was killed left under way, to be finished.
+
+        Optuna has no call for that: its own searches fail such a trial and begin another. Here the number decides the
+        seed of the proposal, so that a search that was killed ends with the trials of one that was not.
+        """
+        study_id = self._storage.get_study_id_from_name(self._study.study_name)
+        return Trial(self._study, self._storage.get_trial_id_from_study_id_trial_number(study_id, number))
 
     def _wanted(self, trials: Sequence[FrozenTrial], kinds: Sequence[str]) -> Baseline | None:
-        """The next baseline that is found by trying; None where all are known. None is wanted once the search began."""
+        """The next baseline that is found by trying; None if all are known, or once the search itself began."""
         done = [trial for trial in trials if trial.state == TrialState.COMPLETE]
         if not kinds or not done or done[-1].user_attrs["role"] in PROPOSED:
             return None
         base = next(trial.user_attrs["name"] for trial in done if trial.user_attrs["role"] == "base")
         tried = [(trial.user_attrs[WEIGHTS], trial.value) for trial in done if trial.value is not None]
-        return next_baseline(self.space, base, kinds, known_of(self.space, tried))
+        return next_baseline(self.space, base, kinds, known_of(tried))
 
     def _propose(self, trial: Trial) -> Mapping[str, float]:
-        """The sampler's values; written down as parameters too unless they are too many."""
+        """The sampler's values; stored as parameters too unless they are too many."""
         if len(self.space.parameters) > MOST_ROWS:
             return dict(trial.relative_params)
         return {
@@ -172,7 +172,7 @@ class Study:
 
 
 def open_study(
-    storage: str,
+    storage: Storage,
     name: str,
     space: Space,
     *,
@@ -180,17 +180,21 @@ def open_study(
     baselines: Sequence[Baseline] = (),
     create: bool = True,
 ) -> Study:
-    """The study `name` in `storage` (a database URL), created with `baselines` waiting if it is not there yet.
+    """The study `name` in `storage` (a database URL or Optuna storage), created with `baselines` waiting if it is new.
 
-    With `create` off it must be there. `identity` names all that must not change between sittings. Raises `StudyError`
-    where the stored study differs.
+    With `create` off it must be there, and nothing is written. `identity` names all that must not change between
+    sittings. Whoever runs trials holds `merger.search.locks.study_lock` meanwhile. Raises `StudyError` if the stored
+    study differs, or is missing with `create` off.
     """
     if not create:
-        read_study(storage, name)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with stored(storage) as database:
-        study = optuna.create_study(storage=database(), study_name=name, direction="maximize", load_if_exists=True)
+        study, database = _existing(storage, name)
+    else:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        with stored(storage) as database:
+            study = optuna.create_study(storage=database, study_name=name, direction="maximize", load_if_exists=True)
     before = study.user_attrs.get("identity")
+    if before is None and not create:
+        raise StudyError(_no_study(storage, name))
     if before is None:
         for baseline in baselines[len(study.get_trials(deepcopy=False)) :]:  # some may wait from a broken-off start
             # no parameters: a parent may lie outside the bounds, and the sampler is shown the weights anyway
@@ -198,23 +202,34 @@ def open_study(
             study.enqueue_trial({}, user_attrs=attributes)
         study.set_user_attr("space", {"layers": space.layers, "donors": space.donors})
         study.set_user_attr("identity", dict(identity))  # last: a study without it was not made whole
-        return Study(study, space)
-    differences = describe_difference(before, identity)
+        return Study(study, database, space)
+    differences = describe_difference(earlier.identity(before), identity)
     if differences:
         raise StudyError(f"'{name}' was begun differently and cannot be continued: {'; '.join(differences)}")
-    return Study(study, space)
+    return Study(study, database, space)
 
 
-def read_study(storage: str, name: str) -> Study:
-    """The study as it is, for looking at; none of its sources are needed. Raises `StudyError` if there is none."""
+def read_study(storage: Storage, name: str) -> Study:
+    """The study as it is, to be looked at; none of its sources are needed. Raises `StudyError` if there is none."""
+    study, database = _existing(storage, name)
+    space = study.user_attrs.get("space")
+    if space is None:  # it was stopped while it was made
+        raise StudyError(_no_study(storage, name))
+    return Study(study, database, Space(tuple(space["layers"]), tuple(space["donors"]), ()))
+
+
+def _existing(storage: Storage, name: str) -> tuple[optuna.Study, BaseStorage]:
+    """The study and its opened storage; nothing is created. Raises `StudyError` if there is none."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        with stored(storage) as database:
-            study = optuna.load_study(study_name=name, storage=database())
-        space = study.user_attrs["space"]
+        with stored(storage, create=False) as database:
+            return optuna.load_study(study_name=name, storage=database), database
     except KeyError:
-        raise StudyError(f"there is no study '{name}' in {storage}") from None
-    return Study(study, Space(tuple(space["layers"]), tuple(space["donors"]), ()))
+        raise StudyError(_no_study(storage, name)) from None
+
+
+def _no_study(storage: Storage, name: str) -> str:
+    return f"there is no study '{name}' in {shown(storage)}"
 
 
 def describe_difference(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
@@ -228,58 +243,6 @@ def describe_difference(before: Mapping[str, str], now: Mapping[str, str]) -> li
     return phrases
 
 
-def search(
-    objective: Objective,
-    study: Study,
-    settings: SearchSettings,
-    *,
-    baselines: int,
-    climb: GradientStep | None = None,
-    race: Race | None = None,
-    interrupted: Callable[[], bool] = lambda: False,
-    report: Report | None = None,
-    on_start: Callable[[int], None] = lambda number: None,
-    on_trial: Callable[[TrialRecord, Sequence[TrialRecord]], None] = lambda record, records: None,
-) -> str:
-    """Runs trials until there is a reason to stop, and returns it (see `trials.why_stop`; `interrupted` if asked to).
-
-    Whatever the objective raises goes through, and leaves its trial to be taken up again. `on_trial` gets each finished
-    trial and all of them so far. `baselines` counts those the study was opened with. `climb` takes the steps of the
-    method `gradients`; `race` scores what a black-box sampler proposed, where such trials may be given up.
-    """
-    records = study.records()
-    while True:
-        reason = why_stop(
-            records,
-            trials=settings.trials,
-            patience=settings.patience,
-            time_limit=settings.time_limit,
-            baselines=max(baselines, sum(record.role not in PROPOSED for record in records)),
-        )
-        if reason is None and settings.adam is not None:
-            reason = _why_arrived(records, settings.adam, settings.polish)
-        # a climb that stops for time has not been scored since its last check: one trial more
-        last = reason is not None and records[-1].role == STEP and len(records) < settings.trials
-        if reason is not None and not last:
-            return reason
-        if interrupted():
-            return "interrupted"
-        trial, weights = study.next_trial(settings, last=last)
-        on_start(trial.number)
-        began, best = time.perf_counter(), best_of(records)
-        if trial.user_attrs["role"] == STEP:
-            if climb is None:
-                raise StudyError("method: 'gradient' needs an objective with gradients")
-            score = study.step(trial, weights, climb)
-        elif race is not None and best is not None and _is_black_box(trial.user_attrs["role"], settings):
-            score = race(weights, best.score, report)
-        else:
-            score = objective(weights, report)
-        study.finish(trial, _timed(score, time.perf_counter() - began))
-        records.append(study.record(trial.number))
-        on_trial(records[-1], records)
-
-
 def incumbent(study: Study) -> TrialRecord:
     """The trial of the highest value. Raises `StudyError` if none is finished."""
     best = best_of(study.records())
@@ -288,41 +251,20 @@ def incumbent(study: Study) -> TrialRecord:
     return best
 
 
-def _is_black_box(role: str, settings: SearchSettings) -> bool:
-    """Whether a sampler that follows no gradients proposed it; where a climb stands is always scored whole."""
-    return role == POLISH or (role == "search" and settings.adam is None)
-
-
 def _role_of(number: int, trials: Sequence[FrozenTrial], settings: SearchSettings, *, last: bool) -> str:
     """Whether the trial `number` after `trials` takes a step or is scored on the fixed prompts."""
     if settings.adam is None:
-        return "search"
+        return SEARCH
     roles = [trial.user_attrs.get("role") for trial in trials if trial.number < number]
     steps = roles.count(STEP)
     last = last or number + 1 >= settings.trials
-    if steps >= settings.adam.steps and roles[-1] != STEP:
-        return POLISH
     due = last or steps % settings.eval_every == 0 or steps >= settings.adam.steps
-    return "search" if due and roles and roles[-1] == STEP else STEP
-
-
-def _why_arrived(records: Sequence[TrialRecord], adam: AdamSettings, polish: int) -> str | None:
-    """The reason to end a climb: all steps taken, the weights they led to scored, and all trials near them made."""
-    steps = sum(record.role == STEP for record in records)
-    arrived = steps >= adam.steps and records[-1].role != STEP
-    if not arrived or sum(record.role == POLISH for record in records) < polish:
-        return None
-    return f"gradients: all {adam.steps} steps are taken" + (f", and {polish} trials near the best" if polish else "")
-
-
-def _timed(score: Score, seconds: float) -> Score:
-    """`score` with its seconds, where the objective did not take the time itself."""
-    return score if score.seconds else Score(**{**score.__dict__, "seconds": seconds})
+    return SEARCH if due and roles and roles[-1] == STEP else STEP
 
 
 def _record(trial: FrozenTrial, space: Space) -> TrialRecord:
-    stored = dict(trial.user_attrs)
-    weights = space.unflatten(stored.pop(WEIGHTS))
-    role, name = stored.pop("role"), stored.pop("name", "")
-    known = {key: stored.pop(key) for key in Score.__dataclass_fields__ if key in stored}
-    return TrialRecord(trial.number, role, name, weights, Score(**known, attributes=stored))
+    kept = earlier.attributes(trial.user_attrs)
+    weights = space.unflatten(kept.pop(WEIGHTS))
+    role, name = kept.pop("role"), kept.pop("name", "")
+    known = {key: kept.pop(key) for key in Score.__dataclass_fields__ if key in kept}
+    return TrialRecord(trial.number, role, name, weights, Score(**known, attributes=kept))

@@ -1,4 +1,4 @@
-"""What a study asks of its objective and what it keeps of every trial; when it has seen enough. Pure.
+"""What a study asks of its objective, what it keeps of every trial, and when it has seen enough. Pure.
 
 The study knows an objective only as `Objective`: weights in, `Score` out. It is tested with a plain function.
 """
@@ -10,32 +10,36 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
+
+from benchmark.evaluate.scores import Estimate, Tally, paired_difference
 from merger.search.space import Weights
 
+SEARCH = "search"
+"""The role of a trial that a sampler proposed and that was scored on the search's fixed prompts."""
+
 STEP = "step"
-"""The role of a trial that took a step up the gradients, on prompts of its own: it measures no candidate."""
+"""The role of a step of the gradient search, on prompts of its own: its value is comparable with no other."""
 
-POLISH = "polish"
-"""The role of a black-box trial near the best blend, after a climb."""
+PROPOSED = (SEARCH, STEP, "polish")
+"""The roles of trials that a sampler proposed; all others are baselines. Only earlier versions stored "polish"."""
 
-STOPPED_AFTER = "stopped_after"
-"""The attribute of a score whose trial was given up: how many prompts were drawn. Its value is an estimate."""
-
-PROPOSED = ("search", POLISH, STEP)
-"""The roles of trials that a sampler proposed; all others are baselines."""
+PRUNED_AFTER = "stopped_after"
+"""The attribute of a pruned trial's score: how many prompts it got. Its value is an estimate."""
 
 Report = Callable[[int, float], None]
-"""`report(prompts drawn so far, value so far)`; it may raise to stop a hopeless trial."""
+"""`report(images made so far, value so far)`; what it raises ends the trial."""
 
 
 @dataclass(frozen=True)
 class Score:
     """How good one blend is on a prompt set.
 
-    `value` is what the search raises, with its standard error clustered by prompt; `per_prompt` are its parts, one per
-    prompt in the set's order, so that two blends can be compared pair by pair. Accuracies and probabilities are shares
-    in 0..1; `seconds` is wall time. `attributes` is anything else that belongs to the trial (JSON values): a sampler
-    of later trials may read it.
+    `value` is what the search raises, with its standard error clustered by prompt. `per_prompt` are its parts, one per
+    prompt in the set's order, so that two blends can be compared prompt by prompt; `asked` says how many tags each
+    prompt asks for, which is how much it counts ((): unknown, all count the same). Accuracies and probabilities are
+    shares in 0..1; `seconds` is wall time. `attributes` is anything else that belongs to the trial (JSON values): a
+    sampler of later trials may read it.
     """
 
     value: float
@@ -49,6 +53,7 @@ class Score:
     seconds: float = 0.0
     checksum: str = ""
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    asked: Sequence[int] = ()
 
 
 class Objective(Protocol):
@@ -58,29 +63,29 @@ class Objective(Protocol):
         """Scores one blend."""
 
 
-class Race(Protocol):
-    """Weights, and the best score so far, to a score: of all prompts, or of as many as showed that it is hopeless.
-
-    `racing.Racer` is one. Deterministic, for the same best score.
-    """
+class PrunedObjective(Protocol):
+    """Weights, and the best score so far, to a score; deterministic. `merger.scoring.pruning` has one."""
 
     def __call__(self, weights: Weights, best: Score, report: Report | None = None) -> Score:
-        """Scores one blend; one that was given up has the attribute `STOPPED_AFTER`."""
+        """Scores one blend: on all prompts, or on those after which it was hopeless (attribute `PRUNED_AFTER`)."""
 
 
 class GradientStep(Protocol):
-    """Weights and a place in a stream of prompt sets to score and gradients; deterministic. `climbing.FreshSteps` is one."""
+    """Weights, and a place in a stream of prompt sets, to a score and gradient; deterministic.
+
+    `merger.scoring.gradients.steps.FreshSteps` is one.
+    """
 
     def __call__(self, weights: Weights, place: int) -> tuple[Score, Mapping[str, Mapping[str, float]]]:
-        """The score of one blend on the prompts at `place` 0, 1, ..., and `gradients[layer][donor]` there."""
+        """The score of one blend on the prompts at `place` 0, 1, ..., and `gradient[layer][donor]` there."""
 
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """A finished trial. `role` is base, donor, uniform, best_uniform, greedy_soup, search, polish or step.
+    """A finished trial. `role` is base, donor, uniform, best_uniform, greedy_soup, search or step.
 
     `name` is a baseline's, or ''. All but steps were scored on the same prompts. A step's value is not comparable with
-    anything.
+    any other.
     """
 
     number: int
@@ -96,83 +101,23 @@ class TrialRecord:
 
     @property
     def whole(self) -> bool:
-        """Whether it was scored on all of the search's fixed prompts: neither a step nor given up."""
-        return self.role != STEP and STOPPED_AFTER not in self.score.attributes
+        """Whether it was scored on all of the search's fixed prompts: neither a step nor pruned."""
+        return self.role != STEP and PRUNED_AFTER not in self.score.attributes
 
     @property
     def label(self) -> str:
-        """How to call it in a table or message."""
+        """What to call it in a table or message."""
         return self.name or f"trial {self.number}"
 
 
 def best_of(records: Sequence[TrialRecord]) -> TrialRecord | None:
-    """The record of the highest value, the earliest of equals; None where there is none but steps."""
+    """The candidate of the highest value, the earliest of equals; None if there is none."""
     return max(candidates(records), key=lambda record: (record.value, -record.number), default=None)
 
 
 def candidates(records: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """The records scored on all of the search's fixed prompts: no steps, and none that was given up."""
+    """The records scored on all of the search's fixed prompts: no steps and no pruned trials."""
     return [record for record in records if record.whole]
-
-
-def improvement(later: Score, earlier: Score) -> tuple[float, float]:
-    """(how much higher `later` is, the standard error of that): paired by prompt where both kept their parts.
-
-    Unpaired, the two standard errors add in squares. A single pair says nothing about its error: infinite.
-    """
-    difference = later.value - earlier.value
-    pairs = len(later.per_prompt)
-    if pairs == 0 or pairs != len(earlier.per_prompt):
-        return difference, math.hypot(later.stderr, earlier.stderr)
-    if pairs == 1:
-        return difference, math.inf
-    parts = [a - b for a, b in zip(later.per_prompt, earlier.per_prompt, strict=True)]
-    mean = math.fsum(parts) / pairs
-    variance = math.fsum((part - mean) ** 2 for part in parts) / (pairs - 1)
-    return difference, math.sqrt(variance / pairs)
-
-
-def last_improvement(records: Sequence[TrialRecord]) -> int:
-    """The place in `records` of the last trial that rose above all before it by more than its own noise.
-
-    The comparison is with the last trial that did so, not with the best so far: many small rises add up to one. Noise
-    is one standard error of the difference, paired by prompt. -1 where there are no records. Steps and trials
-    that were given up are passed over.
-    """
-    mark = -1
-    for place, record in enumerate(records):
-        if not record.whole:
-            continue
-        if mark < 0:
-            mark = place
-            continue
-        difference, noise = improvement(record.score, records[mark].score)
-        if difference > noise:
-            mark = place
-    return mark
-
-
-def why_stop(
-    records: Sequence[TrialRecord], *, trials: int, patience: int, time_limit: float | None, baselines: int
-) -> str | None:
-    """The reason to end the search now, in a few words starting with trials, plateau or time; None to go on.
-
-    `patience` counts trials since the last real rise, or since the last of the `baselines` the study began with.
-    `time_limit` is compared with the seconds of all finished trials, in this sitting or an earlier one.
-    """
-    if len(records) >= trials:
-        return f"trials: the limit of {trials} is reached"
-    waited = len(records) - max(last_improvement(records) + 1, baselines)
-    if waited >= patience:
-        return f"plateau: no rise beyond its own noise in {patience} trials"
-    if time_limit is not None and spent(records) >= time_limit:
-        return f"time: the limit of {time_limit:g} s is reached"
-    return None
-
-
-def spent(records: Sequence[TrialRecord]) -> float:
-    """The seconds that `records` took together."""
-    return math.fsum(record.score.seconds for record in records)
 
 
 def distinct_best(records: Sequence[TrialRecord], count: int) -> list[TrialRecord]:
@@ -182,3 +127,100 @@ def distinct_best(records: Sequence[TrialRecord], count: int) -> list[TrialRecor
         if len(chosen) < count and all(record.weights != other.weights for other in chosen):
             chosen.append(record)
     return chosen
+
+
+def paired(later: Score, earlier: Score) -> Estimate:
+    """`later` minus `earlier` over the prompts that both have, each counting as many times as it asks for tags.
+
+    A pruned score has only the first prompts. The value and the standard error are those of
+    `benchmark.evaluate.scores.paired_difference`. NaN for an error that a single prompt does not tell.
+    """
+    count = min(len(later.per_prompt), len(earlier.per_prompt))
+    known = next((score.asked for score in (later, earlier) if len(score.asked) >= count), None)
+    asked = np.ones(count) if known is None else np.asarray(known[:count], dtype=np.float64)
+    prompts = np.arange(count)
+    # a prompt that asks for nothing has no part (NaN), and asked = 0 takes it out of the difference
+    sums = [asked * np.asarray(score.per_prompt[:count], dtype=np.float64) for score in (later, earlier)]
+    return paired_difference(*(Tally(prompts, hits, asked) for hits in sums))
+
+
+def improvement(later: Score, earlier: Score) -> tuple[float, float]:
+    """(how much higher the value of `later` is, the standard error of that difference).
+
+    The error is paired by prompt where both scores have the same number of prompts; else their two errors add in
+    squares. It is infinite where there is one pair, which says nothing about it.
+    """
+    difference = later.value - earlier.value
+    pairs = len(later.per_prompt)
+    if pairs == 0 or pairs != len(earlier.per_prompt):
+        return difference, math.hypot(later.stderr, earlier.stderr)
+    stderr = paired(later, earlier).stderr
+    return difference, math.inf if math.isnan(stderr) else stderr
+
+
+def last_improvement(records: Sequence[TrialRecord]) -> int:
+    """The place in `records` of the last trial that improved on all before it by more than its own noise.
+
+    Each trial is compared with the last one that did so and not with the best so far: many small improvements add up to
+    one. Noise is one standard error of the difference, as `improvement` gives it. -1 if there is no candidate: steps
+    and pruned trials do not count.
+    """
+    mark = -1
+    for place in range(len(records)):
+        mark = improved_at(records, place, mark)
+    return mark
+
+
+def improved_at(records: Sequence[TrialRecord], place: int, mark: int) -> int:
+    """`last_improvement` of the records up to `place`, where `mark` is that of the records before it.
+
+    A search asks after every trial; so the cost of that does not grow with the trials.
+    """
+    record = records[place]
+    if not record.whole:
+        return mark
+    if mark < 0:
+        return place
+    difference, noise = improvement(record.score, records[mark].score)
+    return place if difference > noise else mark
+
+
+def since_improvement(records: Sequence[TrialRecord], mark: int | None = None) -> int:
+    """How many trials a sampler has proposed since the last improvement, steps and pruned ones included.
+
+    mark: the last improvement's place, if it is known already. Baselines do not count: the patience begins after them.
+    """
+    mark = last_improvement(records) if mark is None else mark
+    return len(records) - max(mark + 1, sum(record.role not in PROPOSED for record in records))
+
+
+def why_stop(
+    records: Sequence[TrialRecord],
+    *,
+    trials: int,
+    patience: int,
+    time_limit: float | None,
+    steps: int | None = None,
+    mark: int | None = None,
+) -> str | None:
+    """The reason to end the search now; None to go on. Its first word is trials, plateau, time or gradients.
+
+    patience: how many trials without an improvement end it. time_limit: in seconds of finished trials, in this sitting
+    and earlier ones. steps: how many a gradient search plans; it ends when they are taken and their end is scored.
+    mark: as in `since_improvement`.
+    """
+    if len(records) >= trials:
+        return f"trials: the limit of {trials} is reached"
+    if since_improvement(records, mark) >= patience:
+        return f"plateau: no improvement beyond its own noise in {patience} trials"
+    if time_limit is not None and spent(records) >= time_limit:
+        return f"time: the limit of {time_limit:g} s is reached"
+    taken = sum(record.role == STEP for record in records)
+    if steps is not None and taken >= steps and records[-1].role != STEP:
+        return f"gradients: all {steps} steps are taken"
+    return None
+
+
+def spent(records: Sequence[TrialRecord]) -> float:
+    """The seconds that `records` took together."""
+    return math.fsum(record.score.seconds for record in records)

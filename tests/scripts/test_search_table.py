@@ -1,4 +1,4 @@
-"""The yardstick's table says what its rows say."""
+"""The table of the measurements says what its rows say."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from typing import Any
 import pytest
 
 from scripts import search_table
+from scripts.measure_search import read_rows
 from scripts.search_table import best_parent, figures_of, markdown, variants
+from scripts.strategies import STRATEGIES, configuration
+
+DEMO = Path(__file__).parents[2] / "demo" / "search.yaml"
 
 
 def row(strategy: str, seed: int, final: float, curve: dict[int, float]) -> dict[str, Any]:
@@ -85,34 +89,56 @@ def test_the_table_has_a_line_for_each_strategy(tmp_path: Path) -> None:
 
 
 def test_variants_are_compared_seed_by_seed() -> None:
-    rows = [row("slopes", 1, 0.80, {}), row("slopes", 2, 0.90, {}), row("slopes", 3, 0.85, {})]
-    rows += [row("slopes, narrow", 2, 0.87, {}), row("slopes, narrow", 3, 0.84, {}), row("random", 1, 0.7, {})]
+    rows = [
+        row("gradient search", 1, 0.80, {}),
+        row("gradient search", 2, 0.90, {}),
+        row("gradient search", 3, 0.85, {}),
+    ]
+    rows += [
+        row("gradient search, narrow", 2, 0.87, {}),
+        row("gradient search, narrow", 3, 0.84, {}),
+        row("random", 1, 0.7, {}),
+    ]
     figures = figures_of(rows)
-    assert figures["slopes, narrow"]["over_slopes_tagger"] == pytest.approx([-0.025, -0.02, -0.015])
-    assert figures["slopes"]["over_slopes_judge"] == [0, 0, 0]
+    assert figures["gradient search, narrow"]["over_ours_tagger"] == pytest.approx([-0.025, -0.02, -0.015])
+    assert figures["gradient search"]["over_ours_judge"] == [0, 0, 0]
     (line,) = variants(figures).splitlines()[2:]
     assert line.startswith("| narrow | 2 | 52 | 52% (49% to 54%) | 53% (51% to 55%) |")
     assert line.endswith("| -0.020 (-0.025 to -0.015) | -0.020 (-0.025 to -0.015) |")
     assert "narrow" not in markdown(figures)
 
 
-def test_without_the_climb_there_is_nothing_to_compare_with() -> None:
-    figures = figures_of([row("slopes, narrow", 2, 0.87, {})])
-    assert "over_slopes_tagger" not in figures["slopes, narrow"]
+def test_without_the_gradient_search_there_is_nothing_to_compare_with() -> None:
+    figures = figures_of([row("gradient search, narrow", 2, 0.87, {})])
+    assert "over_ours_tagger" not in figures["gradient search, narrow"]
     assert len(variants(figures).splitlines()) == 2
 
 
-def test_ways_to_search_and_ways_to_climb_have_pictures_of_their_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_strategies_and_variants_have_pictures_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: dict[str, set[str]] = {}
     monkeypatch.setattr(
         search_table, "plot", lambda rows, file: shown.update({file.name: {row["strategy"] for row in rows}})
     )
-    rows = [row(name, 1, 0.8, {500: 0.7}) for name in ("slopes", "reference", "slopes, narrow", "slopes, noise donors")]
+    names = ("gradient search", "reference", "gradient search, narrow", "gradient search, noise donors")
+    gone = ("black box, coarse to fine", "gradient search, polished")
+    rows = [row(name, 1, 0.8, {500: 0.7}) for name in (*names, *gone)]
     search_table.write_table(rows, tmp_path)
     assert shown == {
-        "search.png": {"slopes", "reference", "slopes, noise donors"},
-        "variants.png": {"slopes", "slopes, narrow"},
+        "search.png": {"gradient search", "reference", "gradient search, noise donors"},
+        "variants.png": {"gradient search", "gradient search, narrow"},
     }
-    assert "\n\n| slopes, but |" in (tmp_path / "search.md").read_text()
+    text = (tmp_path / "search.md").read_text()
+    assert "\n\n| gradient search, but |" in text
+    assert "polished" not in text and "coarse" not in text, "rows of strategies that are gone are not shown"
+
+
+def test_every_strategy_is_a_change_to_the_search_file(tmp_path: Path) -> None:
+    for name, strategy in STRATEGIES.items():
+        if not strategy.noise:
+            config = configuration(DEMO, strategy, 101, 1, tmp_path)
+            assert (config.seed, config.threads) == (101, 1), name
+
+
+def test_measured_rows_are_kept() -> None:
+    rows = read_rows(DEMO.parents[1] / "docs" / "measurements" / "search.jsonl")
+    assert {row["strategy"] for row in rows} == {*STRATEGIES, "black box, coarse to fine", "gradient search, polished"}

@@ -1,9 +1,9 @@
 """Tensor names of text encoders: what files call them on one side, one set of names here on the other.
 
 Here a tensor is called after its component and its place in transformers' network, without the `text_model.` that some
-versions and files put in front: `text_encoder.encoder.layers.0.self_attn.q_proj.weight`. Derived, as in
-`merger.checkpoints.names.transformer`: the keys go through diffusers' own converters as numbered rows, so OpenCLIP's fused `in_proj`
-is seen as three tensors. Only where the encoders begin in a file is a table, as it is one in diffusers
+versions and files put in front: `text_encoder.encoder.layers.0.self_attn.q_proj.weight`. Derived as in
+`merger.checkpoints.names.transformer`: the keys go through diffusers' own converters as numbered rows, so OpenCLIP's
+fused `in_proj` is seen as three tensors. The prefixes of encoders in a file are a table, as they are in diffusers
 (`diffusers.loaders.single_file_utils.CHECKPOINT_KEY_NAMES`).
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
-from merger.checkpoints.names.transformer import Piece, marker, pieces_of
+from merger.checkpoints.names.pieces import Piece, marker, pieces_of
 from merger.errors import CheckpointError
 
 _WRAPPER = "text_model."  # around CLIP's network in files, and in transformers until 5.6
@@ -29,7 +29,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class TextTensor:
-    """Where a file keeps one tensor: rows of keys; turned: with the tensor's two dimensions exchanged."""
+    """Where a file keeps one tensor: rows of keys. turned: the file has the tensor's two dimensions exchanged."""
 
     pieces: tuple[Piece, ...]
     turned: bool = False
@@ -37,8 +37,11 @@ class TextTensor:
 
 @dataclass(frozen=True)
 class _Home:
-    """Where an encoder may be in a file. open_clip: under OpenCLIP's keys; else under transformers'. projected: whether
-    the network that diffusers makes of it ends in a projection."""
+    """Where an encoder may be in a file.
+
+    open_clip: whether its keys are OpenCLIP's, not transformers'. projected: whether the network that diffusers makes
+    of it ends in a projection.
+    """
 
     component: str
     prefix: str
@@ -62,9 +65,9 @@ _SECOND_CLIP = "text_encoders.clip_g."  # without it, as in Flux, T5 is the seco
 def text_names_in(shapes: Shapes, where: str) -> dict[str, TextTensor]:
     """Translate the text-encoder keys of an original single file.
 
-    shapes: {key: shape} of the whole file. where: the file, for messages. Returns {name: where it is}, nothing where
-    the file holds no text encoder. Tensors that diffusers makes no use of (SD 2's last block, CLIP's `logit_scale`) are
-    not in it. Raises CheckpointError where diffusers' converter cannot make sense of the keys.
+    shapes: {key: shape} of the whole file. where: the file, for messages. Returns {name: where it is}, empty if the
+    file holds no text encoder. Tensors that diffusers does not use (SD 2's last block, CLIP's `logit_scale`) are left
+    out. Raises CheckpointError if diffusers' converter cannot read the keys.
     """
     found: dict[str, TextTensor] = {}
     for home in _HOMES:
@@ -87,7 +90,7 @@ def text_names_in(shapes: Shapes, where: str) -> dict[str, TextTensor]:
 
 
 def bare_name(name: str) -> str:
-    """A tensor's name within its encoder, as it is called here."""
+    """A tensor's name within its encoder: without the wrapper that some versions of transformers put around it."""
     return name.removeprefix(_WRAPPER)
 
 
@@ -109,20 +112,19 @@ def names_of_folder(keys: Iterable[str], config: Path) -> dict[str, str]:
 
 
 def _used(names: Iterable[str], projected: bool) -> list[str]:
-    """Names of tensors that are the network's: no table of positions, and a projection only where it has one."""
+    """Names of the network's own tensors: no table of positions, and a projection only if the network has one."""
     return [name for name in names if not name.endswith("position_ids") and (projected or name != _PROJECTION)]
 
 
 def _converter(home: _Home, shapes: Shapes) -> Callable[[dict[str, Tensor]], Mapping[str, Any]]:
-    """diffusers' way from the keys of an encoder to the names of its network."""
+    """diffusers' own function from an encoder's keys to the names of its network."""
     from diffusers.loaders.single_file_utils import convert_ldm_clip_checkpoint, convert_open_clip_checkpoint
 
     if not home.open_clip:
         return lambda marked: convert_ldm_clip_checkpoint(marked, home.prefix)
     width = shapes.get(f"{home.prefix}positional_embedding", (0, 0))[-1]
-    network = SimpleNamespace(
-        config=SimpleNamespace(hidden_size=width)
-    )  # all that it is asked, where the file is silent
+    # the converter asks the network only for this, and only if the file does not say it
+    network = SimpleNamespace(config=SimpleNamespace(hidden_size=width))
     return lambda marked: convert_open_clip_checkpoint(network, marked, prefix=home.prefix)
 
 

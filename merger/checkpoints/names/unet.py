@@ -1,7 +1,7 @@
 """Tensor names: the original (LDM) single-file layout on one side, diffusers' on the other.
 
 The translation is *derived*, not listed: every key the original layout could have goes through diffusers' own
-converter as a tensor that holds nothing but its own number, and the place where the number comes out is the name.
+converter as a tensor that holds nothing but its own number, and the name under which the number comes out is its name.
 diffusers is imported inside the functions only.
 
 Words: a *name* is diffusers' (`down_blocks.0.resnets.0.conv1.weight`), a *key* is the original file's
@@ -13,10 +13,8 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from benchmark.adapters.original_names import DENOISER_PREFIX, keys_of, land, unet_converter
 from merger.errors import CheckpointError
@@ -26,14 +24,13 @@ TEXT_ENCODER_PREFIX = "cond_stage_model.transformer."
 
 _VAE_RESNET = ("norm1", "conv1", "norm2", "conv2", "nin_shortcut")
 _VAE_ATTENTION = ("norm", "q", "k", "v", "proj_out")
-_VAE_LINEARS = ("to_q.weight", "to_k.weight", "to_v.weight", "to_out.0.weight")
 
 
 def denoiser_names(unet_config: Mapping[str, object]) -> dict[str, str]:
     """Translate every tensor of a U-Net with this `unet/config.json` to its key in an original single file.
 
     Returns {diffusers name: key with `model.diffusion_model.`} in the order of the network's own state dict.
-    Raises CheckpointError where the original layout has no place for a tensor.
+    Raises CheckpointError if the original layout has no place for a tensor.
     """
     from diffusers import UNet2DConditionModel
 
@@ -47,8 +44,8 @@ def denoiser_names(unet_config: Mapping[str, object]) -> dict[str, str]:
 def denoiser_names_in(keys: Iterable[str], prefix: str = DENOISER_PREFIX) -> dict[str, str]:
     """Translate the U-Net keys that a file really has, without a configuration.
 
-    keys: all keys of the file; those that begin with `prefix` are the denoiser's. Returns {diffusers name: key}; a key
-    that diffusers' converter does not know is left out. The number of levels and blocks is counted from the keys.
+    keys: all keys of the file; those that begin with `prefix` are the denoiser's. Returns {diffusers name: key} without
+    the keys that diffusers' converter does not know. The numbers of levels and blocks are counted from the keys.
     """
     bare = [key.removeprefix(prefix) for key in keys if key.startswith(prefix)]
     inputs = {key.split(".")[1] for key in bare if key.startswith("input_blocks.")}
@@ -61,12 +58,12 @@ def denoiser_names_in(keys: Iterable[str], prefix: str = DENOISER_PREFIX) -> dic
 
 
 def _conditioning(bare: set[str]) -> dict[str, object]:
-    """What a U-Net takes besides time and text, as its configuration would say it, from its original keys."""
+    """What a U-Net is conditioned on besides time and text, as its `config.json` has it, from its original keys."""
     config: dict[str, object] = {}
     if "label_emb.weight" in bare:  # the x4 upscaler: one of a thousand noise levels
         config["num_class_embeds"] = 1000
     if "label_emb.0.0.weight" in bare:
-        # SDXL takes sizes there and has no attention at full resolution; unCLIP takes an image and has.
+        # SDXL takes sizes there and has no attention at full resolution; unCLIP takes an image and has attention.
         unclip = any(key.startswith("input_blocks.1.1.") for key in bare)
         config |= {"class_embed_type": "projection"} if unclip else {"addition_embed_type": "text_time"}
     return config
@@ -75,7 +72,7 @@ def _conditioning(bare: set[str]) -> dict[str, object]:
 def vae_names(vae_config: Mapping[str, object]) -> dict[str, str]:
     """Translate every tensor of an AutoencoderKL with this `vae/config.json` to its key (`first_stage_model.`).
 
-    Returns {diffusers name: key}; raises CheckpointError where the original layout has no place for a tensor.
+    Returns {diffusers name: key}. Raises CheckpointError if the original layout has no place for a tensor.
     """
     from diffusers import AutoencoderKL
     from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
@@ -92,51 +89,12 @@ def text_encoder_names(names: Iterable[str]) -> dict[str, str]:
     return {name: f"{TEXT_ENCODER_PREFIX}text_model.{name.removeprefix('text_model.')}" for name in names}
 
 
-def save_single_file(
-    path: Path,
-    *,
-    unet: Mapping[str, Tensor],
-    vae: Mapping[str, Tensor],
-    text_encoder: Mapping[str, Tensor],
-    unet_config: Mapping[str, object],
-    vae_config: Mapping[str, object],
-    dtype: torch.dtype = torch.float16,
-    metadata: Mapping[str, str] | None = None,
-) -> Path:
-    """Write diffusers state dicts as one `.safetensors` file in the original single-file layout.
-
-    Floating tensors are stored as `dtype`. The VAE's attention projections [C, C] become the 1×1 convolutions
-    [C, C, 1, 1] they are in the original. Raises CheckpointError when a state dict is not that of its configuration.
-    """
-    from safetensors.torch import save_file
-
-    tensors: dict[str, Tensor] = {}
-    parts = (
-        ("U-Net", denoiser_names(unet_config), unet),
-        ("VAE", vae_names(vae_config), vae),
-        ("text encoder", text_encoder_names(text_encoder), text_encoder),
-    )
-    for part, translation, state in parts:
-        if odd := sorted(set(translation) ^ set(state)):
-            raise CheckpointError(
-                f"the {part}'s tensors are not those of its configuration: {odd[0]} and {len(odd) - 1} more"
-            )
-        for name, key in translation.items():
-            tensor = state[name]
-            if part == "VAE" and ".attentions." in name and name.endswith(_VAE_LINEARS):
-                tensor = tensor[:, :, None, None]
-            kind = dtype if tensor.is_floating_point() else tensor.dtype
-            tensors[key] = tensor.detach().to("cpu", kind).contiguous().clone()
-    save_file(tensors, path, metadata={"format": "pt"} | dict(metadata or {}))
-    return path
-
-
 def _names_of(network: type, config: Mapping[str, object]) -> list[str]:
     """Names of the tensors of a network, built on the meta device: no memory, no random numbers."""
     return list(_built_names(network, json.dumps(dict(config), sort_keys=True)))
 
 
-@functools.lru_cache(16)  # files that are looked at together share one configuration
+@functools.lru_cache(16)  # files that are opened together share one configuration
 def _built_names(network: type, config: str) -> tuple[str, ...]:
     with torch.device("meta"):
         built: torch.nn.Module = network.from_config(json.loads(config))  # type: ignore[attr-defined]
@@ -144,7 +102,7 @@ def _built_names(network: type, config: str) -> tuple[str, ...]:
 
 
 def _complete(names: list[str], found: Mapping[str, str], prefix: str, part: str) -> dict[str, str]:
-    """Keep the places that are real names, and insist on all of them: candidates may be too many, never too few."""
+    """Keep the names that the network has. Raises CheckpointError if one has no key: candidates must not be too few."""
     if missing := [name for name in names if name not in found]:
         raise CheckpointError(
             f"the original single-file layout has no key for the {part}'s {missing[0]} ({len(missing)} such)"

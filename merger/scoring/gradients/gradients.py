@@ -1,4 +1,4 @@
-"""Weights -> live blend -> images -> score, and the gradient of the score in every weight, from one backward pass.
+"""Weights -> live blend -> images -> score, and the score's gradient in every weight, from one backward pass.
 
     w[l, d]   weight of donor d in layer l; L layers, D donors
     p         a parameter of layer l, blended from b (base) and d_1 .. d_D (donors)
@@ -6,53 +6,53 @@
 
     dS / dw[l, d] = sum over the parameters p of layer l of  <dS / dp, d_d - b>
 
-as a blend is linear in its weights; no graph goes through the blend. Each dot product is taken as the backward pass
-delivers a parameter's gradient, which is then let go: of the denoiser, one copy of gradients is held at most (none, if
-streamed). See `merger.scoring.gradients.sampling` for how images are drawn with gradients.
+A blend is linear in its weights, so no graph needs to pass through the blend. `merger.scoring.gradients.sampling`
+generates the images, `merger.scoring.gradients.reduction` takes the dot products.
 """
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from benchmark.evaluate.runner import Evaluation, asked_matrix, tags_asked
-from benchmark.evaluate.scores import PROBABILITY_FLOOR, Floats
-from benchmark.images import Images, image_digests, is_broken, to_bytes
+from benchmark.evaluate.runner import Evaluation
+from benchmark.images import to_bytes
 from benchmark.prompts.prompt_set import Prompt
 from benchmark.taggers.tagger import columns_of
-from merger.blend.live import LiveDenoiser, Read
+from merger.blend.live import LiveDenoiser
 from merger.errors import ConfigError
+from merger.scoring.gradients.findings import StepFindings
+from merger.scoring.gradients.reduction import searched_parameters, weight_gradients
 from merger.scoring.gradients.sampling import DifferentiableGenerator, Differentiation
-from merger.scoring.objective import TAGGER, Metric
+from merger.scoring.objective import Metric
 from merger.search.space import Weights
 from merger.search.trials import Score
 
 Gradient = dict[str, dict[str, float]]
-"""`gradients[layer][donor]`: how fast the score rises with that weight."""
+"""`gradient[layer][donor]`: the derivative of the score in that weight."""
 
-OBJECTIVES = ("log_probability", "probability")  # those of `Metric` that have gradients
+OBJECTIVES = ("log_probability", "probability")
+"""The kinds of `Metric` that have a gradient."""
+
 DEFAULT = Differentiation()
 
 
 class Gradients(Protocol):
-    """Weights and prompts to a score and its gradients; deterministic. `BlendGradients` is one."""
+    """Weights and prompts to a score and its gradient; deterministic. `BlendGradients` is one."""
 
     def __call__(self, weights: Weights, prompts: Sequence[Prompt]) -> tuple[Score, Gradient]:
         """Scores one blend on these prompts."""
 
 
 class DifferentiableTagger(Protocol):
-    """What gradients ask of a tagger beyond its name for it."""
+    """A tagger with logits that can be differentiated. See `benchmark.taggers.tagger.Tagger`."""
 
     @property
     def name(self) -> str:
@@ -67,29 +67,20 @@ class DifferentiableTagger(Protocol):
 
 
 class Measured(NamedTuple):
-    """A blend's score on some prompts, its gradients, and what the tagger said of every image."""
+    """A blend's score on some prompts, its gradient, and what the tagger found in every image."""
 
     score: Score
     gradients: Gradient
     evaluation: Evaluation
 
 
-@dataclass
-class _Piece:
-    """One parameter of layer number `row`; `read` gives its values in the base [P] and in every donor D x [P]."""
-
-    row: int
-    parameter: Tensor
-    read: Read
-
-
 class BlendGradients:
-    """Scores blends and finds the gradients. See `Gradients`.
+    """Scores blends and computes the gradient. See `Gradients`.
 
-    live: the denoiser of the generator's pipeline. micro_batch: images drawn and differentiated together; None takes
-    the generator's batch size. It is halved, for good, where a GPU has no room, and nothing but rounding depends on it.
-    layers: those that gradients are wanted of; None for all. Raises ConfigError for a tagger or an objective without
-    gradients.
+    live: the denoiser of the generator's pipeline. micro_batch: number of images generated and differentiated together;
+    None takes the generator's batch size. It is halved, for good, if a GPU's memory does not suffice; nothing but
+    rounding depends on it. layers: those whose weights need gradients; None for all. Raises ConfigError for a tagger or
+    an objective without gradients.
     """
 
     def __init__(
@@ -104,17 +95,15 @@ class BlendGradients:
         layers: Collection[str] | None = None,
     ) -> None:
         if not hasattr(tagger, "logits"):
-            raise ConfigError(
-                f"{tagger.name}: this tagger cannot be differentiated, so there are no gradients to follow"
-            )
+            raise ConfigError(f"{tagger.name}: this tagger cannot be differentiated, so there is no gradient to follow")
         if metric.kind not in OBJECTIVES:
-            raise ConfigError(f"objective '{metric.kind}' has no gradients. Use {' or '.join(OBJECTIVES)}.")
+            raise ConfigError(f"objective '{metric.kind}' has no gradient. Use {' or '.join(OBJECTIVES)}.")
         self.live, self.generator, self.tagger, self.metric, self.how = live, generator, tagger, metric, how
         self.micro_batch = micro_batch or generator.batch_size
         self.layers = tuple(layer for layer in live.layers if layers is None or layer in layers)
-        self._pieces = tuple(_pieces(live, self.layers))
-        # gradients of fp16 would be lost below its smallest number: they are carried larger
-        self._scale = 2.0**12 if self._pieces and self._pieces[0].parameter.dtype == torch.float16 else 1.0
+        self._searched = tuple(searched_parameters(live, self.layers))
+        # Small gradients underflow in fp16, so the loss is scaled, and the gradients are scaled back.
+        self._scale = 2.0**12 if self._searched and self._searched[0].parameter.dtype == torch.float16 else 1.0
 
     def __call__(self, weights: Weights, prompts: Sequence[Prompt]) -> tuple[Score, Gradient]:
         """See `Gradients`. Raises `BlendNotApplied`, and InputError for a tag that the tagger does not know."""
@@ -122,43 +111,35 @@ class BlendGradients:
         return score, gradients
 
     def measure(self, weights: Weights, prompts: Sequence[Prompt]) -> Measured:
-        """The same, with what the tagger said of every image.
+        """The same, with what the tagger found in every image.
 
-        `score.value` and its parts are exactly what the gradients are of; the rest is the metric's. A prompt whose
-        image is not finite has no gradients, and counts as one that asks in vain.
+        `score.value` and its parts are exactly what the gradient is of; all else is the metric's. A prompt whose image
+        is not finite has no gradient, and counts as one whose tags were not found.
         """
-        began = time.perf_counter()
+        findings = StepFindings(tuple(prompts))
+        columns = columns_of(self.tagger, findings.tags)  # type: ignore[arg-type]
         checksum = self.live.apply(weights)
-        tags = tags_asked(prompts)
-        pass_ = _Pass(tuple(prompts), asked_matrix(prompts, tags), columns_of(self.tagger, tags))  # type: ignore[arg-type]
         totals = torch.zeros(len(self.layers), len(self.live.donors), dtype=torch.float64)
         done = 0
         while done < len(prompts):
             rows = np.arange(done, min(done + self.micro_batch, len(prompts)))
-            found = self._try(pass_, rows)
+            found = self._try(findings, columns, rows)
             if found is None:
                 self.micro_batch = (self.micro_batch + 1) // 2
                 continue
             totals += found
             done += len(rows)
-        evaluation = Evaluation(
-            pass_.prompts,
-            tags,
-            {TAGGER: pass_.probabilities},
-            pass_.broken,
-            pass_.digests,
-            time.perf_counter() - began,
-        )
-        values = totals.tolist()
+        evaluation = findings.evaluation()
         gradients = {
-            layer: dict(zip(self.live.donors, row, strict=True)) for layer, row in zip(self.layers, values, strict=True)
+            layer: dict(zip(self.live.donors, row, strict=True))
+            for layer, row in zip(self.layers, totals.tolist(), strict=True)
         }
-        return Measured(self._score(evaluation, pass_, checksum), gradients, evaluation)
+        return Measured(self._score(evaluation, findings, checksum), gradients, evaluation)
 
-    def _try(self, pass_: _Pass, rows: np.ndarray) -> Tensor | None:
-        """One micro-batch's share of the gradients, [L, D] float64; None where memory did not suffice for it."""
+    def _try(self, findings: StepFindings, columns: np.ndarray, rows: np.ndarray) -> Tensor | None:
+        """One micro-batch's share of the gradient, [L, D] float64; None if memory did not suffice for it."""
         try:
-            return self._differentiate(pass_, rows)
+            return self._differentiate(findings, columns, rows)
         except torch.OutOfMemoryError:
             if len(rows) == 1:
                 raise
@@ -166,11 +147,11 @@ class BlendGradients:
             torch.cuda.empty_cache()
         return None
 
-    def _differentiate(self, pass_: _Pass, rows: np.ndarray) -> Tensor:
-        """Draw, score, go back: [L, D]. Overflown gradients of fp16 are sought again at a smaller scale."""
+    def _differentiate(self, findings: StepFindings, columns: np.ndarray, rows: np.ndarray) -> Tensor:
+        """Generates, scores, backpropagates: [L, D]. If gradients overflow in fp16, repeats it at a smaller scale."""
         while True:
-            with _reduced(self._pieces, len(self.layers), len(self.live.donors)) as totals:
-                batch = self._score_batch(pass_, rows)
+            with weight_gradients(self._searched, len(self.layers), len(self.live.donors)) as totals:
+                batch = self._score_batch(findings, columns, rows)
                 whole = torch.isfinite(batch.detach())
                 if not bool(whole.all()):  # NaN would spread to every gradient, even when multiplied by 0
                     rows = rows[whole.cpu().numpy()]
@@ -178,7 +159,7 @@ class BlendGradients:
                         return torch.zeros_like(totals.cpu())
                     continue
                 if batch.requires_grad:
-                    (batch.sum() * (self._scale / len(pass_.prompts))).backward()
+                    (batch.sum() * (self._scale / len(findings.prompts))).backward()
                 gradients = totals.cpu() / self._scale
             if bool(torch.isfinite(gradients).all()):
                 return gradients
@@ -186,23 +167,26 @@ class BlendGradients:
                 raise ConfigError("dtype: gradients are not finite numbers. Use fp32 or bf16.")
             self._scale /= 16
 
-    def _score_batch(self, pass_: _Pass, rows: np.ndarray) -> Tensor:
-        """The parts [B] of the score of these prompts, with a graph; what was seen is noted in `pass_`."""
-        prompts = [pass_.prompts[row] for row in rows]
+    def _score_batch(self, findings: StepFindings, columns: np.ndarray, rows: np.ndarray) -> Tensor:
+        """Each prompt's part of the score, [B], with a graph. Notes what the tagger finds.
+
+        columns: those of the findings' tags among the tagger's. rows: the prompts.
+        """
+        prompts = [findings.prompts[row] for row in rows]
         images = self.generator.draw(prompts, self.live.module, self.how)
         images = images.to(torch.promote_types(images.dtype, torch.float32))  # what taggers compute in
-        columns = torch.from_numpy(pass_.columns).to(images.device)
-        logits = self.tagger.logits(images)[:, columns]
-        asked = torch.from_numpy(pass_.asked[rows]).to(images.device)
-        heard = logsigmoid(logits) if self.metric.kind == "log_probability" else torch.sigmoid(logits)
-        parts = torch.where(asked, heard, 0).sum(dim=1) / asked.sum(dim=1)
-        pass_.note(rows, to_bytes(images.detach()), torch.sigmoid(logits.detach()), parts.detach(), self.metric.kind)
+        logits = self.tagger.logits(images)[:, torch.from_numpy(columns).to(images.device)]
+        asked = torch.from_numpy(findings.asked[rows]).to(images.device)
+        values = logsigmoid(logits) if self.metric.kind == "log_probability" else torch.sigmoid(logits)
+        parts = torch.where(asked, values, 0).sum(dim=1) / asked.sum(dim=1)
+        probabilities = torch.sigmoid(logits.detach())
+        findings.note(rows, to_bytes(images.detach()), probabilities, parts.detach(), self.metric.kind)
         return parts
 
-    def _score(self, evaluation: Evaluation, pass_: _Pass, checksum: str) -> Score:
-        """The metric's score, with the value that the gradients are of."""
+    def _score(self, evaluation: Evaluation, findings: StepFindings, checksum: str) -> Score:
+        """The metric's score, with the value that the gradient is of."""
         score = self.metric.score(evaluation, checksum)
-        parts, count = pass_.values, len(pass_.values)
+        parts, count = findings.values, len(findings.values)
         return replace(
             score,
             value=float(parts.mean()),
@@ -210,68 +194,3 @@ class BlendGradients:
             per_prompt=tuple(round(float(part), 6) for part in parts),
             attributes={**score.attributes, "duplicates": evaluation.duplicates},
         )
-
-
-class _Pass:
-    """What is found out about I prompts, micro-batch by micro-batch; T tags are asked for by any of them."""
-
-    def __init__(self, prompts: tuple[Prompt, ...], asked: np.ndarray, columns: np.ndarray) -> None:
-        self.prompts, self.asked, self.columns = prompts, asked, columns
-        self.probabilities = np.zeros(asked.shape, dtype=np.float32)  # [I, T]
-        self.values: Floats = np.zeros(len(prompts), dtype=np.float64)  # [I]
-        self.broken = np.zeros(len(prompts), dtype=np.bool_)
-        self.digests = np.zeros(len(prompts), dtype=np.int64)
-
-    def note(self, rows: np.ndarray, images: Images, said: Tensor, values: Tensor, kind: str) -> None:
-        """Keep what was found for the prompts `rows`; a broken image is given nothing, as in the benchmark."""
-        self.broken[rows] = is_broken(images)
-        self.digests[rows] = image_digests(images)
-        said = torch.nan_to_num(said, nan=0.0).float().cpu()
-        self.probabilities[rows] = np.where(self.broken[rows][:, None], np.float32(0), said.numpy())
-        in_vain = math.log(PROBABILITY_FLOOR) if kind == "log_probability" else 0.0
-        self.values[rows] = torch.nan_to_num(values.double(), in_vain, in_vain, in_vain).cpu().numpy()
-
-
-def _pieces(live: LiveDenoiser, layers: Sequence[str]) -> Iterator[_Piece]:
-    """The parameters of `layers`, with the values they are blended from."""
-    for row, layer in enumerate(layers):
-        for parameter, read in live.sources(layer):
-            yield _Piece(row, parameter, read)
-
-
-@contextmanager
-def _reduced(pieces: Sequence[_Piece], layers: int, donors: int) -> Iterator[Tensor]:
-    """While it lasts, the parameters ask for gradients, and whatever they get is reduced to gradients, [L, D] float64."""
-    device = pieces[0].parameter.device if pieces else None
-    totals = torch.zeros(layers, donors, dtype=torch.float64, device=device)
-    hooks = [piece.parameter.register_post_accumulate_grad_hook(_reducer(piece, totals)) for piece in _ready(pieces)]
-    try:
-        yield totals
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for piece in pieces:
-            piece.parameter.requires_grad_(False)
-            piece.parameter.grad = None
-
-
-def _ready(pieces: Sequence[_Piece]) -> Iterator[_Piece]:
-    for piece in pieces:
-        piece.parameter.requires_grad_(True)
-        yield piece
-
-
-def _reducer(piece: _Piece, totals: Tensor) -> Any:
-    """What is done with a parameter's gradient: its dot product with every difference, and away with it."""
-
-    def reduce(parameter: Tensor) -> None:
-        gradient, parameter.grad = parameter.grad, None
-        if gradient is None:
-            return
-        wide = torch.promote_types(gradient.dtype, torch.float32)
-        flat, (held, donors) = gradient.reshape(-1).to(wide), piece.read()
-        base = held.to(wide)
-        for column, donor in enumerate(donors):
-            totals[piece.row, column] += (donor.to(wide) - base).mul_(flat).sum(dtype=torch.float64)
-
-    return reduce

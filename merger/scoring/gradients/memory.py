@@ -1,9 +1,9 @@
-"""How much memory a step up the gradients takes, estimated before the first and said aloud.
+"""How much memory a gradient step takes, estimated before the first one.
 
-What is held all along is known, and so are the gradients, one copy of what is searched. What the backward pass keeps
-is counted in one image, drawn once: every tensor that autograd saves in text encoders, the last denoiser call, decoder
-and tagger. Denoiser calls are computed again one by one, after decoder and tagger have been gone back through, so the
-larger of the two counts. What kernels need for themselves is not seen.
+Known are the blend, base and donors, and the gradients (one copy of what is searched). What autograd saves for the
+backward pass is counted on one image that is generated once: in the text encoders, the last denoiser call, the decoder
+and the tagger. Backpropagation runs through tagger and decoder first, then through the sampling steps one at a time
+with checkpointing, so the larger of the two counts. The memory that kernels need for themselves is not seen.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _TEXT, _STEP, _DECODER, _TAGGER = "text", "step", "decoder", "tagger"
 class StepMemory:
     """Bytes of a step of `images` images at once, `decoded` of which are decoded together.
 
-    held: live blend, base and donors. gradients: of what is searched, 0 where they are streamed. text, step, decoder,
-    tagger: what autograd keeps of each for one image.
+    held: live blend, base and donors. gradients: of what is searched, 0 if they are streamed. text, step, decoder,
+    tagger: what autograd saves in each for one image.
     """
 
     held: int
@@ -45,13 +45,13 @@ class StepMemory:
     decoded: int
 
     def kept(self, images: int) -> int:
-        """The most that autograd keeps of so many images at any one time."""
+        """The most that autograd saves of so many images at any one time."""
         looking = min(images, self.decoded) * self.decoder + images * self.tagger
         return images * self.text + max(images * self.step, looking)
 
     @property
     def least(self) -> int:
-        """What must be free beside what is held: for one image at a time."""
+        """What must be free besides what is held, for one image at a time."""
         return self.gradients + self.kept(1)
 
     @property
@@ -68,12 +68,12 @@ class StepMemory:
 
 
 def step_memory(scored: BlendGradients, prompt: Prompt, images: int, free: float = math.inf) -> StepMemory:
-    """The memory of a step of `images` prompts. Draws `prompt` once, with gradients, but goes back through nothing.
+    """The memory of a step of `images` prompts. Generates `prompt` once with a graph, but does not backpropagate.
 
-    free: bytes it may take beside what is held. Raises `NoRoom` where one image alone would need more.
+    free: bytes that a step may take besides what is held. Raises `NoRoom` if one image alone needs more.
     """
     live, generator, tagger = scored.live, scored.generator, scored.tagger
-    parameters = [parameter for layer in scored.layers for parameter, _ in live.sources(layer)]
+    parameters = [parameter for layer in scored.layers for parameter, _ in live.differences(layer)]
     gradients = 0 if scored.how.streamed else sum(parameter.nbytes for parameter in parameters)
     last = Differentiation(1 / generator.settings.steps, recompute=False)  # the last step, with all its activations
     modules = [*generator.pipeline.components.values(), getattr(tagger, "model", None)]
@@ -90,7 +90,7 @@ def step_memory(scored: BlendGradients, prompt: Prompt, images: int, free: float
 
     @functools.wraps(decoder)
     def decode(*args: Any, **kwargs: Any) -> Any:
-        kept.drop(_STEP)  # as it is not there yet when decoder and tagger are gone back through
+        kept.drop(_STEP)  # with checkpointing it is not there while decoder and tagger are backpropagated
         kept.part = _DECODER
         return decoder(*args, **kwargs)
 
@@ -103,7 +103,7 @@ def step_memory(scored: BlendGradients, prompt: Prompt, images: int, free: float
             tagger.logits(drawn.to(torch.promote_types(drawn.dtype, torch.float32)))
     except (TooMuch, torch.OutOfMemoryError):
         there = "there is" if free == math.inf else f"the {size(free)} that it may take"
-        raise NoRoom(f"a step up the gradients needs more memory than {there} beside the models") from None
+        raise NoRoom(f"a gradient step needs more memory than {there} besides the models") from None
     finally:
         for parameter in parameters:
             parameter.requires_grad_(False)
@@ -120,14 +120,14 @@ def step_memory(scored: BlendGradients, prompt: Prompt, images: int, free: float
 
 
 class TooMuch(Exception):
-    """More is kept for a backward pass than there may be."""
+    """Autograd saves more for a backward pass than is allowed."""
 
 
 class Kept:
-    """While it is entered, counts the `bytes` that autograd keeps for a backward pass, by the `part` one is in.
+    """Within it, counts the `bytes` that autograd saves for a backward pass, by the `part` that is set.
 
-    What is kept is held here until it is dropped, so that no address is used twice; going back is not possible. The
-    storages of `known` tensors are not counted. Raises `TooMuch` as soon as more than `most` bytes are held.
+    What is saved is held here until it is dropped, so that no address is used twice. A backward pass is not possible.
+    The storages of `known` tensors are not counted. Raises `TooMuch` as soon as more than `most` bytes are held.
     """
 
     def __init__(self, known: Iterable[Tensor] = (), most: float = math.inf) -> None:
@@ -147,7 +147,7 @@ class Kept:
         self._held.clear()
 
     def drop(self, part: str) -> None:
-        """Lets go of what was kept in a part; it stays counted."""
+        """Frees what was saved in a part; it stays counted."""
         self._held.pop(part, None)
 
     def _keep(self, tensor: Tensor) -> None:

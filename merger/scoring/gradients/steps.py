@@ -1,4 +1,4 @@
-"""Steps up the gradients: each on prompts of its own, drawn for its place, so that none is learnt by heart."""
+"""The steps of a gradient search: each has prompts of its own, made for its place, so none can be overfitted."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from merger.search.trials import Score
 
 @dataclass(frozen=True)
 class FreshSteps:
-    """A gradient objective on a stream of prompt sets. See `trials.GradientStep`."""
+    """Score and gradient on a stream of prompt sets. See `merger.search.trials.GradientStep`.
+
+    prompts: the prompts of a place 0, 1, ...; always the same for the same place.
+    """
 
     gradients: Gradients
     prompts: Callable[[int], Sequence[Prompt]]
 
     def __call__(self, weights: Weights, place: int) -> tuple[Score, Gradient]:
-        """Score and gradients of a blend on the prompts at `place`."""
+        """Score and gradient of a blend on the prompts at `place`."""
         return self.gradients(weights, self.prompts(place))

@@ -12,16 +12,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from tests.merger.test_transformer_keys import z_image_original
 
 from benchmark.errors import InputError
 from benchmark.images import to_bytes
 from benchmark.pipelines.diffusers_generator import DiffusersGenerator
 from benchmark.pipelines.generation import GenerationSettings
-from benchmark.pipelines.loading import load_pipeline
+from benchmark.pipelines.loading import denoiser_of, load_pipeline
 from benchmark.pipelines.quiet import quiet_diffusers
 from benchmark.prompts.prompt_set import Prompt
-from merger.app.session import denoiser_of
 from merger.blend.live import LiveDenoiser
 from merger.checkpoints.adapter import open_donor
 from merger.checkpoints.checkpoint import open_checkpoint
@@ -32,9 +30,10 @@ from merger.checkpoints.names.unet import denoiser_names, text_encoder_names, va
 from merger.errors import CheckpointError
 from merger.export.forms import ExportOptions, export_as
 from merger.export.recipe import Recipe
-from merger.layers.unet import group
+from merger.layers.grouping import group
 from merger.scoring.gradients.sampling import DifferentiableGenerator, Differentiation
 from tests.conftest import SCHEDULER_CONFIG
+from tests.merger.checkpoints.test_transformer_names import z_image_original
 from tests.merger.conftest import TRANSFORMERS, small_sd3_keys, unet_config
 from tests.merger.tiny_models import Family, Kind, make, read_index
 

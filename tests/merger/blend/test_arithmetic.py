@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from merger.blend.arithmetic import blend, blend_into
+from merger.blend import arithmetic
+from merger.blend.arithmetic import blend_into
+from merger.blend.differences import Difference
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def drawn(count: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
     return torch.randn(count, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def blend(base: Tensor, donors: list[Tensor], weights: list[float], **how: Any) -> Tensor:
+    return arithmetic.blend(base, [Difference(donor) for donor in donors], weights, **how)
 
 
 def bits(tensor: Tensor) -> list[int]:
@@ -94,10 +101,10 @@ def test_it_rounds_through_the_stored_type() -> None:
     base, donor = drawn(300, torch.float16), drawn(300, torch.float16, 1)
     for weight in (0.0, 0.3, 1.0):
         live = torch.empty(300)
-        blend_into(live, base, [donor], [weight], stored=torch.float16)
+        blend_into(live, base, [Difference(donor)], [weight], stored=torch.float16)
         assert bits(live) == bits(blend(base, [donor], [weight]).float())
     fine = torch.empty(300)
-    blend_into(fine, base, [donor], [0.3])
+    blend_into(fine, base, [Difference(donor)], [0.3])
     assert not torch.equal(fine, fine.half().float())
 
 

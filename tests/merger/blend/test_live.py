@@ -13,10 +13,13 @@ from torch import nn
 import merger.blend.live
 import merger.blend.sources
 from merger.blend.arithmetic import blend
+from merger.blend.differences import Difference
 from merger.blend.live import LiveDenoiser, checksum_of
-from merger.checkpoints.checkpoint import Checkpoint, TensorInfo, open_checkpoint
+from merger.blend.sources import Hold
+from merger.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from merger.checkpoints.source import Source, TensorInfo
 from merger.errors import BlendNotApplied, CheckpointError, ConfigError
-from merger.layers.unet import group
+from merger.layers.grouping import group
 
 
 class Shelf(Checkpoint):
@@ -70,7 +73,8 @@ def expected(
     for layer, names in LAYERS.items():
         row = [weights.get(layer, {}).get(donor.name, 0.0) for donor in donors]
         for name in names:
-            flat = blend(base.read(name).reshape(-1), [donor.read(name).reshape(-1) for donor in donors], row)
+            differences = [Difference(donor.read(name).reshape(-1)) for donor in donors]
+            flat = blend(base.read(name).reshape(-1), differences, row)
             out[name] = flat.reshape(SHAPES[name]).to(live)
     return out
 
@@ -96,6 +100,25 @@ def test_tensors_of_a_layer_may_be_kept_in_several_dtypes(small: Any) -> None:
     live.apply(weights)
     for name, tensor in expected(base, donors, weights, torch.float32).items():
         assert torch.equal(net.get_parameter(name), tensor), name
+
+
+class Plain:
+    """The least that a donor must be: a `Source`."""
+
+    def __init__(self, name: str, tensors: dict[str, torch.Tensor]) -> None:
+        self.name, self._tensors = name, tensors
+        self.blended = {key: TensorInfo(key, Path(), tuple(t.shape), t.dtype) for key, t in tensors.items()}
+
+    def read(self, name: str) -> torch.Tensor:
+        return self._tensors[name]
+
+
+@pytest.mark.parametrize("hold", ["memory", "file"])
+def test_a_donor_is_whatever_has_a_name_and_tensors(hold: Hold) -> None:
+    base, warm = shelf("base", 0), shelf("warm", 1)
+    plain: Source = Plain("warm", {name: warm.read(name) for name in SHAPES})
+    one, other = (LiveDenoiser(Net(), base, [donor], LAYERS, hold=hold) for donor in (warm, plain))
+    assert one.apply({"A": {"warm": 0.3}}) == other.apply({"A": {"warm": 0.3}}) != one.restore()
 
 
 def test_it_begins_and_is_restored_as_the_base(small: Any) -> None:
@@ -237,10 +260,11 @@ def test_sources_left_in_their_files_give_the_same_bits(
     for weights in ({"IN04": {"warm": 0.3, "cool": -0.2}}, {"M00": {"warm": 1.0}, "BASE": {"cool": 1.5}}, {}):
         assert held.apply(weights) == mapped.apply(weights)
     assert held.nbytes == mapped.nbytes * (1 + 3 / 2), "three sources in half the width beside the live one"
-    for (_, one), (_, other) in zip(held.sources("IN04"), mapped.sources("IN04"), strict=True):
-        (base_held, donors_held), (base_mapped, donors_mapped) = one(), other()
+    for (_, one), (_, other) in zip(held.differences("IN04"), mapped.differences("IN04"), strict=True):
+        (base_held, those_held), (base_mapped, those_mapped) = one(), other()
         assert torch.equal(base_held, base_mapped)
-        assert all(torch.equal(a, b) for a, b in zip(donors_held, donors_mapped, strict=True))
+        assert len(those_held) == 2
+        assert all(torch.equal(a.donor, b.donor) for a, b in zip(those_held, those_mapped, strict=True))
 
 
 def test_copies_are_made_only_where_they_fit(

@@ -16,7 +16,7 @@ from merger.checkpoints.names.transformer import network_shapes
 from merger.export.forms import export_as
 from merger.export.recipe import Recipe
 from merger.export.write import verify
-from merger.layers.unet import group
+from merger.layers.grouping import group
 
 
 def write_folder(config: dict[str, Any], folder: Path, seed: int) -> Path:

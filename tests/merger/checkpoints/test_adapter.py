@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from merger.checkpoints.adapter import LoraDonor, open_donor, open_lora
 from merger.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from merger.checkpoints.compatibility import check_fit, remarks
+from merger.checkpoints.compatibility import check_compatible, remarks
 from merger.checkpoints.inspect import format_inspection, inspect_files
 from merger.checkpoints.names.transformer import network_shapes
 from merger.checkpoints.names.unet import DENOISER_PREFIX
@@ -101,7 +101,7 @@ def test_every_style_of_keys_finds_its_tensors(style: str, base: Checkpoint, fac
     save_file(write(factors), tmp_path / "style.safetensors")
     donor = open_donor(tmp_path / "style.safetensors", base)
     assert (donor.name, donor.layout, donor.family) == ("style", "lora", "sd1")
-    assert check_fit(base, [donor]) == {}
+    assert check_compatible(base, [donor]) == {}
     changed = wanted(base, factors, scale)
     for name in base.denoiser:
         found = donor.read(name)
@@ -229,7 +229,7 @@ def test_text_encoder_parts_are_said(base: Checkpoint, factors: Factors, tmp_pat
     save_file(kohya(factors, 1.0) | text, tmp_path / "style.safetensors")
     donor = open_lora(tmp_path / "style.safetensors", base)
     assert isinstance(donor, LoraDonor)
-    (line,) = remarks([donor], check_fit(base, [donor]))
+    (line,) = remarks([donor], check_compatible(base, [donor]))
     assert line == ("style: the blend leaves out what it has for text encoders (3 tensors), which stay the base's")
     found = inspect_files([base.path, tmp_path / "style.safetensors"])
     assert found["fit"]["ok"]

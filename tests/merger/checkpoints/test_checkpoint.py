@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from merger.checkpoints.checkpoint import open_checkpoint, read_unet_config
-from merger.checkpoints.compatibility import check_fit
+from merger.checkpoints.compatibility import check_compatible
 from merger.checkpoints.names.unet import DENOISER_PREFIX
 from merger.errors import CheckpointError
 
@@ -130,20 +130,20 @@ def test_an_unknown_tensor_names_the_nearest(tiny_family: dict[str, Path]) -> No
 
 def test_a_family_fits_and_other_shapes_do_not(tiny_family: dict[str, Path], tmp_path: Path) -> None:
     base, warm, cool = (open_checkpoint(tiny_family[name]) for name in ("base", "warm", "cool"))
-    assert check_fit(base, [warm, cool]) == {}
+    assert check_compatible(base, [warm, cool]) == {}
 
     inpainting = changed(
         tiny_family["warm"], tmp_path / "hole.safetensors", **{CONV_IN: torch.zeros(8, 9, 3, 3).half()}
     )
     with pytest.raises(CheckpointError) as caught:
-        check_fit(base, [open_checkpoint(inpainting)])
+        check_compatible(base, [open_checkpoint(inpainting)])
     assert line(caught).startswith(
         "hole.safetensors: 'conv_in.weight' is [8, 9, 3, 3], the base has [8, 8, 3, 3] (an inpainting model?)"
     )
 
     other_text = changed(tiny_family["warm"], tmp_path / "text.safetensors", **{CROSS: torch.zeros(8, 24).half()})
     with pytest.raises(CheckpointError, match=r"another text encoder"):
-        check_fit(base, [warm, open_checkpoint(other_text)])
+        check_compatible(base, [warm, open_checkpoint(other_text)])
 
 
 def test_missing_tensors_are_refused_and_extra_ones_reported(tiny_family: dict[str, Path], tmp_path: Path) -> None:
@@ -151,13 +151,15 @@ def test_missing_tensors_are_refused_and_extra_ones_reported(tiny_family: dict[s
     short = open_checkpoint(changed(tiny_family["warm"], tmp_path / "short.safetensors", **{CROSS: None}))
     name = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight"
     with pytest.raises(CheckpointError, match=f"short.safetensors: has no '{name}'"):
-        check_fit(base, [short])
-    assert check_fit(short, [base]) == {"base": (name,)}
+        check_compatible(base, [short])
+    assert check_compatible(short, [base]) == {"base": (name,)}
 
 
 def test_two_checkpoints_of_one_name_are_refused(tiny_family: dict[str, Path]) -> None:
     base = open_checkpoint(tiny_family["base"])
     with pytest.raises(CheckpointError, match=r"both called 'warm'"):
-        check_fit(base, [open_checkpoint(tiny_family["warm"]), open_checkpoint(tiny_family["cool"], name="warm")])
+        check_compatible(
+            base, [open_checkpoint(tiny_family["warm"]), open_checkpoint(tiny_family["cool"], name="warm")]
+        )
     with pytest.raises(CheckpointError, match=r"both called 'base'"):
-        check_fit(base, [open_checkpoint(tiny_family["warm"], name="base")])
+        check_compatible(base, [open_checkpoint(tiny_family["warm"], name="base")])

@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import save_file
 
 from merger.checkpoints.checkpoint import open_checkpoint, read_unet_config
-from merger.checkpoints.compatibility import check_fit
-from merger.checkpoints.families import kind_of, prediction_of
+from merger.checkpoints.compatibility import check_compatible
+from merger.checkpoints.families import prediction_of
 from merger.checkpoints.inspect import format_inspection, inspect_files
+from merger.checkpoints.kinds import kind_of
 from merger.checkpoints.names.transformer import network_shapes
 from merger.checkpoints.names.unet import DENOISER_PREFIX, denoiser_names
 from merger.errors import CheckpointError, NoDenoiser
@@ -75,7 +76,7 @@ def test_families_that_do_not_fit_are_told_why(donor: str, said: str, denoiser_c
     base = open_checkpoint(write_unet(denoiser_config("sd1"), tmp_path / "base.safetensors"))
     other = open_checkpoint(write_unet(denoiser_config(donor), tmp_path / "other.safetensors"))
     with pytest.raises(CheckpointError, match=f"^other.safetensors: .*{said.replace('?', '[?]')}"):
-        check_fit(base, [other])
+        check_compatible(base, [other])
 
 
 def test_a_v_prediction_sdxl_says_so_by_its_markers(denoiser_config: Config, tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save, save_file
 
-from merger.checkpoints.headers import CODES, pack_header, read_header
+from merger.checkpoints.headers import CODES, Header, bytes_of, pack_header, read_header
+from merger.checkpoints.weight_files import reader
 from merger.errors import CheckpointError
 
 TENSORS = {
@@ -64,10 +65,52 @@ def test_safetensors_reads_what_it_packs(tmp_path: Path) -> None:
 
 
 def test_every_dtype_survives(tmp_path: Path) -> None:
-    tensors = {code: torch.zeros(3, dtype=dtype) for dtype, code in CODES.items()}
+    raw = torch.arange(1, 49, dtype=torch.uint8)
+    tensors = {
+        code: (raw.clone() if code != "BOOL" else raw % 2).view(dtype).reshape(2, -1) for dtype, code in CODES.items()
+    }
     save_file(tensors, tmp_path / "x.safetensors")
-    entries = read_header(tmp_path / "x.safetensors").tensors
-    assert {code: entries[code].dtype for code in tensors} == {code: tensor.dtype for code, tensor in tensors.items()}
+    header = read_header(tmp_path / "x.safetensors")
+    layout = {code: (entry.dtype, entry.shape) for code, entry in header.tensors.items()}
+    assert layout == {code: (tensor.dtype, tuple(tensor.shape)) for code, tensor in tensors.items()}
+    body = b"".join(bytes_of(tensors[code]) for code in layout)
+    (tmp_path / "ours.safetensors").write_bytes(pack_header(layout, {}) + body)
+    assert read_header(tmp_path / "ours.safetensors") == Header(header.tensors, {})
+    ours, theirs = (reader(tmp_path / f"{name}.safetensors") for name in ("ours", "x"))
+    for code, tensor in tensors.items():
+        assert ours.get_tensor(code).dtype == theirs.get_tensor(code).dtype == tensor.dtype
+        assert bytes_of(ours.get_tensor(code)) == bytes_of(theirs.get_tensor(code)) == bytes_of(tensor)
+
+
+@pytest.mark.parametrize(
+    ("code", "shape", "size", "said"),
+    [
+        ("F6_E2M3", [2, 4], 6, "type F6_E2M3"),
+        ("F6_E3M2", [4], 3, "type F6_E3M2"),
+        ("F4", [4, 1], 2, r"type F4 and shape \[4, 1\]"),
+        ("Q9_NEW", [3], 5, "type Q9_NEW"),
+    ],
+)
+def test_a_type_that_torch_cannot_hold_is_said_to_be_that(
+    code: str, shape: list[int], size: int, said: str, tmp_path: Path
+) -> None:
+    """The file is sound, so it must not be called damaged."""
+    text = json.dumps({"weights.3": {"dtype": code, "shape": shape, "data_offsets": [0, size]}}).encode()
+    file = written(tmp_path, len(text).to_bytes(8, "little") + text + bytes(size))
+    with pytest.raises(CheckpointError, match=f"holds a tensor of {said}, which this version cannot read: 'weights.3'"):
+        read_header(file)
+
+
+def test_half_bytes_are_counted_as_such(tmp_path: Path) -> None:
+    """Eight values of four bits are four bytes: any other number of bytes is a damaged header."""
+    for size, good in ((4, True), (8, False), (3, False)):
+        text = json.dumps({"a": {"dtype": "F4", "shape": [2, 4], "data_offsets": [0, size]}}).encode()
+        file = written(tmp_path, len(text).to_bytes(8, "little") + text + bytes(size))
+        if good:
+            assert read_header(file).tensors["a"].shape == (2, 2)
+        else:
+            with pytest.raises(CheckpointError, match="does not fill bytes"):
+                read_header(file)
 
 
 def test_a_file_cut_anywhere_is_refused(tmp_path: Path, whole: bytes) -> None:

@@ -17,9 +17,11 @@ from benchmark.hub_ids import id_of, is_hub_id
 from benchmark.pipelines import hub
 from benchmark.pipelines.loading import load_pipeline
 from merger.app.cli import main
+from merger.app.source_paths import local
 from merger.checkpoints.checkpoint import open_checkpoint
-from merger.checkpoints.hub import local, on_this_disk
-from merger.config.config import Config, load_config
+from merger.checkpoints.hub import on_this_disk
+from merger.config.config import Config
+from merger.config.loading import load_config
 from merger.errors import CheckpointError
 from merger.export.recipe import Recipe
 from merger.export.recipe_files import open_recipe

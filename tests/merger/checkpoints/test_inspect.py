@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from merger.checkpoints.checkpoint import open_checkpoint
 from merger.checkpoints.inspect import format_inspection, inspect_files, unique_names
 from merger.checkpoints.names.unet import DENOISER_PREFIX
+from merger.checkpoints.recipe_metadata import METADATA_KEY
 from merger.errors import CheckpointError
 from merger.export.recipe import Recipe
 from merger.export.write import export
@@ -92,7 +93,9 @@ def test_every_odd_file_is_answered_with_one_line(tiny_family: dict[str, Path], 
         made("pointer.safetensors", b"version https://git-lfs.github.com/spec/v1\n"): "Git LFS pointer",
         headed("overlap.safetensors", {"a": entry, "b": entry}, bytes(4)): "begins at byte 0, expected 4",
         headed("gap.safetensors", {"a": entry | {"data_offsets": [4, 8]}}, bytes(8)): "begins at byte 4, expected 0",
-        headed("dtype.safetensors", {"a": entry | {"dtype": "Q4"}}, bytes(4)): "dtype Q4 is not supported",
+        headed(
+            "dtype.safetensors", {"a": entry | {"dtype": "Q4"}}, bytes(4)
+        ): "of type Q4, which this version cannot read",
         headed("negative.safetensors", {"a": entry | {"shape": [-1]}}, bytes(4)): "no shape",
         headed("list.safetensors", []): "damaged",
         headed("nothing.safetensors", {}): "holds no denoiser",
@@ -110,3 +113,11 @@ def test_every_odd_file_is_answered_with_one_line(tiny_family: dict[str, Path], 
         assert "\n" not in line
         assert said in line or (said == "holds no denoiser" and file["kind"] == "unknown"), file
     assert len(format_inspection(found).splitlines()) < 60
+
+
+@pytest.mark.parametrize("recipe", ["{", "[]", "{}", '{"weights": {}, "donors": [], "base": {}, "version": "1"}'])
+def test_a_recipe_that_cannot_be_read_is_one_line(recipe: str, tiny_family: dict[str, Path], tmp_path: Path) -> None:
+    save_file(load_file(tiny_family["base"]), tmp_path / "x.safetensors", metadata={METADATA_KEY: recipe})
+    with pytest.raises(CheckpointError, match=r"x.safetensors: its recipe cannot be read") as caught:
+        inspect_files([tmp_path / "x.safetensors"])
+    assert "\n" not in str(caught.value)

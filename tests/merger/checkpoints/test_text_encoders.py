@@ -24,12 +24,13 @@ from benchmark.pipelines.generation import GenerationSettings
 from benchmark.pipelines.loading import load_pipeline
 from benchmark.prompts.prompt_set import Prompt
 from merger.app.cli import main
-from merger.app.session import text_encoders_of
+from merger.app.runtime import text_encoders_of
 from merger.blend.arithmetic import blend
+from merger.blend.differences import Difference
 from merger.blend.live import LiveDenoiser
 from merger.checkpoints.adapter import open_donor
 from merger.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from merger.checkpoints.compatibility import check_fit, remarks
+from merger.checkpoints.compatibility import check_compatible, remarks
 from merger.checkpoints.headers import read_header
 from merger.checkpoints.inspect import format_inspection, inspect_files
 from merger.checkpoints.names.text import text_names_in
@@ -37,11 +38,12 @@ from merger.checkpoints.text_encoders import text_tensors, with_text_encoders
 from merger.errors import CheckpointError, ConfigError, RecipeError
 from merger.export.forms import ExportOptions, export_as
 from merger.export.mecha import mecha_text
-from merger.export.recipe import COMPONENTS, Recipe
+from merger.export.recipe import Recipe
 from merger.export.recipe_files import open_recipe
 from merger.export.write import verify
+from merger.layers.components import COMPONENTS
+from merger.layers.grouping import group
 from merger.layers.text import group_text
-from merger.layers.unet import group
 from tests.merger.text_models import FAMILIES, TEXT, Family, make_family
 
 SETTINGS = GenerationSettings(steps=2, sampler="ddim", guidance=3.0, width=32, height=32, batch_size=2)
@@ -332,7 +334,7 @@ def test_a_third_text_encoder_is_blended_in_a_folder(sd3_folders: tuple[Path, Pa
     LiveDenoiser(transformer, base, [warm], group(base.blended, "block"), encoders).apply(weights)
     again = transformers.T5EncoderModel.from_pretrained(folder / "text_encoder_3").state_dict()
     assert all(torch.equal(again[name], tensor) for name, tensor in network.state_dict().items())
-    with pytest.raises(ConfigError, match=r"where all are CLIP's \(SD 1, SD 2, SDXL\), and base has others"):
+    with pytest.raises(ConfigError, match=r"only if all are CLIP's \(SD 1, SD 2, SDXL\), and base has others"):
         text_encoders_of(SimpleNamespace(transformer=transformer, **encoders), tuple(encoders), base)
 
 
@@ -348,7 +350,7 @@ def test_donors_without_a_text_encoder_differ_in_nothing_there(family: Family, t
     save_file(alone, tmp_path / "unet.safetensors")
     base, _, cool = opened(family)
     donor = open_donor(tmp_path / "unet.safetensors", base)
-    assert check_fit(base, [donor, cool]) == {}
+    assert check_compatible(base, [donor, cool]) == {}
     assert remarks([donor, cool], {}) == ["unet: holds no text encoder for TE, where its weights change nothing"]
     assert all(torch.equal(donor.read(name), base.read(name)) for name in base.text)
     recipe = Recipe.of(base, [donor], "block", {"TE": {"unet": 0.7}, "M00": {"unet": 1.0}}, components=COMPONENTS)
@@ -403,7 +405,7 @@ def test_what_an_adapter_has_for_text_encoders_is_blended_too(family: Family, st
         }
     save_file(tensors, tmp_path / "style.safetensors")
     donor = open_donor(tmp_path / "style.safetensors", base)
-    assert check_fit(base, [donor]) == {}
+    assert check_compatible(base, [donor]) == {}
     assert remarks([donor], {}) == []
     scale = 0.5 if style == "kohya" else 1.0
     pairs = iter(tensor for key, tensor in tensors.items() if not key.endswith("alpha"))
@@ -435,12 +437,14 @@ def test_an_encoder_of_another_shape_is_one_line(family: Family, tmp_path: Path)
     tensors = load_file(family.files["warm"])
     save_file(tensors | {key: torch.zeros(9, 16)}, tmp_path / "wide.safetensors")
     with pytest.raises(CheckpointError, match=r"'text_encoder.embeddings.token_embedding.weight' is \[9, 16\]"):
-        check_fit(base, [open_donor(tmp_path / "wide.safetensors", base)])
+        check_compatible(base, [open_donor(tmp_path / "wide.safetensors", base)])
     del tensors[key]
     save_file(tensors, tmp_path / "part.safetensors")
     with pytest.raises(CheckpointError, match=r"has no 'text_encoder\.embeddings"):
-        check_fit(base, [open_donor(tmp_path / "part.safetensors", base)])
-    check_fit(open_checkpoint(base.path), [open_checkpoint(tmp_path / "part.safetensors")])  # the denoisers do fit
+        check_compatible(base, [open_donor(tmp_path / "part.safetensors", base)])
+    check_compatible(
+        open_checkpoint(base.path), [open_checkpoint(tmp_path / "part.safetensors")]
+    )  # the denoisers do fit
     alone = {key: tensor for key, tensor in tensors.items() if key.startswith("model.")}
     save_file(alone, tmp_path / "unet.safetensors")
     with pytest.raises(CheckpointError, match="holds no text encoder to blend"):
@@ -472,7 +476,7 @@ def test_merge_from_a_hand_written_recipe(family: Family, tmp_path: Path, capsys
     assert verify(output).ok
     base, warm, _ = opened(family)
     name = "text_encoder.encoder.layers.0.mlp.fc1.weight"
-    wanted = blend(base.read(name).reshape(-1), [warm.read(name).reshape(-1)], [0.5])
+    wanted = blend(base.read(name).reshape(-1), [Difference(warm.read(name).reshape(-1))], [0.5])
     assert torch.equal(text_tensors_of(output)[name].reshape(-1), wanted)
     carried = Recipe.from_metadata(read_header(output).metadata)
     file.write_text(carried.to_json())

@@ -11,7 +11,9 @@ import torch
 from safetensors.torch import save_file
 
 from merger.checkpoints.checkpoint import open_checkpoint
-from merger.checkpoints.names.transformer import Piece, network_shapes, transformer_names_in
+from merger.checkpoints.families import transformer_family
+from merger.checkpoints.names.pieces import Piece
+from merger.checkpoints.names.transformer import network_shapes, transformer_names_in
 from merger.errors import CheckpointError
 
 Config = Callable[[str], dict[str, Any]]
@@ -47,8 +49,8 @@ def z_image_original(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int,
 def test_a_diffusers_file_is_its_own_translation(transformer: str, denoiser_config: Config) -> None:
     shapes = network_shapes(denoiser_config(transformer), transformer)
     for prefix in ("", "model.diffusion_model.", "transformer."):
-        family, names = transformer_names_in({prefix + name: shape for name, shape in shapes.items()}, "x")
-        assert family == transformer
+        stem, names = transformer_names_in({prefix + name: shape for name, shape in shapes.items()}, "x")
+        assert (stem, transformer_family(names)) == ("", transformer)
         assert {name: piece.key for name, (piece,) in names.items()} == {name: prefix + name for name in shapes}
 
 

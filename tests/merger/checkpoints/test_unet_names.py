@@ -8,13 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from merger.checkpoints.names.unet import (
-    denoiser_names,
-    denoiser_names_in,
-    save_single_file,
-    text_encoder_names,
-    vae_names,
-)
+from merger.checkpoints.names.unet import denoiser_names, denoiser_names_in, text_encoder_names, vae_names
 from merger.errors import CheckpointError
 
 SD15 = {"block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 768, "attention_head_dim": 8}
@@ -135,16 +129,3 @@ def test_the_attention_of_the_vae_is_kept_as_convolutions(tiny_family: dict[str,
         shape = file.get_slice("first_stage_model.encoder.mid.attn_1.q.weight").get_shape()
         assert shape[2:] == [1, 1]
         assert len(file.get_slice("first_stage_model.encoder.mid.attn_1.q.bias").get_shape()) == 1
-
-
-def test_tensors_that_are_not_the_configurations_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="U-Net's tensors are not those of its configuration"):
-        save_single_file(
-            tmp_path / "x.safetensors",
-            unet={"conv_in.weight": torch.zeros(1)},
-            vae={},
-            text_encoder={},
-            unet_config=SD15,
-            vae_config=SD_VAE,
-        )
-    assert not list(tmp_path.iterdir())

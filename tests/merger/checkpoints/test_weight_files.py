@@ -135,9 +135,9 @@ def test_a_pickle_is_converted(
     ):
         assert main(["convert", *arguments]) == 2
         assert said in capsys.readouterr().err
-    torch.save({"wave": torch.zeros(2, dtype=torch.complex64)}, tmp_path / "wave.ckpt")
+    torch.save({"wave": torch.zeros(2, dtype=torch.complex128)}, tmp_path / "wave.ckpt")
     assert main(["convert", str(tmp_path / "wave.ckpt"), "--output", str(tmp_path / "x.safetensors")]) == 2
-    assert "'wave' is torch.complex64" in capsys.readouterr().err
+    assert "'wave' is torch.complex128" in capsys.readouterr().err
     assert not (tmp_path / "x.safetensors").exists()
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from merger.config.config import dump_config, load_config
+from merger.config.loading import dump_config, load_config
 from merger.errors import ConfigError
 
 LEAST = {"base": "a.safetensors", "donors": ["b.safetensors"], "tagger": "tagger", "vocabulary": {"top": 50}}

@@ -9,7 +9,7 @@ import yaml
 
 from benchmark.taggers import registry
 from benchmark.taggers.registry import TaggerFormat, register_tagger
-from merger.config.config import load_config
+from merger.config.loading import load_config
 from merger.errors import ConfigError
 
 

@@ -12,15 +12,16 @@ from safetensors.torch import load_file, save_file
 
 from merger.app.cli import main
 from merger.blend.arithmetic import blend
+from merger.blend.differences import Difference
 from merger.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from merger.checkpoints.families import family_named
 from merger.checkpoints.headers import read_header
 from merger.errors import CheckpointError, ConfigError, RecipeError
 from merger.export.forms import ExportOptions, export_as
-from merger.export.model_spec import architecture_of
 from merger.export.recipe import Recipe
 from merger.export.recipe_files import open_recipe
 from merger.export.write import verify
-from merger.layers.unet import group
+from merger.layers.grouping import group
 
 WEIGHTS = {"IN04": {"warm": 0.7, "cool": -0.2}, "M00": {"cool": 1.0}}
 
@@ -66,7 +67,7 @@ def test_a_folder_gives_a_folder_that_diffusers_loads(
     half = group(base.denoiser, "block")["OUT05"]
     for name in base.denoiser:
         weight = 0.5 if name in half else 0.0
-        flat = blend(base.read(name).reshape(-1), [warm.read(name).reshape(-1)], [weight])
+        flat = blend(base.read(name).reshape(-1), [Difference(warm.read(name).reshape(-1))], [weight])
         assert torch.equal(loaded[name].reshape(-1), flat), name
     assert verify(folder).ok
     with pytest.raises(CheckpointError, match="is there already"):
@@ -140,7 +141,7 @@ def test_a_file_says_what_it_is(sources: list[Checkpoint], recipe: Recipe, tmp_p
     ],
 )
 def test_architectures(family: str, prediction: str, wanted: str) -> None:
-    assert architecture_of(family, prediction) == wanted
+    assert family_named(family).architecture_of(prediction) == wanted
 
 
 def test_merge_makes_a_file_from_a_hand_written_recipe(
@@ -159,7 +160,8 @@ def test_merge_makes_a_file_from_a_hand_written_recipe(
     assert verify(output).ok
     name = "down_blocks.1.resnets.0.conv1.weight"
     flat = [source.read(name).reshape(-1) for source in (base, warm, cool)]
-    assert torch.equal(open_checkpoint(output).read(name).reshape(-1), blend(flat[0], flat[1:], [0.5, 0.25]))
+    wanted = blend(flat[0], [Difference(donor) for donor in flat[1:]], [0.5, 0.25])
+    assert torch.equal(open_checkpoint(output).read(name).reshape(-1), wanted)
     carried = Recipe.from_metadata(read_header(output).metadata)
     assert (carried.weights["IN00"], carried.weights["IN04"]) == ({"warm": 0.3}, {"warm": 0.5, "c": 0.25})
     (tmp_path / "again.json").write_text(carried.to_json())

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from merger.checkpoints.checkpoint import open_checkpoint
 from merger.errors import RecipeError
-from merger.export.mecha import mecha_text, write_mecha
+from merger.export.mecha import mecha_beside, mecha_text
 from merger.export.recipe import Recipe
 from merger.export.write import export, verify
 
@@ -30,7 +30,9 @@ def test_sd_mecha_makes_the_same_file(sd3_family: dict[str, Path], tmp_path: Pat
     written = export(recipe, tmp_path / "ours.safetensors", base=base, donors=donors)
     assert verify(written).ok
     ours = load_file(written)
-    file = write_mecha(recipe, tmp_path / "blend.mecha", base=base, donors=donors)
+    file = tmp_path / "blend.mecha"
+    with mecha_beside(recipe, file, base=base, donors=donors):
+        assert not file.exists()
     logging.disable(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
@@ -57,8 +59,11 @@ def test_what_it_cannot_say_is_refused(
 ) -> None:
     base, warm = (open_checkpoint(tiny_family[name]) for name in ("base", "warm"))
     recipe = Recipe.of(base, [warm], "block", {"M00": {"warm": 0.5}})
-    with pytest.raises(RecipeError, match=r"must end in \.mecha"):
-        write_mecha(recipe, tmp_path / "x.txt", base=base, donors=[warm])
+    with (
+        pytest.raises(RecipeError, match=r"must end in \.mecha"),
+        mecha_beside(recipe, tmp_path / "x.txt", base=base, donors=[warm]),
+    ):
+        pass
     folder = open_checkpoint(tiny_diffusers_folder, name="folder")
     recipe = Recipe.of(base, [folder], "block", {"M00": {"folder": 0.5}})
     with pytest.raises(RecipeError, match="no single file with original keys"):

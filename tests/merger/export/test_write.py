@@ -21,15 +21,17 @@ from torch.utils._pytree import tree_leaves
 import merger.checkpoints.weight_files
 import merger.export.write
 from merger.blend.arithmetic import CPU_CHUNK, blend
+from merger.blend.differences import Difference
 from merger.blend.live import LiveDenoiser
 from merger.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from merger.checkpoints.headers import pack_header, read_header
 from merger.checkpoints.names.unet import DENOISER_PREFIX
+from merger.checkpoints.recipe_metadata import METADATA_KEY
 from merger.errors import CheckpointError, RecipeError, WriteError
 from merger.export.forms import ExportOptions, export_as
-from merger.export.recipe import METADATA_KEY, Recipe
+from merger.export.recipe import Recipe
 from merger.export.write import export, verify
-from merger.layers.unet import group
+from merger.layers.grouping import group
 
 CONV_IN = DENOISER_PREFIX + "input_blocks.0.0.weight"
 BIAS = DENOISER_PREFIX + "input_blocks.0.0.bias"
@@ -71,9 +73,10 @@ def altered(file: Path, target: Path, key: str, place: int = 0) -> Path:
 def test_streamed_is_in_memory(sources: list[Checkpoint], recipe: Recipe, blended: Path) -> None:
     written = open_checkpoint(blended)
     for layer, names in group(sources[0].denoiser, "block").items():
+        row = [recipe.weights[layer].get(source.name, 0.0) for source in sources[1:]]
         for name in names:
             base, *donors = (source.read(name) for source in sources)
-            flat = blend(base.reshape(-1), [donor.reshape(-1) for donor in donors], recipe.row(layer))
+            flat = blend(base.reshape(-1), [Difference(donor.reshape(-1)) for donor in donors], row)
             assert torch.equal(written.read(name), flat.reshape(base.shape)), name
 
 
@@ -244,15 +247,15 @@ def test_a_failure_leaves_nothing_behind_and_what_was_there_untouched(
 ) -> None:
     output = tmp_path / "x.safetensors"
     output.write_bytes(b"what was there")
-    real = merger.export.layout.Plan.tensors
+    real = merger.export.layout.Layout.tensors
 
-    def break_off(plan: merger.export.layout.Plan) -> Iterator[tuple[str, torch.Tensor]]:
-        for i, item in enumerate(real(plan)):
+    def break_off(layout: merger.export.layout.Layout) -> Iterator[tuple[str, torch.Tensor]]:
+        for i, item in enumerate(real(layout)):
             if i == 100:
                 raise OSError(28, "No space left on device")
             yield item
 
-    monkeypatch.setattr(merger.export.layout.Plan, "tensors", break_off)
+    monkeypatch.setattr(merger.export.layout.Layout, "tensors", break_off)
     with pytest.raises(WriteError, match=r"cannot be written.*No space left"):
         export(recipe, output, base=sources[0], donors=sources[1:])
     assert output.read_bytes() == b"what was there"

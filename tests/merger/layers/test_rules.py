@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from merger.config.config import parse_config
+from merger.config.loading import parse_config
 from merger.errors import ConfigError
-from merger.export.recipe import Recipe, Source
+from merger.export.recipe import Recipe, RecipeSource
+from merger.layers.grouping import group
 from merger.layers.rules import check_rules, read_rules
-from merger.layers.unet import group
 
 NAMES = ["conv_in.weight", "up_blocks.0.resnets.0.conv1.weight", "up_blocks.1.attentions.0.norm.bias", "conv_out.bias"]
 CONFIG = {"base": "a.safetensors", "donors": ["b.safetensors"], "tagger": "t", "vocabulary": {"top": 5}}
@@ -76,7 +76,7 @@ def test_a_missing_table_and_an_unknown_word_are_errors(tmp_path: Path) -> None:
 
 def test_a_recipe_carries_the_table() -> None:
     rules = {"up_blocks.*": "UP", "*": "REST"}
-    recipe = Recipe(Source("a", "a", "0"), (Source("b", "b", "1"),), rules, {"UP": {"b": 0.5}})
+    recipe = Recipe(RecipeSource("a", "a", "0"), (RecipeSource("b", "b", "1"),), rules, {"UP": {"b": 0.5}})
     again = Recipe.from_json(recipe.to_json())
     assert again == recipe
     assert list(again.granularity) == list(rules)

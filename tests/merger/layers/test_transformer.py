@@ -10,7 +10,7 @@ import pytest
 
 from merger.checkpoints.names.transformer import network_shapes, transformer_names_in
 from merger.checkpoints.names.unet import denoiser_names_in
-from merger.layers.unet import GRANULARITIES, group
+from merger.layers.grouping import GRANULARITIES, group
 
 Config = Callable[[str], dict[str, Any]]
 Published = Callable[[str], dict[str, tuple[int, ...]]]

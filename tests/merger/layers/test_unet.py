@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 import pytest
 
 from merger.checkpoints.names.unet import DENOISER_PREFIX, denoiser_names
 from merger.errors import ConfigError
-from merger.layers.unet import GRANULARITIES, group, layer_of, sizes, structure_of
+from merger.layers.grouping import GRANULARITIES, group, sizes
+from merger.layers.unet import layer_of, structure_of
 
 SD15 = {"block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 768}
 SMALL = {
@@ -95,9 +97,12 @@ def test_every_tensor_is_in_exactly_one_layer(config: dict[str, object], granula
 @CONFIGS
 def test_finer_layers_lie_within_coarser_ones(config: dict[str, object]) -> None:
     names = denoiser_names(config)
-    structure = structure_of(names)
-    for coarse, fine in (("stage", "block"), ("block", "module"), ("module", "tensor")):
-        pairs = {(layer_of(name, fine, structure), layer_of(name, coarse, structure)) for name in names}
+    layer_by = {
+        granularity: {name: layer for layer, members in group(names, granularity).items() for name in members}
+        for granularity in GRANULARITIES
+    }
+    for coarse, fine in pairwise(GRANULARITIES):
+        pairs = {(layer_by[fine][name], layer_by[coarse][name]) for name in names}
         assert len(pairs) == len({inner for inner, _ in pairs})
 
 
@@ -114,7 +119,7 @@ def test_sizes_add_up() -> None:
 
 def test_bad_input_is_one_clear_line() -> None:
     with pytest.raises(ConfigError, match="Did you mean 'block'"):
-        layer_of("conv_in.weight", "blocks")
+        group(["conv_in.weight"], "blocks")
     with pytest.raises(ConfigError, match="no U-Net and no transformer"):
         group(["something.0.weight"], "block")
     with pytest.raises(ConfigError, match="Did you mean 'stage'"):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from merger.report.charts import heat_map, padded_range, progress_chart, shade
-from merger.report.report import contact_sheet, luck_line, result_text, verdict
+from merger.report.report import RECALL, contact_sheet, optimism_line, result_text, verdict
 
 
 def result(mean: float, interval: tuple[float, float], judge: tuple[float, float] | None = None) -> dict:
@@ -20,7 +20,7 @@ def result(mean: float, interval: tuple[float, float], judge: tuple[float, float
         "winner": {"trial": 7},
         "best_parent": "warm",
         "paired_difference_to_best_parent": difference,
-        "luck": {"trial": 9, "observed_gain": 0.06, "fresh_gain": 0.01, "luck": 0.05},
+        "optimism": {"trial": 9, "observed_gain": 0.06, "fresh_gain": 0.01, "optimism": 0.05},
     }
 
 
@@ -39,9 +39,14 @@ def test_the_verdict_claims_no_more_than_was_shown(found: dict, said: str) -> No
     assert result_text(found).endswith(verdict(found))
 
 
-def test_the_luck_is_said() -> None:
-    assert "+0.0500 of it was luck" in luck_line(result(0.05, (0.02, 0.08)))
-    assert "cannot be told" in luck_line({**result(0.05, (0.02, 0.08)), "luck": None})
+def test_the_optimism_is_said() -> None:
+    assert "its optimism is +0.0500" in optimism_line(result(0.05, (0.02, 0.08)))
+    assert "is unknown" in optimism_line({**result(0.05, (0.02, 0.08)), "optimism": None})
+
+
+def test_what_accuracy_measures_is_said_below_the_table() -> None:
+    lines = result_text(result(0.05, (0.02, 0.08))).splitlines()
+    assert lines[3] == RECALL
 
 
 def test_charts_are_whole_and_escape_their_text() -> None:

@@ -1,4 +1,4 @@
-"""Gradient against central finite differences of the same score, in float64 on tiny real models; a U-Net and a DiT."""
+"""Gradients against central finite differences of the same score, in float64 on tiny real models; a U-Net and a DiT."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ from benchmark.prompts.prompt_set import Prompt
 from benchmark.taggers.registry import open_tagger
 from merger.blend.live import LiveDenoiser
 from merger.blend.sources import Hold
-from merger.checkpoints.checkpoint import Checkpoint, TensorInfo, open_checkpoint, read_unet_config
+from merger.checkpoints.checkpoint import Checkpoint, open_checkpoint, read_unet_config
+from merger.checkpoints.source import TensorInfo
 from merger.errors import ConfigError, NoRoom
-from merger.layers.unet import group
+from merger.layers.grouping import group
 from merger.scoring.gradients.gradients import BlendGradients
 from merger.scoring.gradients.memory import Kept, step_memory
 from merger.scoring.gradients.sampling import DifferentiableGenerator, Differentiation
@@ -401,7 +402,7 @@ def test_the_memory_of_a_step_is_that_of_its_parts(unet64: World) -> None:
     assert (memory.held, memory.images, memory.decoded) == (unet64.live.nbytes, 2, 1024)
     assert not any(parameter.requires_grad for parameter in parameters.values())
     assert step_memory(gradients, PROMPTS[0], 2, free=memory.least) == memory
-    with pytest.raises(NoRoom, match=r"needs more memory than the \d+ MB that it may take beside the models"):
+    with pytest.raises(NoRoom, match=r"needs more memory than the \d+ MB that it may take besides the models"):
         step_memory(gradients, PROMPTS[0], 2, free=memory.least - 1)
     assert not any(parameter.requires_grad for parameter in parameters.values())
 
@@ -442,7 +443,7 @@ def test_only_the_layers_asked_for_have_gradients_and_nothing_is_left_behind(une
 def test_what_has_no_gradients_is_refused_in_one_line(unet64: World, tiny_wd_tagger: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be differentiated"):
         BlendGradients(unet64.live, unet64.generator, open_tagger(tiny_wd_tagger), LOG)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="objective 'accuracy' has no gradients"):
+    with pytest.raises(ConfigError, match="objective 'accuracy' has no gradient"):
         BlendGradients(unet64.live, unet64.generator, unet64.tagger, Metric("accuracy", 0.5, str))
     with pytest.raises(ConfigError, match="fraction 0"):
         Differentiation(0.0)

@@ -1,4 +1,4 @@
-"""The objective and the honest end in a world of paint: each tag is drawn with a chance that the weights decide."""
+"""Objective and selection in a world of paint: each tag is drawn with a chance that the weights decide."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from optuna.storages import InMemoryStorage
 
 from benchmark.evaluate import scores
 from benchmark.evaluate.runner import Evaluation
@@ -14,11 +15,13 @@ from benchmark.pipelines.generation import FakeGenerator
 from benchmark.prompts.prompt_set import make_prompts
 from benchmark.prompts.vocabulary import Vocabulary
 from benchmark.taggers.tagger import FakeTagger
+from merger.scoring.evaluation_cache import EvaluationCache
 from merger.scoring.objective import JUDGE, TAGGER, BlendObjective, Metric, evaluate_blend
-from merger.scoring.selection import Cache, Ending, conclude, finalists_of
+from merger.scoring.selection import Selection, finalists_of, select_winner
 from merger.search.baselines import baselines_of, outcomes
+from merger.search.loop import search
 from merger.search.space import Weights, make_space, weight_of
-from merger.search.study import SearchSettings, open_study, search
+from merger.search.study import SearchSettings, open_study
 from merger.search.trials import Score, TrialRecord
 
 HAIR, EYES = ("red_hair", "blue_hair", "white_hair", "pink_hair"), ("red_eyes", "blue_eyes", "green_eyes", "grey_eyes")
@@ -113,7 +116,7 @@ def test_what_the_report_raises_ends_the_trial() -> None:
 
 def concluded(
     records: list[TrialRecord], *, count: int = 200, kinds: tuple[str, ...] = ()
-) -> tuple[Ending, list[tuple[str, str]]]:
+) -> tuple[Selection, list[tuple[str, str]]]:
     world, drawn = World(), []
     sets = {"validation": prompts(count, 2), "test": prompts(count, 3)}
     taggers = {TAGGER: FakeTagger(VOCABULARY.tags), JUDGE: FakeTagger(VOCABULARY.tags, "judge", 1, 0.1)}
@@ -122,7 +125,7 @@ def concluded(
         drawn.append((which, str(SPACE.flatten(weights))))
         return evaluate_blend(world, world, taggers, sets[which], weights, keep_images=2)
 
-    ending = conclude(
+    selection = select_winner(
         records,
         (*baselines_of(SPACE, "base"), *outcomes(SPACE, "base", kinds, records)),
         evaluate,
@@ -131,22 +134,20 @@ def concluded(
         name="paint",
         stopped_because="trials",
     )
-    return ending, drawn
+    return selection, drawn
 
 
-def test_a_search_finds_the_best_blend_and_the_end_shows_it(tmp_path: Path) -> None:
-    study = open_study(
-        f"sqlite:///{tmp_path / 'study.db'}", "paint", SPACE, identity={}, baselines=baselines_of(SPACE, "base")
-    )
-    search(objective(), study, SearchSettings("cmaes", 1, 60, 99), baselines=4)
-    ending, drawn = concluded(study.records())
-    winner = {model["role"]: model for model in ending.result["models"]}["winner"]
+def test_a_search_finds_the_best_blend_and_the_selection_shows_it() -> None:
+    study = open_study(InMemoryStorage(), "paint", SPACE, identity={}, baselines=baselines_of(SPACE, "base"))
+    search(objective(), study, SearchSettings("cmaes", 1, 60, 99))
+    selection, drawn = concluded(study.records())
+    winner = {model["role"]: model for model in selection.result["models"]}["winner"]
     assert winner["accuracy"] > 0.6
-    found = ending.result["paired_difference_to_best_parent"]
+    found = selection.result["paired_difference_to_best_parent"]
     assert found["tagger"]["interval"][0] > 0
     assert found["judge"]["mean"] > 0
-    assert ending.result["recommended"] == winner["name"]
-    assert ending.result["winner"]["weights"] == ending.winner.weights
+    assert selection.result["recommended"] == winner["name"]
+    assert selection.result["winner"]["weights"] == selection.winner.weights
     assert {which for which, _ in drawn} == {"validation", "test"}
     assert len([which for which, _ in drawn if which == "test"]) == 5, "winner, base, two donors, average"
 
@@ -164,16 +165,16 @@ def lucky(records: list[tuple[dict, float]]) -> list[TrialRecord]:
 
 def test_a_winner_that_was_only_lucky_is_not_recommended() -> None:
     """A blend just like the base was observed at 0.9; on fresh prompts it is no better than a parent."""
-    ending, _ = concluded(lucky([(SPACE.everywhere({"hairy": 0.001}), 0.9)]))
-    assert ending.result["luck"]["trial"] == 4
-    assert ending.result["luck"]["luck"] > 0.2
-    assert ending.result["recommended"] == ending.best_parent.name
+    selection, _ = concluded(lucky([(SPACE.everywhere({"hairy": 0.001}), 0.9)]))
+    assert selection.result["optimism"]["trial"] == 4
+    assert selection.result["optimism"]["optimism"] > 0.2
+    assert selection.result["recommended"] == selection.best_parent.name
 
 
 def test_the_winner_is_chosen_on_validation_not_by_what_was_observed() -> None:
     good = {"IN": {"hairy": 0.6, "eyed": 0.0}, "OUT": {"hairy": 0.0, "eyed": 0.6}}
-    ending, drawn = concluded(lucky([(SPACE.everywhere({"hairy": 0.001}), 0.9), (good, 0.6)]))
-    assert ending.winner.number == 5
+    selection, drawn = concluded(lucky([(SPACE.everywhere({"hairy": 0.001}), 0.9), (good, 0.6)]))
+    assert selection.winner.number == 5
     assert ("test", str(SPACE.flatten(SPACE.everywhere({"hairy": 0.001})))) not in drawn
 
 
@@ -194,20 +195,20 @@ def test_averages_found_by_trying_are_in_the_table_and_may_win() -> None:
         value = 0.7 if weight == 0.5 else 0.4
         if SPACE.flatten(weights) not in [SPACE.flatten(record.weights) for record in records]:
             records.append(TrialRecord(len(records), role, name, weights, Score(value, 0.02, value, 0.02, value)))
-    ending, drawn = concluded(records, kinds=("best_uniform", "greedy_soup"))
-    roles = {model["role"]: model["name"] for model in ending.result["models"]}
+    selection, drawn = concluded(records, kinds=("best_uniform", "greedy_soup"))
+    roles = {model["role"]: model["name"] for model in selection.result["models"]}
     assert (roles["best_uniform"], roles["greedy_soup"]) == ("best uniform", "greedy soup")
-    assert ending.result["winner"]["role"] in ("uniform", "best_uniform", "greedy_soup")
-    assert ending.result["winner"]["name"]
+    assert selection.result["winner"]["role"] in ("uniform", "best_uniform", "greedy_soup")
+    assert selection.result["winner"]["name"]
     assert len(drawn) == len(set(drawn)), "a blend with two names is drawn once"
-    assert ending.result["images_drawn"] == 200 * len(drawn)
+    assert selection.result["images_drawn"] == 200 * len(drawn)
 
 
 def test_an_evaluation_is_kept_and_read_back(tmp_path: Path) -> None:
     world, sets = World(), {"test": prompts(6, 3)}
     tagger = FakeTagger(VOCABULARY.tags)
     weights = SPACE.everywhere({"hairy": 0.5})
-    cache = Cache(tmp_path, sets, {TAGGER: tagger.fingerprint})
+    cache = EvaluationCache(tmp_path, sets, {TAGGER: tagger.fingerprint})
     assert cache.get("test", weights) is None
     found = evaluate_blend(world, world, {TAGGER: tagger}, sets["test"], weights, keep_images=2)
     cache.put("test", weights, found)
@@ -217,6 +218,6 @@ def test_an_evaluation_is_kept_and_read_back(tmp_path: Path) -> None:
     assert np.array_equal(kept.probabilities[TAGGER], found.probabilities[TAGGER])
     assert kept.images is not None and np.array_equal(kept.images, found.images)
     assert cache.get("test", SPACE.everywhere({"hairy": 0.6})) is None
-    assert Cache(tmp_path, sets, {TAGGER: "another"}).get("test", weights) is None
+    assert EvaluationCache(tmp_path, sets, {TAGGER: "another"}).get("test", weights) is None
     cache.path("test", weights).write_bytes(b"PK\x03\x04 cut short")
     assert cache.get("test", weights) is None

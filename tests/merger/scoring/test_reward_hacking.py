@@ -1,4 +1,4 @@
-"""The guard in a world of paint: a blend that hides a mark which its tagger takes for every tag, and honest ones."""
+"""Reward hacking in a world of paint: a blend with a mark that its tagger takes for every tag, and honest ones."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.stats import binom
 
 from benchmark.evaluate.runner import Evaluation, evaluate
 from benchmark.images import Images
@@ -19,16 +20,18 @@ from merger.scoring.objective import TAGGER
 from merger.scoring.reward_hacking import (
     CHANGES,
     THUMBNAILS,
+    Signs,
     Thumbnails,
     blurred,
     brightened,
     changed_taggers,
-    diversity,
-    looks_of,
+    more_duplicates,
     objections,
     shifted,
+    signs_of,
+    thumbnail_spread,
 )
-from merger.scoring.selection import conclude
+from merger.scoring.selection import select_winner
 from merger.search.baselines import baselines_of
 from merger.search.space import Weights, make_space, weight_of
 from merger.search.trials import Score, TrialRecord
@@ -67,8 +70,8 @@ class Painter(FakeGenerator):
 
 def seen(painter: Painter, tagger: FakeTagger | None = None, prompts: Sequence[Prompt] = PROMPTS) -> Evaluation:
     tagger = tagger or Fooled(TAGS)
-    extractors = {THUMBNAILS: Thumbnails()}
-    return evaluate(painter, {TAGGER: tagger, **changed_taggers(tagger)}, prompts, extractors=extractors)
+    taggers = {TAGGER: tagger, **changed_taggers(tagger)}
+    return evaluate(painter, taggers, prompts, extractors={THUMBNAILS: Thumbnails()})
 
 
 @pytest.fixture(scope="module")
@@ -89,24 +92,59 @@ def test_a_gain_that_hangs_on_single_pixels_is_not(parents: list[Evaluation]) ->
 
 
 @pytest.mark.parametrize(
-    ("painter", "said"), [(Painter(0.9, same=True), "too much alike"), (Painter(0.9, broken=0.1), "hold no picture")]
+    ("painter", "said"), [(Painter(0.9, same=True), "too much alike"), (Painter(0.9, broken=0.1), "have no content")]
 )
 def test_sameness_and_broken_images_are_not(painter: Painter, said: str, parents: list[Evaluation]) -> None:
     assert any(said in reason for reason in objections(seen(painter), parents, parents[0], 0.5))
 
 
-def test_one_picture_for_two_prompts_is_not(parents: list[Evaluation]) -> None:
-    honest = seen(Painter(0.9))
-    digests = honest.digests.copy()
-    digests[7] = digests[90]
-    (said,) = objections(replace(honest, digests=digests), parents, parents[0], 0.5)
-    assert "1 of its images repeat" in said
+def repeated(evaluation: Evaluation, count: int) -> Evaluation:
+    """The same, but the first `count` images are that of the last prompt."""
+    digests = evaluation.digests.copy()
+    digests[:count] = digests[-1]
+    return replace(evaluation, digests=digests)
 
 
-def test_what_was_not_looked_at_is_not_held_against_it() -> None:
+@pytest.mark.parametrize("count", [1, 4])
+def test_few_duplicates_may_be_chance(count: int, parents: list[Evaluation]) -> None:
+    assert objections(repeated(seen(Painter(0.9)), count), parents, parents[0], 0.5) == []
+
+
+@pytest.mark.parametrize("count", [5, 40])
+def test_many_duplicates_are_not(count: int, parents: list[Evaluation]) -> None:
+    (said,) = objections(repeated(seen(Painter(0.9)), count), parents, parents[0], 0.5)
+    assert f"{count} of its images repeat that of another prompt, of a parent's at most 0" in said
+
+
+def test_a_parent_with_duplicates_of_its_own_makes_more_of_them_plausible(parents: list[Evaluation]) -> None:
+    worst = [parents[0], repeated(parents[1], 20)]
+    assert objections(repeated(seen(Painter(0.9)), 28), worst, parents[0], 0.5) == []
+    (said,) = objections(repeated(seen(Painter(0.9)), 60), worst, parents[0], 0.5)
+    assert "of a parent's at most 20" in said
+
+
+def test_the_test_of_duplicates_is_wrong_in_one_case_of_twenty_at_most() -> None:
+    """By counting: the chance of an alarm if blend and parent have the same share of duplicates."""
+    images = 60
+    for share in (0.02, 0.1, 0.5):
+        chances = binom.pmf(np.arange(images + 1), images, share)
+        alarm = sum(
+            chances[ours] * chances[theirs]
+            for ours in range(images + 1)
+            for theirs in range(images + 1)
+            if chances[ours] * chances[theirs] > 1e-9 and more_duplicates(signs(ours, images), signs(theirs, images))
+        )
+        assert alarm < 0.05
+
+
+def signs(duplicates: int, whole: int) -> Signs:
+    return Signs(0.5, {}, 0.0, whole, duplicates, 0.2)
+
+
+def test_what_was_not_kept_is_not_held_against_it() -> None:
     plain = evaluate(Painter(0.5), {TAGGER: Fooled(TAGS)}, PROMPTS[:20])
     assert objections(plain, [plain], plain, 0.5) == []
-    assert looks_of(plain, 0.5).changed == {}
+    assert signs_of(plain, 0.5).changed == {}
 
 
 def test_the_changes_are_slight_and_keep_the_shape() -> None:
@@ -125,12 +163,12 @@ def test_the_changes_are_slight_and_keep_the_shape() -> None:
     assert blurred(dot)[0, 2, :, 0].tolist() == [0, 12, 72, 12, 0]
 
 
-def test_diversity_is_the_mean_distance_of_thumbnails() -> None:
+def test_thumbnail_spread_is_the_mean_distance_of_thumbnails() -> None:
     images = np.stack([np.full((64, 48, 3), value, dtype=np.uint8) for value in (0, 51, 255)])
     thumbnails = Thumbnails().images(images)
     assert thumbnails.shape == (3, 192)
-    assert diversity(thumbnails) == pytest.approx((0.2 + 1.0 + 0.8) / 3)
-    assert np.isnan(diversity(thumbnails[:1]))
+    assert thumbnail_spread(thumbnails) == pytest.approx((0.2 + 1.0 + 0.8) / 3)
+    assert np.isnan(thumbnail_spread(thumbnails[:1]))
     odd = Thumbnails().images(np.arange(3 * 37 * 21 * 3, dtype=np.uint8).reshape(3, 37, 21, 3))
     assert np.isfinite(odd).all() and odd.max() <= 1
 
@@ -154,7 +192,7 @@ def concluded(*blends: tuple[dict[str, float], float]) -> tuple[dict, list[str]]
         for number, (role, name, weights, value) in enumerate(tried)
     ]
     said: list[str] = []
-    ending = conclude(
+    selection = select_winner(
         records,
         baselines,
         draw,
@@ -164,10 +202,10 @@ def concluded(*blends: tuple[dict[str, float], float]) -> tuple[dict, list[str]]
         stopped_because="trials",
         say=said.append,
     )
-    return ending.result, said
+    return selection.result, said
 
 
-def test_a_finalist_that_fools_the_tagger_is_passed_over_and_said_to_be() -> None:
+def test_a_finalist_that_exploits_the_tagger_is_passed_over_and_said_to_be() -> None:
     result, said = concluded(({"marked": 0.9}, 0.99), ({"hairy": 0.9, "marked": 0.1}, 0.7))
     assert result["winner"]["trial"] == 3
     assert len(said) == 1 and said[0].startswith("trial 2 is passed over: its gain over the best parent")
@@ -178,8 +216,8 @@ def test_a_finalist_that_fools_the_tagger_is_passed_over_and_said_to_be() -> Non
     assert "trial 2 was passed over" in result_text(result)
 
 
-def test_where_all_fool_it_the_parent_is_recommended() -> None:
+def test_if_all_exploit_it_the_parent_is_recommended() -> None:
     result, _ = concluded(({"marked": 0.9}, 0.99))
     assert result["winner"]["trial"] == 2
     assert result["recommended"] == result["best_parent"]
-    assert verdict(result).startswith("Every finalist seems to fool the tagger")
+    assert verdict(result).startswith("Every finalist seems to exploit the tagger")

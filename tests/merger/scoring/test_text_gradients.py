@@ -17,13 +17,13 @@ from benchmark.pipelines.generation import GenerationSettings
 from benchmark.pipelines.loading import load_pipeline
 from benchmark.prompts.prompt_set import Prompt
 from benchmark.taggers.registry import open_tagger
-from merger.app.session import text_encoders_of
+from merger.app.runtime import text_encoders_of
 from merger.blend.live import LiveDenoiser
 from merger.checkpoints.adapter import open_donor
 from merger.checkpoints.checkpoint import open_checkpoint
 from merger.checkpoints.text_encoders import with_text_encoders
 from merger.errors import ConfigError
-from merger.layers.unet import group
+from merger.layers.grouping import group
 from merger.scoring.gradients.gradients import BlendGradients
 from merger.scoring.gradients.memory import step_memory
 from merger.scoring.gradients.sampling import DifferentiableGenerator, Differentiation

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
+from optuna.storages import InMemoryStorage
 
 from merger.search.baselines import KINDS, STRENGTHS, Known, baselines_of, most_trials, next_baseline, outcomes
+from merger.search.loop import search
 from merger.search.space import Space, Weights, make_space
-from merger.search.study import SearchSettings, Study, open_study, search
+from merger.search.study import SearchSettings, Study, open_study
 from merger.search.trials import Score, TrialRecord
 
 SPACE = make_space(("IN", "OUT"), ("warm", "cool", "odd"), bounds=(0, 1))
@@ -87,10 +87,9 @@ def test_without_values_there_is_no_outcome() -> None:
     assert outcomes(SPACE, "base", KINDS, walked()[:7]) == ()
 
 
-def opened(folder: Path) -> Study:
-    folder.mkdir(exist_ok=True)
+def opened(memory: InMemoryStorage) -> Study:
     baselines = baselines_of(SPACE, "base", KINDS)
-    return open_study(f"sqlite:///{folder / 'study.db'}", "study", SPACE, identity={}, baselines=baselines)
+    return open_study(memory, "study", SPACE, identity={}, baselines=baselines)
 
 
 class Objective:
@@ -104,27 +103,28 @@ class Objective:
         return Score(value_of(weights), 0.01, 0.5, 0.01, 0.5, images=8, seconds=0.5)
 
 
-def test_in_a_study_they_come_before_the_search_and_a_stop_changes_nothing(tmp_path: Path) -> None:
+def test_in_a_study_they_come_before_the_search_and_a_stop_changes_nothing() -> None:
+    one, two = InMemoryStorage(), InMemoryStorage()
     count = len(walked())
-    search(Objective(), opened(tmp_path / "whole"), SETTINGS, baselines=5)
-    whole = opened(tmp_path / "whole").records()
+    search(Objective(), opened(one), SETTINGS)
+    whole = opened(one).records()
     expected = ["best_uniform"] * 5 + ["greedy_soup"] * (count - 10) + ["search"] * (16 - count)
     assert [record.role for record in whole[5:]] == expected
     assert [(r.name, r.weights) for r in whole[:count]] == [(r.name, r.weights) for r in walked()]
     for stop in (3, 4, 2, 1):
         with pytest.raises(KeyboardInterrupt):
-            search(Objective(stop), opened(tmp_path / "broken"), SETTINGS, baselines=5)
-    search(Objective(), opened(tmp_path / "broken"), SETTINGS, baselines=5)
-    assert opened(tmp_path / "broken").records() == whole
+            search(Objective(stop), opened(two), SETTINGS)
+    search(Objective(), opened(two), SETTINGS)
+    assert opened(two).records() == whole
 
 
-def test_the_patience_begins_after_them(tmp_path: Path) -> None:
+def test_the_patience_begins_after_them() -> None:
+    study = opened(InMemoryStorage())
     reason = search(
         lambda weights, report=None: Score(0.5, 0.01, 0.5, 0.01, 0.5),
-        opened(tmp_path),
+        study,
         SearchSettings("random", 3, 99, 3, baselines=KINDS),
-        baselines=5,
     )
     assert reason.startswith("plateau")
-    records = opened(tmp_path).records()
+    records = study.records()
     assert [record.role for record in records[-4:]] == ["greedy_soup"] + ["search"] * 3

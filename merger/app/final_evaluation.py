@@ -1,0 +1,65 @@
+"""The evaluation of blends after the search, on validation and test prompts; each is made once and kept on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from benchmark.evaluate.runner import Evaluation
+from benchmark.taggers.tagger import Tagger
+from merger.app.interrupt import Interrupt
+from merger.app.runs import Run
+from merger.app.runtime import Runtime
+from merger.report.progress import SearchProgress
+from merger.scoring.evaluation_cache import EvaluationCache
+from merger.scoring.objective import TAGGER, evaluate_blend
+from merger.scoring.reward_hacking import THUMBNAILS, Thumbnails, changed_taggers
+from merger.scoring.selection import SHOWN
+from merger.search.space import Weights
+
+
+class FinalEvaluation:
+    """Evaluates blends on the prompt sets `validation` and `test`. See `merger.scoring.selection.Evaluate`.
+
+    On validation prompts, where the winner is chosen, the tagger also sees every image slightly changed. A Ctrl-C ends
+    an evaluation after the current batch of images, with `KeyboardInterrupt`.
+    """
+
+    def __init__(self, runtime: Runtime, run: Run, progress: SearchProgress, interrupt: Interrupt) -> None:
+        self.runtime, self.progress, self.interrupt = runtime, progress, interrupt
+        exam = runtime.exam
+        self.taggers: Mapping[str, Mapping[str, Tagger]] = {
+            "test": exam.taggers,
+            "validation": {**exam.taggers, **changed_taggers(exam.taggers[TAGGER])},
+        }
+        self.caches = {
+            which: EvaluationCache(
+                run.scores, exam.prompts, {name: tagger.fingerprint for name, tagger in taggers.items()}
+            )
+            for which, taggers in self.taggers.items()
+        }
+
+    def __call__(self, which: str, weights: Weights) -> Evaluation:
+        """The evaluation of a blend on the prompts `which`; read from the run's folder if it was made before."""
+        kept = self.caches[which].get(which, weights)
+        if kept is not None:
+            return kept
+        exam = self.runtime.exam
+        self.progress.start(f"{which} prompts")
+        evaluation = evaluate_blend(
+            self.runtime.live,
+            self.runtime.generator,
+            self.taggers[which],
+            exam.prompts[which],
+            weights,
+            report=self._report,
+            keep_images=SHOWN if which == "test" else 0,
+            extractors={THUMBNAILS: Thumbnails()} if which == "validation" else None,
+        )
+        self.caches[which].put(which, weights, evaluation)
+        accuracy = evaluation.accuracy(TAGGER, exam.thresholds[TAGGER])
+        self.progress.say(f"{which} prompts: {accuracy.value:.4f} ± {accuracy.stderr:.4f}")
+        return evaluation
+
+    def _report(self, images: int, value: float) -> None:
+        self.interrupt.stop_if_asked()
+        self.progress.drawn(images, value)

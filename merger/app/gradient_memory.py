@@ -1,0 +1,50 @@
+"""Whether a gradient step fits into the memory that is free, and which way of computing it does."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+
+from merger.app.runtime import Runtime
+from merger.app.session import Session
+from merger.blend.sources import SHARE, free_memory
+from merger.errors import NoRoom
+from merger.scoring.gradients.gradients import BlendGradients
+from merger.scoring.gradients.memory import StepMemory, step_memory
+from merger.scoring.gradients.steps import FreshSteps
+
+
+@dataclass(frozen=True)
+class GradientSearch:
+    """What takes the steps of a gradient search, and the memory that each step needs."""
+
+    steps: FreshSteps
+    memory: StepMemory
+
+
+def fit_into_memory(session: Session, runtime: Runtime) -> GradientSearch:
+    """The way to compute gradients that fits into the free memory.
+
+    Either one copy of the denoiser's gradients is held, or none: they are then streamed, sampling step by sampling
+    step, which blended text encoders do not allow. Raises `NoRoom` if neither fits. If the configuration asks for
+    gradients by name, the last way is tried whatever the estimate says.
+    """
+    config, prompts = session.config, session.exam.prompts["search"]
+    layers = sorted({layer for parameter in session.sources.space.parameters for layer in parameter.layers})
+    # The estimate does not see what kernels need for themselves, so it may use only a share of what is free.
+    free = SHARE * free_memory(torch.device(session.device))
+    ways = [(False, free)] if config.blends_text else [(False, free), (True, free)]
+    if config.method != "auto":
+        ways.append((ways[-1][0], math.inf))
+    for streamed, room in ways:
+        steps = runtime.gradient_steps(layers, config.gradient.backprop_fraction, streamed=streamed)
+        try:
+            memory = step_memory(cast(BlendGradients, steps.gradients), prompts[0], len(prompts), room)
+        except NoRoom as error:
+            refusal = error
+        else:
+            return GradientSearch(steps, memory)
+    raise refusal

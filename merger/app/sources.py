@@ -1,0 +1,72 @@
+"""What a blend needs: its checkpoints, opened, and how their tensors share weights. No model, no tagger, no prompts."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from merger.checkpoints.adapter import open_donor
+from merger.checkpoints.checkpoint import Checkpoint, open_checkpoint, read_unet_config
+from merger.checkpoints.compatibility import check_compatible, remarks
+from merger.checkpoints.components import check_configuration
+from merger.checkpoints.text_encoders import components_of, with_text_encoders
+from merger.checkpoints.weight_files import refuse_pickled_base
+from merger.config.config import Config
+from merger.errors import ConfigError
+from merger.export.recipe import Recipe
+from merger.layers.grouping import group
+from merger.search.space import Space, Weights, make_space
+
+
+@dataclass(frozen=True)
+class BlendSources:
+    """The base and its donors, opened. layers: {layer: names of its tensors}. space: which weights may be searched."""
+
+    base: Checkpoint
+    donors: tuple[Checkpoint, ...]
+    layers: Mapping[str, tuple[str, ...]]
+    space: Space
+    granularity: str | Mapping[str, str]
+    components: tuple[str, ...]
+
+    def recipe(self, weights: Weights) -> Recipe:
+        """How to rebuild the blend of these weights. Hashes every source once."""
+        return Recipe.of(self.base, self.donors, self.granularity, weights, components=self.components)
+
+
+def open_sources(config: Config) -> BlendSources:
+    """Opens the checkpoints that `config` names and checks that they are compatible, by their headers alone.
+
+    config: without hub ids (`merger.app.source_paths.local`). Prints a line for every remark about a donor. Raises
+    `InputError` in one line.
+    """
+    unet_config = read_unet_config(config.pipeline) if config.pipeline is not None else None
+    refuse_pickled_base(config.base)
+    base = open_checkpoint(
+        config.base, name=config.named_base, unet_config=unet_config, allow_pickle=config.allow_pickle
+    )
+    if config.blends_text:
+        base = with_text_encoders(base)
+    check_configuration(base, config.pipeline)
+    donors = tuple(
+        open_donor(donor.path, base, name=name, allow_pickle=config.allow_pickle)
+        for donor, name in zip(config.donors, config.donor_names, strict=True)
+    )
+    for remark in remarks(donors, check_compatible(base, donors)):
+        print(remark, file=sys.stderr)
+    if base.text and all(len(donor.lent) == len(components_of(base.text)) for donor in donors):
+        raise ConfigError(
+            "components: no donor has a text encoder, so there is none to blend: leave out 'text_encoder'"
+        )
+    layers = group(base.blended, config.granularity)
+    own_bounds = zip(config.donor_names, config.donors, strict=True)
+    space = make_space(
+        tuple(layers),
+        config.donor_names,
+        bounds=config.bounds,
+        donor_bounds={name: donor.bounds for name, donor in own_bounds if donor.bounds is not None},
+        frozen=config.frozen,
+        tied=config.tied,
+    )
+    return BlendSources(base, donors, layers, space, config.granularity, config.components)
