@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-from benchmark.errors import InputError, did_you_mean
+from benchmark.errors import InputError
 
 NO_CATEGORY = "general"
 
@@ -89,17 +89,6 @@ class Vocabulary:
         """The largest number of tags of one prompt, given the groups."""
         grouped = [self.groups[tag] for tag in self.tags if self.groups.get(tag)]
         return len(self.tags) - len(grouped) + len(set(grouped))
-
-    def restricted(self, keep: Iterable[str]) -> Vocabulary:
-        """The same vocabulary with only these tags, in its own order. Raises InputError for an unknown tag."""
-        wanted = {normal_tag(tag): tag for tag in keep}
-        known = {normal_tag(tag): tag for tag in self.tags}
-        for name, tag in wanted.items():
-            if name not in known:
-                raise InputError(f"Unknown tag '{tag}'.{did_you_mean(tag, self.tags)}")
-        return Vocabulary(
-            tuple(tag for name, tag in known.items() if name in wanted), dict(self.categories), dict(self.groups)
-        )
 
 
 def read_vocabulary(path: Path) -> Vocabulary:

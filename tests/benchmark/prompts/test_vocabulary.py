@@ -74,10 +74,3 @@ def test_the_shipped_vocabulary_is_for_everyone_and_fills_long_prompts() -> None
     assert len({shipped.groups[tag] for tag in prompt.tags if tag in shipped.groups}) == sum(
         tag in shipped.groups for tag in prompt.tags
     )
-
-
-def test_a_vocabulary_can_be_narrowed_and_names_what_it_has_not() -> None:
-    vocabulary = Vocabulary(("red_hair", "blue_hair", "smile", "glasses"))
-    assert vocabulary.restricted(["smile", "red hair"]).tags == ("red_hair", "smile")
-    with pytest.raises(InputError, match="Did you mean 'glasses'"):
-        vocabulary.restricted(["glases"])

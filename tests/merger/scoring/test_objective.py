@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from optuna.storages import InMemoryStorage
 
+from benchmark.evaluate import scores
 from benchmark.evaluate.runner import Evaluation
 from benchmark.pipelines.generation import FakeGenerator
 from benchmark.prompts.prompt_set import make_prompts
@@ -58,6 +59,18 @@ def objective(kind: str = "accuracy", count: int = 40) -> BlendObjective:
     world = World()
     metric = Metric(kind, 0.5, VOCABULARY.category)
     return BlendObjective(world, world, FakeTagger(VOCABULARY.tags), prompts(count, 1), metric)
+
+
+def test_one_floor_holds_for_the_logarithm_of_every_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = prompts(2, 1)
+    tags = tuple(sorted({tag for prompt in made for tag in prompt.tags}))
+    said = {TAGGER: np.zeros((2, len(tags)), np.float32)}
+    evaluation = Evaluation(made, tags, said, np.zeros(2, bool), np.arange(2), 1.0)
+    for floor in (scores.PROBABILITY_FLOOR, 0.01):
+        monkeypatch.setattr(scores, "PROBABILITY_FLOOR", floor)
+        value, parts = Metric("log_probability", 0.5, VOCABULARY.category).value(evaluation)
+        assert value.value == pytest.approx(np.log(floor))
+        assert parts == pytest.approx(np.log(floor))
 
 
 def test_a_score_says_what_was_found() -> None:
