@@ -334,7 +334,7 @@ def test_a_third_text_encoder_is_blended_in_a_folder(sd3_folders: tuple[Path, Pa
     LiveDenoiser(transformer, base, [warm], group(base.blended, "block"), encoders).apply(weights)
     again = transformers.T5EncoderModel.from_pretrained(folder / "text_encoder_3").state_dict()
     assert all(torch.equal(again[name], tensor) for name, tensor in network.state_dict().items())
-    with pytest.raises(ConfigError, match=r"where all are CLIP's \(SD 1, SD 2, SDXL\), and base has others"):
+    with pytest.raises(ConfigError, match=r"only if all are CLIP's \(SD 1, SD 2, SDXL\), and base has others"):
         text_encoders_of(SimpleNamespace(transformer=transformer, **encoders), tuple(encoders), base)
 
 
