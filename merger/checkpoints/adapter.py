@@ -182,7 +182,8 @@ def _text_changes(
     """The same for the text encoders that the base blends, and lines on what is set aside."""
     text = sort_text_keys(found.text)
     if text.unknown:
-        raise CheckpointError(f"{path}: {refusal_of(text.unknown, "a LoRA's text encoder")}")
+        refusal = refusal_of(text.unknown, "a LoRA's text encoder")
+        raise CheckpointError(f"{path}: {refusal}")
     if text.doubled:
         raise CheckpointError(f"{path}: {both_say(*text.doubled)}")
     held = components_of(base.text)
