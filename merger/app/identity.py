@@ -33,7 +33,7 @@ MAY_CHANGE = {
     "batch_size",  # an image does not depend on its batch, except for rounding
     "device",  # devices differ only in rounding
     "threads",  # numbers of threads differ only in rounding
-    "gradient.steps",  # more steps may be taken: the learning rate then falls anew over those that are added
+    "gradient.steps",  # more may be taken; the learning rate then follows the longer schedule
 }
 """Settings that may differ between two sittings of the same search."""
 

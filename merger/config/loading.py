@@ -19,13 +19,14 @@ from merger.config.parts import DonorSettings, GradientSettings, Settings, Tagge
 from merger.config.renamed import new_names
 from merger.errors import ConfigError
 
-_PARTS: dict[str, type[Settings]] = {
+PARTS: dict[str, type[Settings]] = {
     "donors": DonorSettings,
     "tagger": TaggerSettings,
     "judge": TaggerSettings,
     "vocabulary": VocabularySettings,
     "gradient": GradientSettings,
 }
+"""The keys of the configuration that have parts."""
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -121,4 +122,4 @@ def _one_line(error: ValidationError) -> str:
 
 def _known(above: Sequence[str]) -> tuple[str, ...]:
     """The settings that exist at the place `above`."""
-    return tuple((_PARTS.get(above[0], Config) if above else Config).model_fields)
+    return tuple((PARTS.get(above[0], Config) if above else Config).model_fields)

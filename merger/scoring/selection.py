@@ -76,75 +76,108 @@ def select_winner(
     reason. If all do, the best of them is still the winner, but the best parent is recommended. thresholds: by role, as
     `Evaluation.probabilities`. name: the study's.
     """
-    threshold = thresholds[TAGGER]
-    evaluated: dict[str, Evaluation] = {}  # two names may be one blend: a soup of one parent is that parent
-
-    def once(which: str, weights: Weights) -> Evaluation:
-        key = which + json.dumps({layer: dict(row) for layer, row in weights.items()}, sort_keys=True)
-        if key not in evaluated:
-            evaluated[key] = evaluate(which, weights)
-        return evaluated[key]
-
-    def merit(evaluation: Evaluation) -> tuple[float, float]:
-        return evaluation.accuracy(TAGGER, threshold).value, evaluation.mean_probability(TAGGER).value
-
-    finalists = finalists_of(records)
-    parents = [baseline for baseline in baselines if baseline.role in ("base", "donor")]
-    validated = {trial.number: once("validation", trial.weights) for trial in finalists}
-    parents_validated = {parent.name: once("validation", parent.weights) for parent in parents}
-    best_parent = max(parents, key=lambda parent: merit(parents_validated[parent.name]))
-    against = {
-        trial.number: objections(
-            validated[trial.number], [*parents_validated.values()], parents_validated[best_parent.name], threshold
-        )
-        for trial in finalists
-    }
-    for trial in finalists:
-        for reason in against[trial.number]:
-            say(f"{trial.label} is passed over: {reason}")
-    honest = [trial for trial in finalists if not against[trial.number]]
-    winner = max(honest or finalists, key=lambda trial: merit(validated[trial.number]))
-    label = f"trial {winner.number}"
-    tests = {baseline.name: once("test", baseline.weights) for baseline in baselines}
-    tests[label] = once("test", winner.weights)
+    evaluated = _Evaluated(evaluate)
+    chosen = _choose(records, baselines, evaluated, thresholds[TAGGER], say)
+    winner, best_parent, label = chosen.winner, chosen.best_parent, f"trial {chosen.winner.number}"
+    tests = {baseline.name: evaluated("test", baseline.weights) for baseline in baselines}
+    tests[label] = evaluated("test", winner.weights)
     roles = {baseline.name: baseline.role for baseline in baselines} | {label: "winner"}
     models = [_model(model, roles[model], test, thresholds, category_of) for model, test in tests.items()]
     models.sort(key=lambda model: (model["role"] != "winner", -model["accuracy"]))
     difference = {
-        tagger: _interval(
+        role: _interval(
             paired_difference(
-                tests[label].tally(tagger, thresholds[tagger]),
-                tests[best_parent.name].tally(tagger, thresholds[tagger]),
+                tests[label].tally(role, thresholds[role]), tests[best_parent.name].tally(role, thresholds[role])
             )
         )
-        for tagger in tests[label].probabilities
+        for role in tests[label].probabilities
     }
+    shown = difference[TAGGER]["interval"][0] > 0 and not chosen.against[winner.number]
     result = {
         "study": name,
         "stopped_because": stopped_because,
         "trials": len(records),
-        "images_drawn": sum(r.score.images for r in records) + sum(len(e.prompts) for e in evaluated.values()),
-        "seconds": round(math.fsum([r.score.seconds for r in records] + [e.seconds for e in evaluated.values()]), 1),
+        "images_drawn": sum(record.score.images for record in records) + evaluated.images,
+        "seconds": round(math.fsum([*(record.score.seconds for record in records), *evaluated.seconds]), 1),
         "models": models,
         "winner": {
             "trial": winner.number,
             "role": winner.role,
             "name": winner.name,
-            "weights": {k: dict(row) for k, row in winner.weights.items()},
+            "weights": {layer: dict(row) for layer, row in winner.weights.items()},
         },
         "finalists": [
-            {"trial": trial.number, "role": trial.role, "name": trial.name, "passed_over": against[trial.number]}
-            | as_row(signs_of(validated[trial.number], threshold))
-            for trial in finalists
+            {"trial": trial.number, "role": trial.role, "name": trial.name, "passed_over": chosen.against[trial.number]}
+            | as_row(signs_of(chosen.finalists[trial.number], thresholds[TAGGER]))
+            for trial in finalists_of(records)
         ],
         "paired_difference_to_best_parent": difference,
         "best_parent": best_parent.name,
-        "recommended": label if honest and difference[TAGGER]["interval"][0] > 0 else best_parent.name,
-        "optimism": _optimism(
-            records, finalists[0], validated[finalists[0].number], best_parent, parents_validated, threshold
-        ),
+        "recommended": label if shown else best_parent.name,
+        "optimism": _optimism(records, chosen, thresholds[TAGGER]),
     }
     return Selection(_plain(result), winner, best_parent, tests)
+
+
+class _Evaluated:
+    """`evaluate`, once for every blend and prompt set: two names may be one blend (a soup of one parent)."""
+
+    def __init__(self, evaluate: Evaluate) -> None:
+        self._evaluate = evaluate
+        self._made: dict[str, Evaluation] = {}
+
+    def __call__(self, which: str, weights: Weights) -> Evaluation:
+        key = which + json.dumps({layer: dict(row) for layer, row in weights.items()}, sort_keys=True)
+        if key not in self._made:
+            self._made[key] = self._evaluate(which, weights)
+        return self._made[key]
+
+    @property
+    def images(self) -> int:
+        """How many images were generated."""
+        return sum(len(evaluation.prompts) for evaluation in self._made.values())
+
+    @property
+    def seconds(self) -> list[float]:
+        """How long each evaluation took."""
+        return [evaluation.seconds for evaluation in self._made.values()]
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """What the validation prompts decide. finalists, against (objections): by trial number. parents: by name."""
+
+    winner: TrialRecord
+    best_parent: Baseline
+    finalists: Mapping[int, Evaluation]
+    parents: Mapping[str, Evaluation]
+    against: Mapping[int, list[str]]
+
+
+def _choose(
+    records: Sequence[TrialRecord],
+    baselines: Sequence[Baseline],
+    evaluated: Evaluate,
+    threshold: float,
+    say: Callable[[str], None],
+) -> _Chosen:
+    def merit(evaluation: Evaluation) -> tuple[float, float]:
+        return evaluation.accuracy(TAGGER, threshold).value, evaluation.mean_probability(TAGGER).value
+
+    trials = finalists_of(records)
+    finalists = {trial.number: evaluated("validation", trial.weights) for trial in trials}
+    candidates = [baseline for baseline in baselines if baseline.role in ("base", "donor")]
+    parents = {parent.name: evaluated("validation", parent.weights) for parent in candidates}
+    best_parent = max(candidates, key=lambda parent: merit(parents[parent.name]))
+    against = {}
+    for trial in trials:
+        best = parents[best_parent.name]
+        against[trial.number] = objections(finalists[trial.number], [*parents.values()], best, threshold)
+        for reason in against[trial.number]:
+            say(f"{trial.label} is passed over: {reason}")
+    honest = [trial for trial in trials if not against[trial.number]]
+    winner = max(honest or trials, key=lambda trial: merit(finalists[trial.number]))
+    return _Chosen(winner, best_parent, finalists, parents, against)
 
 
 def _model(
@@ -168,24 +201,19 @@ def _interval(estimate: Estimate) -> dict[str, Any]:
     return {"mean": estimate.value, "interval": [estimate.low, estimate.high]}
 
 
-def _optimism(
-    records: Sequence[TrialRecord],
-    observed: TrialRecord,
-    fresh: Evaluation,
-    parent: Baseline,
-    parents_fresh: Mapping[str, Evaluation],
-    threshold: float,
-) -> dict[str, Any] | None:
+def _optimism(records: Sequence[TrialRecord], chosen: _Chosen, threshold: float) -> dict[str, Any] | None:
     """How much of the best observed trial's gain over the best parent is absent on fresh (validation) prompts.
 
     None if the best parent is not among the trials.
     """
-    before = next((record for record in records if record.name == parent.name), None)
+    parent = chosen.best_parent.name
+    before = next((record for record in records if record.name == parent), None)
     if before is None:
         return None
-    fresh_accuracy = fresh.accuracy(TAGGER, threshold).value
+    observed = finalists_of(records)[0]
+    fresh_accuracy = chosen.finalists[observed.number].accuracy(TAGGER, threshold).value
     observed_gain = observed.score.accuracy - before.score.accuracy
-    fresh_gain = fresh_accuracy - parents_fresh[parent.name].accuracy(TAGGER, threshold).value
+    fresh_gain = fresh_accuracy - chosen.parents[parent].accuracy(TAGGER, threshold).value
     return {
         "trial": observed.number,
         "observed_accuracy": observed.score.accuracy,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -44,15 +45,15 @@ def settings(
         "vocabulary": str(vocabulary),
         "tags_per_prompt": [2, 3],
         "prompts": 6,
-        "validation_prompts": 6,
-        "test_prompts": 9,
-        "steps": 2,
+        "validation_prompts": 4,
+        "test_prompts": 8,
+        "steps": 1,
         "size": 32,
         "trials": 7,
         "baselines": ["uniform"],
         "method": "cmaes",
         "pruning": True,
-        "batch_size": 3,
+        "batch_size": 6,
         "device": "cpu",
         "threads": 1,
     }
@@ -155,6 +156,41 @@ def test_export_writes_any_trial(finished: tuple[Path, dict], tmp_path: Path, ti
     assert main(["export", str(folder), "--trial", "99"]) == 2
 
 
+def test_export_needs_neither_tagger_nor_judge_nor_vocabulary(
+    finished: tuple[Path, dict],
+    settings: dict[str, object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """They have moved, and what is exported still records the tagger that it was scored by."""
+    from benchmark.taggers.registry import open_tagger
+    from merger.app.scored_files import SCORE_KEY
+
+    folder = tmp_path / "runs" / "tiny"
+    shutil.copytree(finished[0], folder)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    for key in ("tagger", "judge", "vocabulary"):
+        config[key]["path"] = f"/moved/{key}"
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    monkeypatch.chdir(tmp_path)
+    assert main(["resume", "tiny"]) == 2, "a search needs them"
+    printed = run_json(["export", "tiny", "--json"])
+    assert printed["file"] == str(folder / "best.safetensors")
+    with safe_open(folder / "best.safetensors", "np") as new, safe_open(finished[0] / "best.safetensors", "np") as old:
+        later, before = ({**file.metadata(), "modelspec.date": ""} for file in (new, old))
+        assert later == before
+        score = json.loads(later[SCORE_KEY])
+    assert score["tagger"] == open_tagger(Path(str(settings["tagger"]))).fingerprint
+    assert run_json(["verify", str(folder / "best.safetensors"), "--json"])["ok"]
+    capsys.readouterr()
+    config["donors"].reverse()
+    config["granularity"] = "block"
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    assert main(["export", "tiny"]) == 2
+    assert "'tiny' began differently, so its weights mean another blend: granularity was" in capsys.readouterr().err
+
+
 def test_status_list_and_inspect(finished: tuple[Path, dict], capsys: pytest.CaptureFixture[str]) -> None:
     folder, _ = finished
     found = run_json(["status", str(folder), "--json"])
@@ -169,18 +205,11 @@ def test_continuing_is_the_same_as_not_having_stopped(
     finished: tuple[Path, dict], settings: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three searches of one kind: one whole, one in two sittings, the second begun by `resume`."""
-    from merger.search.study import read_study
-
     monkeypatch.chdir(tmp_path)
     file = str(written(tmp_path, settings))
     assert main(["search", file, "--name", "tiny", "--trials", "5"]) == 0
     result = run_json(["resume", "tiny", "--trials", "7", "--json"])
-
-    def trials(folder: Path) -> list[tuple]:
-        study = read_study(f"sqlite:///{folder / 'study.db'}", "tiny")
-        return [(record.weights, record.value, record.score.checksum) for record in study.records()]
-
-    assert trials(tmp_path / "runs" / "tiny") == trials(finished[0])
+    assert trials_of(tmp_path / "runs" / "tiny") == trials_of(finished[0])
     for key in ("models", "winner", "paired_difference_to_best_parent"):
         assert result[key] == finished[1][key]
 
@@ -195,7 +224,7 @@ def test_a_changed_setting_or_source_is_refused_by_name(
     monkeypatch.chdir(finished[0].parent.parent)
     before = (finished[0] / "config.yaml").read_text()
     assert main(["search", str(written(tmp_path, settings, steps=3)), "--name", "tiny"]) == 2
-    assert "steps was 2, is 3" in capsys.readouterr().err
+    assert "steps was 1, is 3" in capsys.readouterr().err
     assert main(["resume", "tiny", "--set", "prompts=8"]) == 2
     assert "prompts was" in capsys.readouterr().err
     assert (finished[0] / "config.yaml").read_text() == before
@@ -272,63 +301,87 @@ def test_the_winner_of_a_folder_is_a_folder(
     assert not [path.name for path in best.parent.iterdir() if path.name.startswith(".best")]
 
 
+def trials_of(folder: Path) -> list[tuple]:
+    from merger.search.study import read_study
+
+    records = read_study(f"sqlite:///{folder / 'study.db'}", folder.name).records()
+    return [(record.number, record.weights, record.value, record.score.checksum) for record in records]
+
+
 def test_ctrl_c_keeps_what_is_done_and_a_second_run_goes_on(
+    finished: tuple[Path, dict],
+    settings: dict[str, object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """The signal is real; it comes as soon as the third trial begins."""
+    from merger.report.progress import SearchProgress
+
+    def start(progress: SearchProgress, title: str) -> None:
+        if title == "trial 2":
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as pressed:
+        pressed.setattr(SearchProgress, "start", start)
+        assert main(["search", str(written(tmp_path, settings)), "--name", "tiny"]) == 130
+    said = capfd.readouterr().err
+    assert "stopping after trial 2; Ctrl-C again stops at once" in said
+    assert "continue with: merger resume runs/tiny" in said
+    folder = tmp_path / "runs" / "tiny"
+    assert trials_of(folder) == trials_of(finished[0])[:3]
+    assert main(["resume", str(folder)]) == 0
+    assert trials_of(folder) == trials_of(finished[0])
+
+
+def test_a_second_ctrl_c_stops_at_once(
+    settings: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from merger.report.progress import SearchProgress
+
+    def start(progress: SearchProgress, title: str) -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(SearchProgress, "start", start)
+    assert main(["search", str(written(tmp_path, settings)), "--name", "tiny"]) == 130
+    assert "nothing finished is lost" in capsys.readouterr().err
+    assert trials_of(tmp_path / "runs" / "tiny") == []
+
+
+FULL_DISK = """
+import resource, sys
+from merger.app.cli import main
+for limit in (100_000, 800_000):  # bytes a file may have: too few to begin, too few for all trials
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    print("---", file=sys.stderr, flush=True)
+    print("status", main([*sys.argv[1:], f"tiny{limit}"]), flush=True)
+"""
+
+
+def test_a_full_disk_keeps_what_is_done_and_a_second_run_goes_on(
     finished: tuple[Path, dict], settings: dict[str, object], tmp_path: Path
 ) -> None:
-    from merger.search.study import read_study
-
-    file = written(tmp_path, settings)
-    command = [sys.executable, "-m", "merger", "search", str(file), "--name", "tiny"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
-    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        for line in process.stderr:
-            if line.startswith("trial 2 of 7"):
-                process.send_signal(signal.SIGINT)
-                break
-        rest = process.stderr.read()
-    assert process.returncode == 130, rest
-    assert "continue with: merger resume runs/tiny" in rest
-    folder = tmp_path / "runs" / "tiny"
-    done = len(read_study(f"sqlite:///{folder / 'study.db'}", "tiny").records())
-    assert 2 <= done < 7
-    assert main(["resume", str(folder)]) == 0
-    records = read_study(f"sqlite:///{folder / 'study.db'}", "tiny").records()
-    whole = read_study(f"sqlite:///{finished[0] / 'study.db'}", "tiny").records()
-    assert [record.weights for record in records] == [record.weights for record in whole]
-    assert [record.number for record in records] == list(range(7))
-
-
-@pytest.mark.parametrize("limit", [100_000, 800_000])  # bytes a file may have: too few to begin, too few for all trials
-def test_a_full_disk_keeps_what_is_done_and_a_second_run_goes_on(
-    finished: tuple[Path, dict], settings: dict[str, object], tmp_path: Path, limit: int
-) -> None:
-    from merger.search.study import read_study
-
     pytest.importorskip("resource", reason="limits of this kind are Unix's")
-    script = (
-        f"import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
-        "from merger.app.cli import main; sys.exit(main(sys.argv[1:]))"
-    )
-    command = [sys.executable, "-c", script, "search", str(written(tmp_path, settings)), "--name", "tiny"]
+    command = [sys.executable, "-c", FULL_DISK, "search", str(written(tmp_path, settings)), "--name"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    *_, last = done.stderr.splitlines()
-    assert (done.returncode, last[:7]) == (2, "error: "), done.stderr
+    assert done.stdout.splitlines() == ["status 2"] * 2, done.stderr
     assert "Traceback" not in done.stderr
-    folder = tmp_path / "runs" / "tiny"
-    if limit == 100_000:
-        assert "cannot be opened" in last
-        assert not folder.exists()
-        return
-    assert last.endswith(
-        f"takes no more (disk I/O error). What is finished is kept: mend that, then `merger resume {folder}`."
+    to_begin, for_all_trials = (said.splitlines()[-1] for said in done.stderr.split("---\n")[1:])
+    assert to_begin.startswith("error: ")
+    assert "cannot be opened" in to_begin
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["tiny800000"]
+    folder = tmp_path / "runs" / "tiny800000"
+    assert for_all_trials.startswith("error: ")
+    assert for_all_trials.endswith(
+        f"takes no more (disk I/O error). What is finished is kept: fix that, then `merger resume {folder}`."
     )
-    assert 1 <= len(read_study(f"sqlite:///{folder / 'study.db'}", "tiny").records()) < 7
+    assert 1 <= len(trials_of(folder)) < 7
     assert main(["resume", str(folder)]) == 0
-    records = read_study(f"sqlite:///{folder / 'study.db'}", "tiny").records()
-    whole = read_study(f"sqlite:///{finished[0] / 'study.db'}", "tiny").records()
-    assert [(r.number, r.weights, r.value) for r in records] == [(r.number, r.weights, r.value) for r in whole]
+    assert trials_of(folder) == trials_of(finished[0])
 
 
 def test_a_search_by_gradients_and_its_continuation(
@@ -344,13 +397,13 @@ def test_a_search_by_gradients_and_its_continuation(
         "baselines": ["uniform", "best_uniform", "greedy_soup"],
         "validation_prompts": 2,
         "test_prompts": 2,
-        "granularity": "module",
+        "steps": 2,
     }
     file = str(written(tmp_path, settings, gradient={"steps": 2, "eval_every": 1}, **changes))
     result = run_json(["search", file, "--name", "whole", "--json"])
     assert result["stopped_because"] == "gradients: all 2 steps are taken"
     said = capsys.readouterr().err
-    assert "method: gradients, as the tagger" in said
+    assert "method: gradient, as the tagger" in said
     assert "baselines take at most 11 trials, 66 images" in said
     assert "memory of a step, estimated: " in said
     assert main(["search", file, "--name", "two", "--trials", "6"]) == 0
@@ -359,19 +412,19 @@ def test_a_search_by_gradients_and_its_continuation(
         name: read_study(f"sqlite:///{tmp_path / 'runs' / name / 'study.db'}", name).records()
         for name in ("whole", "two")
     }
-    climbed = [record for record in records["whole"] if record.role in ("step", "search")]
-    assert [record.role for record in climbed] == ["step", "search"] * 2
+    searched = [record for record in records["whole"] if record.role in ("step", "search")]
+    assert [record.role for record in searched] == ["step", "search"] * 2
     assert {record.role for record in records["whole"]} >= {"best_uniform", "greedy_soup"}
     kept = {
         name: [(r.weights, r.value, r.score.checksum, r.score.attributes.get("gradient")) for r in records[name]]
         for name in records
     }
     assert kept["two"] == kept["whole"]
-    step = climbed[0]
+    step = searched[0]
     assert np.abs(step.score.attributes["gradient"]).max() > 0
     assert step.score.images == 6
     moved = np.array(step.score.attributes["gradient"]) != 0
-    weights = [np.array([w for row in climbed[n].weights.values() for w in row.values()]) for n in (0, 2)]
+    weights = [np.array([w for row in searched[n].weights.values() for w in row.values()]) for n in (0, 2)]
     assert (weights[0] != weights[1])[moved].all()
     assert (tmp_path / "runs" / "whole" / "report.html").is_file()
 
@@ -385,17 +438,18 @@ def test_auto_does_without_gradients_where_a_step_has_no_room(
     from merger.search.study import read_study
 
     monkeypatch.chdir(tmp_path)
-    file = str(written(tmp_path, settings, method="auto", baselines=[], validation_prompts=2, test_prompts=2))
+    changes = {"donors": settings["donors"][:1], "baselines": [], "validation_prompts": 2, "test_prompts": 2}  # type: ignore[index]
+    file = str(written(tmp_path, settings, method="auto", **changes))
     begin = ["search", file, "--trials"]
     with monkeypatch.context() as full:
-        full.setattr("merger.app.run_search.free_memory", lambda device: 1000)
-        assert main([*begin, "4", "--name", "cramped"]) == 0
+        full.setattr("merger.app.gradient_memory.free_memory", lambda device: 1000)
+        assert main([*begin, "3", "--name", "cramped"]) == 0
     said = capsys.readouterr().err
-    assert "method: gp, as a step up the gradients needs more memory than the 0 MB that it may take" in said
+    assert "method: gp, as a gradient step needs more memory than the 0 MB that it may take" in said
     assert "memory of a step" not in said
     assert "gp, " in (tmp_path / "runs" / "cramped" / "report.html").read_text()
-    assert main(["resume", "cramped", "--trials", "5"]) == 0
-    assert "method: gp, as it was begun without gradients" in capsys.readouterr().err
+    assert main(["resume", "cramped", "--trials", "4"]) == 0
+    assert "method: gp, as it began without gradients" in capsys.readouterr().err
 
     needed: list[int] = []
 
@@ -404,27 +458,27 @@ def test_auto_does_without_gradients_where_a_step_has_no_room(
         needed.append(memory.least)
         return memory
 
-    monkeypatch.setattr("merger.app.run_search.step_memory", noted)
-    assert main([*begin, "5", "--name", "roomy", "--set", "gradient.steps=2"]) == 0
+    monkeypatch.setattr("merger.app.gradient_memory.step_memory", noted)
+    assert main([*begin, "4", "--name", "roomy", "--set", "gradient.steps=2"]) == 0
     said = capsys.readouterr().err
     assert "memory of a step, estimated: " in said
     assert "gradients streamed" not in said
-    monkeypatch.setattr("merger.app.run_search.free_memory", lambda device: (needed[0] - 1) / SHARE)
-    assert main([*begin, "5", "--name", "tight", "--set", "gradient.steps=2"]) == 0
+    monkeypatch.setattr("merger.app.gradient_memory.free_memory", lambda device: (needed[0] - 1) / SHARE)
+    assert main([*begin, "4", "--name", "tight", "--set", "gradient.steps=2"]) == 0
     assert "gradients streamed" in capsys.readouterr().err
     steps = {
-        name: read_study(f"sqlite:///{tmp_path / 'runs' / name / 'study.db'}", name).records()[3]
+        name: read_study(f"sqlite:///{tmp_path / 'runs' / name / 'study.db'}", name).records()[2]
         for name in ("roomy", "tight")
     }
     assert steps["tight"].weights == steps["roomy"].weights
     gradients = {name: np.array(step.score.attributes["gradient"]) for name, step in steps.items()}
     np.testing.assert_allclose(gradients["tight"], gradients["roomy"], rtol=1e-3, atol=1e-6)
 
-    monkeypatch.setattr("merger.app.run_search.free_memory", lambda device: 1000)
+    monkeypatch.setattr("merger.app.gradient_memory.free_memory", lambda device: 1000)
     assert main(["resume", "roomy", "--trials", "7"]) == 2
-    assert "error: 'roomy' was begun by gradients, and now a step up the gradients needs" in capsys.readouterr().err
-    by_name = ["--name", "asked", "--set", "gradient.steps=1", "--set", "method=gradients"]
-    assert main([*begin, "4", *by_name]) == 0, "who asks for gradients by name gets to try"
+    assert "error: 'roomy' began with gradients, and now a gradient step needs" in capsys.readouterr().err
+    by_name = ["--name", "asked", "--set", "gradient.steps=1", "--set", "method=gradient"]
+    assert main([*begin, "3", *by_name]) == 0, "who asks for gradients by name gets to try"
     assert "gradients streamed" in capsys.readouterr().err
 
 
@@ -450,7 +504,7 @@ def test_a_wd_taggers_weights_have_gradients(
     ("changes", "said"),
     [
         ({"tagger": "judge"}, "cannot be differentiated"),
-        ({"gradient": {"rates": 1}}, "Did you mean 'rate'?"),
+        ({"gradient": {"rates": 1}}, "'gradient.rates' is not a setting"),
         ({"gradient": {"backprop_fraction": 0}}, "gradient.backprop_fraction"),
     ],
 )

@@ -14,6 +14,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from merger.app.cli import main
+from merger.app.identity import identity_of_sources
 from merger.app.session import open_session
 from merger.config.loading import load_config
 from merger.errors import ConfigError, InputError
@@ -99,14 +100,14 @@ def test_a_search_over_text_encoders_from_first_trial_to_file(
 
 
 def test_the_identity_of_a_search_without_it_has_not_changed(settings: dict[str, Any], tmp_path: Path) -> None:
-    plain = open_session(load_config(written(tmp_path, settings, components=None)))
-    assert "components" not in plain.identity()
+    plain = open_session(load_config(written(tmp_path, settings, components=None))).sources
+    assert "components" not in identity_of_sources(plain)
     assert list(plain.layers)[-1] == "BASE"
     assert plain.base.text == {}
-    said = open_session(load_config(written(tmp_path, settings, components=["denoiser"])))
-    assert said.identity() == plain.identity()
-    turned = open_session(load_config(written(tmp_path, settings, components=[*reversed(BOTH)])))
-    assert turned.identity()["components"] == json.dumps(BOTH)
+    said = open_session(load_config(written(tmp_path, settings, components=["denoiser"]))).sources
+    assert identity_of_sources(said) == identity_of_sources(plain)
+    turned = open_session(load_config(written(tmp_path, settings, components=[*reversed(BOTH)]))).sources
+    assert identity_of_sources(turned)["components"] == json.dumps(BOTH)
     assert turned.recipe({}).components == tuple(BOTH)
 
 
@@ -139,7 +140,7 @@ def test_without_a_text_encoder_among_the_donors_there_is_nothing_to_search(
         open_session(load_config(written(tmp_path, settings, donors=only)))
     capsys.readouterr()
     session = open_session(load_config(written(tmp_path, settings, donors=only + settings["donors"][1:])))
-    assert session.donors[0].lent == ("text_encoder",)
+    assert session.sources.donors[0].lent == ("text_encoder",)
     line = "warm-unet: holds no text encoder for TE, where its weights change nothing"
     assert capsys.readouterr().err.splitlines() == [line]
     with pytest.raises(InputError, match=r"base-unet\.safetensors: holds no text encoder to blend"):

@@ -1,4 +1,4 @@
-"""Gradient against central finite differences of the same score, in float64 on tiny real models; a U-Net and a DiT."""
+"""Gradients against central finite differences of the same score, in float64 on tiny real models; a U-Net and a DiT."""
 
 from __future__ import annotations
 
@@ -402,7 +402,7 @@ def test_the_memory_of_a_step_is_that_of_its_parts(unet64: World) -> None:
     assert (memory.held, memory.images, memory.decoded) == (unet64.live.nbytes, 2, 1024)
     assert not any(parameter.requires_grad for parameter in parameters.values())
     assert step_memory(gradients, PROMPTS[0], 2, free=memory.least) == memory
-    with pytest.raises(NoRoom, match=r"needs more memory than the \d+ MB that it may take beside the models"):
+    with pytest.raises(NoRoom, match=r"needs more memory than the \d+ MB that it may take besides the models"):
         step_memory(gradients, PROMPTS[0], 2, free=memory.least - 1)
     assert not any(parameter.requires_grad for parameter in parameters.values())
 
@@ -443,7 +443,7 @@ def test_only_the_layers_asked_for_have_gradients_and_nothing_is_left_behind(une
 def test_what_has_no_gradients_is_refused_in_one_line(unet64: World, tiny_wd_tagger: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be differentiated"):
         BlendGradients(unet64.live, unet64.generator, open_tagger(tiny_wd_tagger), LOG)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="objective 'accuracy' has no gradients"):
+    with pytest.raises(ConfigError, match="objective 'accuracy' has no gradient"):
         BlendGradients(unet64.live, unet64.generator, unet64.tagger, Metric("accuracy", 0.5, str))
     with pytest.raises(ConfigError, match="fraction 0"):
         Differentiation(0.0)
