@@ -34,7 +34,7 @@ class Checkpoint:
     tensors: every tensor of those files by its key, in their order. prediction, zero_snr: as
     `merger.checkpoints.families.prediction_of` says it. text: {name: TensorInfo} of the text encoders, if they are
     blended too, with names of `merger.checkpoints.names.text`. lent: the text encoders that it does not hold itself
-    and has the base's in their place.
+    and has the base's in their place. notes: lines on what a user should know of how it was read.
     """
 
     name: str
@@ -51,6 +51,7 @@ class Checkpoint:
     _open: dict[Path, WeightFile] = field(default_factory=dict, repr=False)
     text: Mapping[str, TensorInfo] = field(default_factory=dict, repr=False)
     lent: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @functools.cached_property
     def blended(self) -> Mapping[str, TensorInfo]:

@@ -53,6 +53,7 @@ def remarks(donors: Sequence[Checkpoint], left_out: Mapping[str, Sequence[str]])
         f"{name}: the blend leaves out {len(extra)} tensors, first '{extra[0]}'" for name, extra in left_out.items()
     ]
     for donor in donors:
+        lines += [f"{donor.name}: {note}" for note in donor.notes]
         if donor.layout == "lora" and donor.other_keys:
             lines.append(
                 f"{donor.name}: the blend leaves out what it has for text encoders ({len(donor.other_keys)} tensors), "

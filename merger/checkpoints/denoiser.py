@@ -55,7 +55,8 @@ def find_denoiser(path: Path, shapes: Shapes) -> FoundDenoiser:
     if not is_controlnet(shapes):  # half of a ControlNet looks like a denoiser
         if (unet := _find_unet(shapes)) is not None:
             return unet
-        stem, names = transformer_names_in(shapes, str(path), markers())
+        adapter = kind_of(shapes)[0] == "lora"  # whose keys begin as a transformer's do
+        stem, names = ("", {}) if adapter else transformer_names_in(shapes, str(path), markers())
         if names:
             own = all(len(each) == 1 and each[0].key.endswith(name) for name, each in names.items())
             return FoundDenoiser(stem or transformer_family(names), own, names)

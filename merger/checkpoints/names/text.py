@@ -67,7 +67,7 @@ def text_names_in(shapes: Shapes, where: str) -> dict[str, TextTensor]:
 
     shapes: {key: shape} of the whole file. where: the file, for messages. Returns {name: where it is}, empty if the
     file holds no text encoder. Tensors that diffusers does not use (SD 2's last block, CLIP's `logit_scale`) are left
-    out. Raises CheckpointError if diffusers' converter cannot read the keys.
+    out. Raises CheckpointError if diffusers' converter cannot read the keys, and if a tensor is held under two keys.
     """
     found: dict[str, TextTensor] = {}
     for home in _HOMES:
@@ -81,12 +81,25 @@ def text_names_in(shapes: Shapes, where: str) -> dict[str, TextTensor]:
                 f"{where}: diffusers' converter cannot read the text encoder under '{home.prefix}' "
                 f"({type(error).__name__}). Is it whole?"
             ) from None
-        here = {bare_name(name): _tensor(mark, keys, shapes, name, where) for name, mark in landed.items()}
+        here: dict[str, TextTensor] = {}
+        for name, mark in landed.items():
+            place = _tensor(mark, keys, shapes, name, where)
+            if (twin := here.setdefault(bare_name(name), place)) is not place:
+                raise _twice(where, home.component, twin, place)
         component = home.component
         if component == "text_encoder_3" and not any(key.startswith(_SECOND_CLIP) for key in shapes):
             component = "text_encoder_2"
-        found |= {f"{component}.{name}": here[name] for name in _used(here, home.projected)}
+        for name in _used(here, home.projected):
+            full = f"{component}.{name}"
+            if full in found:
+                raise _twice(where, component, found[full], here[name])
+            found[full] = here[name]
     return found
+
+
+def _twice(where: str, component: str, one: TextTensor, other: TextTensor) -> CheckpointError:
+    keys = f"'{one.pieces[0].key}' and '{other.pieces[0].key}'"
+    return CheckpointError(f"{where}: holds a tensor of its {component} twice: {keys}. Which one counts is not clear.")
 
 
 def bare_name(name: str) -> str:
