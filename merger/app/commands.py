@@ -125,6 +125,7 @@ def export(args: argparse.Namespace) -> int:
         _configuration(args) or config.pipeline,
         args.mecha,
         replace_folder=args.output is None,  # a name of ours, in the run's own folder
+        nonfinite=args.nonfinite,
     )
     ending = "" if is_folder(sources.base, how) else ".safetensors"
     output = args.output or run.folder / f"{name}{suffix}{'-denoiser' if args.denoiser_only else ''}{ending}"
@@ -147,7 +148,9 @@ def merge(args: argparse.Namespace) -> int:
     recipe, base, donors = open_recipe(args.recipe, allow_pickle=args.allow_pickle)
     for remark in remarks(donors, check_compatible(base, donors)):
         print(remark, file=sys.stderr)
-    how = ExportOptions(args.dtype, args.denoiser_only, args.format, _configuration(args), args.mecha)
+    how = ExportOptions(
+        args.dtype, args.denoiser_only, args.format, _configuration(args), args.mecha, nonfinite=args.nonfinite
+    )
     written = export_as(recipe, args.output, how, base=base, donors=donors)
     print(json.dumps({"file": str(written)}) if args.json else _shown(written))
     return 0

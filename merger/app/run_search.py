@@ -16,6 +16,7 @@ from merger.app.outputs import write_outputs
 from merger.app.runs import Run
 from merger.app.runtime import Runtime, load_runtime
 from merger.app.session import Session
+from merger.checkpoints.finite import check_finite
 from merger.errors import InputError, NoRoom, StudyError
 from merger.report.progress import SearchProgress
 from merger.scoring.selection import select_winner
@@ -45,6 +46,7 @@ def run_search(session: Session, run: Run, interrupt: Interrupt) -> dict[str, An
     if run.folder.exists() and not run.exists() and any(run.folder.iterdir()):
         raise StudyError(f"{run.folder}: exists already and is not a run; choose another --name")
     identity = identity_of(session.config, session.sources, session.exam, choice)
+    check_finite(session.sources.base, session.sources.donors, drawn=True)  # hashing has looked at the values already
     runtime = load_runtime(session, gradients=choice.follows_gradients)
     interrupt.stop_if_asked()
     choice, gradient, no_gradients = _with_gradients_if_they_fit(session, runtime, choice)

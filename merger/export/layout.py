@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from benchmark.pipelines.loading import dtypes
-from merger.blend.arithmetic import blend
+from merger.blend.arithmetic import blend, rounded
 from merger.blend.differences import Difference
 from merger.checkpoints.checkpoint import Checkpoint
 from merger.checkpoints.compatibility import check_compatible
+from merger.checkpoints.hashing import nonfinite_in
 from merger.checkpoints.headers import FLOATING, aligned, check_codes
 from merger.checkpoints.source import TensorInfo
 from merger.checkpoints.text_encoders import component_of, components_of, encoder_file
@@ -51,7 +52,8 @@ class Layout:
     """The tensors of one exported file, in its order. Raises RecipeError if recipe and checkpoints do not match.
 
     donors: the recipe's donors that have a weight. weights: {blended tensor: its weight per donor}. key_rows: {key: the
-    rows of its tensor that are blended}.
+    rows of its tensor that are blended}. clamped: keys of the tensors yielded so far that had values beyond the range
+    of their type, if the recipe clamps such values.
     """
 
     def __init__(self, recipe: Recipe, base: Checkpoint, donors: Sequence[Checkpoint], form: Form = "base") -> None:
@@ -76,6 +78,8 @@ class Layout:
         self.dtype = DTYPES.get(recipe.dtype)
         self.key_rows = key_rows_of(base)
         self.form = form
+        self.clamp = recipe.clamp
+        self.clamped: list[str] = []
         if form == "denoiser" and (lost := [name for name in base.text if any(self.weights[name])]):
             raise RecipeError(
                 f"the blend changes text encoders as well ('{lost[0]}'), which a file of the denoiser alone would lose."
@@ -107,38 +111,56 @@ class Layout:
         as_it_was = self.dtype is None and not self._renamed and self.base.path.suffix not in PICKLES
         return entries if as_it_was else aligned(entries)
 
+    def as_it_was(self, key: str, dtype: torch.dtype) -> bool:
+        """Whether the file's tensor of this dtype is the base's own, neither blended nor converted."""
+        if self._renamed:
+            name, info = self._renamed[key]
+            return not name and info.dtype == dtype
+        return key not in self.key_rows and self.base.tensors[key].dtype == dtype
+
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """(key, tensor) one at a time, in the order of `entries`."""
         for key, (dtype, shape) in self.entries().items():
-            if self._renamed:
-                name, info = self._renamed[key]
-                if name:
-                    yield key, self._blend(name, self.base.read(name), slice(None), dtype).reshape(shape)
-                else:
-                    yield key, self.base.read_key(key, info.file).to(dtype)
-            elif key not in self.key_rows:
-                yield key, self.base.read_key(key).to(dtype)
-            else:
-                yield key, self._blend_key(key, dtype).reshape(shape)
+            tensor = self._tensor(key, dtype, clamp=False)
+            if self.clamp and not self.as_it_was(key, dtype) and nonfinite_in(tensor):
+                self.clamped.append(key)
+                tensor = self._tensor(key, dtype, clamp=True)
+            yield key, tensor.reshape(shape)
 
-    def _blend_key(self, key: str, dtype: torch.dtype) -> Tensor:
+    def _tensor(self, key: str, dtype: torch.dtype, *, clamp: bool) -> Tensor:
+        if self._renamed:
+            name, info = self._renamed[key]
+            if name:
+                return self._blend(name, self.base.read(name), slice(None), dtype, clamp=clamp)
+            return self._kept(self.base.read_key(key, info.file), dtype, clamp=clamp)
+        if key not in self.key_rows:
+            return self._kept(self.base.read_key(key), dtype, clamp=clamp)
+        return self._blend_key(key, dtype, clamp=clamp)
+
+    def _kept(self, tensor: Tensor, dtype: torch.dtype, *, clamp: bool) -> Tensor:
+        """A tensor that is not blended."""
+        return tensor if tensor.dtype == dtype else rounded(tensor, dtype, clamp=clamp)
+
+    def _blend_key(self, key: str, dtype: torch.dtype, *, clamp: bool) -> Tensor:
         kept = self.base.read_key(key)
         parts = self.key_rows[key]
         if len(parts) == 1 and parts[0].whole:
-            return self._blend(parts[0].name, kept, slice(None), dtype, turned=parts[0].turned)
-        made = kept.to(dtype, copy=True)
+            return self._blend(parts[0].name, kept, slice(None), dtype, turned=parts[0].turned, clamp=clamp)
+        made = self._kept(kept, dtype, clamp=clamp).clone()
         for part in parts:
             here = kept[part.start : part.stop]
-            blended = self._blend(part.name, here, slice(part.at, part.at + part.stop - part.start), dtype)
-            made[part.start : part.stop] = blended.reshape(here.shape)
+            rows = slice(part.at, part.at + part.stop - part.start)
+            made[part.start : part.stop] = self._blend(part.name, here, rows, dtype, clamp=clamp).reshape(here.shape)
         return made
 
-    def _blend(self, name: str, kept: Tensor, rows: slice, dtype: torch.dtype, *, turned: bool = False) -> Tensor:
+    def _blend(
+        self, name: str, kept: Tensor, rows: slice, dtype: torch.dtype, *, turned: bool = False, clamp: bool
+    ) -> Tensor:
         """Rows of one tensor, blended, flat. kept: the base's. turned: with its dimensions exchanged, as `kept` is."""
         used = [(donor, weight) for donor, weight in zip(self.donors, self.weights[name], strict=True) if weight != 0]
         read = [_rows(donor.read(name), rows) for donor, _ in used]
         differences = [Difference((tensor.T if turned else tensor).reshape(-1)) for tensor in read]
-        return blend(kept.reshape(-1), differences, [weight for _, weight in used], dtype=dtype)
+        return blend(kept.reshape(-1), differences, [weight for _, weight in used], dtype=dtype, clamp=clamp)
 
     def _dtype_of(self, stored: torch.dtype) -> torch.dtype:
         return self.dtype if self.dtype is not None and stored in FLOATING else stored

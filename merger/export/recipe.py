@@ -55,8 +55,9 @@ class Recipe:
     granularity: one of `merger.layers.grouping.GRANULARITIES`, or the table {pattern: layer} itself, in its order.
     weights: {layer: {donor name: weight}}; weights that are missing are 0. dtype: `base` (every tensor as the base file
     has it) or `fp16`, `bf16`, `fp32` for all floating tensors. method: `linear`, as in `merger.blend.arithmetic`.
-    version: of this program. components: what is blended, some of `merger.layers.components.COMPONENTS`. Raises
-    RecipeError for an unknown dtype, method, component or donor, and for a weight that is not finite.
+    version: of this program. components: what is blended, some of `merger.layers.components.COMPONENTS`. clamp: whether
+    values beyond the range of a tensor's type become its largest number, instead of infinite. Raises RecipeError for an
+    unknown dtype, method, component or donor, and for a weight that is not finite.
     """
 
     base: RecipeSource
@@ -67,6 +68,7 @@ class Recipe:
     method: str = "linear"
     version: str = __version__
     components: tuple[str, ...] = (DENOISER,)
+    clamp: bool = False
 
     def __post_init__(self) -> None:
         if problem := components_problem(self.components):
@@ -121,6 +123,8 @@ class Recipe:
         }
         if self.components != (DENOISER,):  # earlier versions blended the denoiser only, and had no such key
             table["components"] = list(self.components)
+        if self.clamp:
+            table["clamp"] = True
         return json.dumps(table, ensure_ascii=False)
 
     @classmethod
@@ -131,7 +135,7 @@ class Recipe:
         except ValueError as error:
             raise RecipeError(f"recipe: not JSON ({error})") from None
         if isinstance(table, dict):
-            table = {"components": [DENOISER]} | table
+            table = {"components": [DENOISER], "clamp": False} | table
         table = _exactly(table, {field.name for field in fields(cls)}, "recipe")
         if not isinstance(table["donors"], list) or not isinstance(table["weights"], dict):
             raise RecipeError("recipe: 'donors' must be a list and 'weights' a table")
@@ -146,6 +150,8 @@ class Recipe:
         donors = tuple(_source(donor, f"donor {i + 1}") for i, donor in enumerate(table["donors"]))
         if not isinstance(table["components"], list):
             raise RecipeError("recipe: 'components' must be a list")
+        if not isinstance(table["clamp"], bool):
+            raise RecipeError("recipe: 'clamp' must be true or false")
         read = {"base": _source(table["base"], "base"), "donors": donors, "weights": weights}
         return cls(**table | read | {"components": tuple(table["components"])})
 

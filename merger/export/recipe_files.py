@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from merger.export.recipe import METHODS, Recipe, RecipeSource
 from merger.layers.components import DENOISER, TEXT, components_problem
 from merger.layers.grouping import group
 
-_KEYS = ("base", "donors", "granularity", "weights", "dtype", "method", "version", "components")
+_KEYS = ("base", "donors", "granularity", "weights", "dtype", "method", "version", "components", "clamp")
 _SOURCE_KEYS = ("path", "name", "sha256", "hub")
 
 
@@ -64,8 +65,11 @@ def open_recipe(path: Path, *, allow_pickle: bool = False) -> tuple[Recipe, Chec
     weights = _weights(table["weights"], tuple(group(base.blended, granularity)), str(path))
     if table.get("method", METHODS[0]) not in METHODS:
         raise RecipeError(f"{path}: method '{table['method']}' is unknown; there is only {', '.join(METHODS)}")
-    dtype = str(table.get("dtype", "base"))
-    return Recipe.of(base, donors, granularity, weights, dtype, components), base, donors
+    clamp = table.get("clamp", False)
+    if not isinstance(clamp, bool):
+        raise RecipeError(f"{path}: 'clamp' must be true or false")
+    recipe = Recipe.of(base, donors, granularity, weights, str(table.get("dtype", "base")), components)
+    return replace(recipe, clamp=clamp), base, donors
 
 
 def _read(path: Path) -> dict[str, Any]:

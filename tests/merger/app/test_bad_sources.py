@@ -1,0 +1,68 @@
+"""Sources that a search refuses before it generates an image, or that change while it runs."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors.torch import load_file, save_file
+
+from merger.app.cli import main
+
+TAGS = ("blonde_hair", "blue_hair", "red_hair", "blue_eyes", "green_eyes", "smile", "open_mouth", "glasses", "hat")
+MIDDLE = "model.diffusion_model.middle_block.0.in_layers.2.weight"
+
+
+@pytest.fixture
+def settings(
+    tiny_family: dict[str, Path], tiny_pipeline_folder: Path, tiny_tagger_folder: Path, tmp_path: Path
+) -> dict[str, Any]:
+    (tmp_path / "words.csv").write_text("\n".join(["tag,category,group", *(f"{tag},," for tag in TAGS)]) + "\n")
+    return {
+        "base": str(tiny_family["base"]),
+        "donors": [str(tiny_family["warm"])],
+        "pipeline": str(tiny_pipeline_folder),
+        "granularity": "stage",
+        "tagger": str(tiny_tagger_folder),
+        "threshold": 0.5,
+        "vocabulary": str(tmp_path / "words.csv"),
+        "tags_per_prompt": 2,
+        "prompts": 2,
+        "validation_prompts": 2,
+        "test_prompts": 2,
+        "steps": 1,
+        "size": 32,
+        "trials": 5,
+        "baselines": [],
+        "method": "random",
+        "device": "cpu",
+        "threads": 1,
+    }
+
+
+def search(folder: Path, settings: dict[str, Any], *more: str) -> int:
+    (folder / "search.yaml").write_text(yaml.safe_dump(settings))
+    return main(["search", str(folder / "search.yaml"), "--name", "run", *more])
+
+
+@pytest.mark.parametrize("which", ["base", "donor"])
+def test_a_source_that_is_not_finite_is_refused(
+    which: str,
+    settings: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    key = MIDDLE if which == "donor" else "first_stage_model.decoder.conv_in.weight"
+    source = settings["base"] if which == "base" else settings["donors"][0]
+    tensors = {name: tensor.clone() for name, tensor in load_file(source).items()}
+    tensors[key].flatten()[0] = math.nan
+    save_file(tensors, tmp_path / "bad.safetensors")
+    changed = {"base": "bad.safetensors"} if which == "base" else {"donors": ["bad.safetensors"]}
+    assert search(tmp_path, settings | changed) == 2
+    assert f"bad.safetensors: '{key}' holds NaN" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
