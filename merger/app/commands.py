@@ -23,8 +23,11 @@ def search(args: argparse.Namespace) -> int:
         overrides.append(f"name={json.dumps(args.name)}")
     config = load_config(args.config, overrides)
     name = config.name or args.config.stem
-    config = config.model_copy(update={"name": name})
-    return _search(config, Run((ROOT / name).resolve()), args)
+    run = Run((ROOT / name).resolve())
+    kept = {"name": name}
+    if run.exists() and "block_names" not in config.model_fields_set:
+        kept["block_names"] = run.config().block_names  # a run that began with an earlier version keeps its layers
+    return _search(config.model_copy(update=kept), run, args)
 
 
 def resume(args: argparse.Namespace) -> int:

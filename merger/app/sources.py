@@ -16,6 +16,7 @@ from merger.config.config import Config
 from merger.errors import ConfigError
 from merger.export.recipe import Recipe
 from merger.layers.grouping import group
+from merger.layers.unet import COMMUNITY, BlockNames
 from merger.search.space import Space, Weights, make_space
 
 
@@ -29,10 +30,18 @@ class BlendSources:
     space: Space
     granularity: str | Mapping[str, str]
     components: tuple[str, ...]
+    block_names: BlockNames = COMMUNITY
 
     def recipe(self, weights: Weights) -> Recipe:
         """How to rebuild the blend of these weights. Hashes every source once."""
-        return Recipe.of(self.base, self.donors, self.granularity, weights, components=self.components)
+        return Recipe.of(
+            self.base,
+            self.donors,
+            self.granularity,
+            weights,
+            components=self.components,
+            block_names=self.block_names,
+        )
 
 
 def open_sources(config: Config) -> BlendSources:
@@ -59,7 +68,7 @@ def open_sources(config: Config) -> BlendSources:
         raise ConfigError(
             "components: no donor has a text encoder, so there is none to blend: leave out 'text_encoder'"
         )
-    layers = group(base.blended, config.granularity)
+    layers = group(base.blended, config.granularity, config.block_names)
     own_bounds = zip(config.donor_names, config.donors, strict=True)
     space = make_space(
         tuple(layers),
@@ -69,4 +78,4 @@ def open_sources(config: Config) -> BlendSources:
         frozen=config.frozen,
         tied=config.tied,
     )
-    return BlendSources(base, donors, layers, space, config.granularity, config.components)
+    return BlendSources(base, donors, layers, space, config.granularity, config.components, config.block_names)

@@ -33,6 +33,7 @@ from merger.config.parts import (
     name_of,
 )
 from merger.layers.components import DENOISER, TEXT, components_problem
+from merger.layers.unet import COMMUNITY, BlockNames
 from merger.search.registry import CHOOSERS, no_method, sampler_names
 
 Granularity = Annotated[Literal["stage", "block", "module", "tensor"] | dict[str, str], TableOfLayers]
@@ -83,6 +84,11 @@ class Config(Settings):
         default="block",
         description="Which tensors share one weight per donor: `stage`, `block` (the community's layer names), "
         "`module`, `tensor`, or a table of your own (`pattern: layer`, in place or as a YAML file).",
+    )
+    block_names: BlockNames = Field(
+        default=COMMUNITY,
+        description="Whose names of a U-Net's blocks `granularity: block` has: `community`, or `layermerge-0.1`, in "
+        "which the last normalisation and convolution belong to `BASE`. Runs of version 0.1 keep the latter.",
     )
     bounds: Bounds = Field(
         default=(-0.5, 1.5),

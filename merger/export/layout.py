@@ -70,7 +70,7 @@ class Layout:
         if bool(base.text) != (TEXT in recipe.components):
             raise RecipeError(f"the recipe blends {', '.join(recipe.components)}: {base.name} was opened for another.")
         check_compatible(base, self.donors)
-        layers = group(base.blended, recipe.granularity)
+        layers = group(base.blended, recipe.granularity, recipe.block_names)
         if unknown := [layer for layer in recipe.weights if layer not in layers]:
             raise RecipeError(f"the recipe weighs '{unknown[0]}', not a layer here.{did_you_mean(unknown[0], layers)}")
         rows = {layer: [recipe.weights.get(layer, {}).get(d.name, 0.0) for d in self.donors] for layer in layers}

@@ -79,6 +79,8 @@ def _automatic1111(recipe: Recipe, used: Sequence[Described], title: str) -> dic
         "granularity": recipe.granularity if isinstance(recipe.granularity, str) else dict(recipe.granularity),
         "weights": {layer: dict(row) for layer, row in recipe.weights.items()},
     }
+    if recipe.granularity == "block":
+        said["block_names"] = recipe.block_names
     models: dict[str, Any] = {}
     for each, sha256 in zip(used, hashes, strict=True):
         models |= _table(each.metadata.get("sd_merge_models"))

@@ -66,3 +66,22 @@ def test_a_source_that_is_not_finite_is_refused(
     assert search(tmp_path, settings | changed) == 2
     assert f"bad.safetensors: '{key}' holds NaN" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_of_the_previous_version_keeps_its_blocks(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder does not say whose names its blocks have; then they are those of version 0.1, however it goes on."""
+    monkeypatch.chdir(tmp_path)
+    old = settings | {"granularity": "block", "frozen": ["OUT11"], "bounds": [0.5, 1]}
+    assert search(tmp_path, old, "--set", "block_names=layermerge-0.1", "--trials", "3") == 0
+    config = tmp_path / "runs" / "run" / "config.yaml"
+    kept = yaml.safe_load(config.read_text())
+    del kept["block_names"]
+    config.write_text(yaml.safe_dump(kept))
+    assert search(tmp_path, old, "--trials", "4") == 0  # the same file, which says nothing of it
+    assert main(["resume", "run", "--trials", "5"]) == 0
+    assert main(["export", "run", "--trial", "2", "--output", "two.safetensors"]) == 0
+    last = "model.diffusion_model.out.2.weight"
+    assert not load_file("two.safetensors")[last].equal(load_file(settings["base"])[last])  # in BASE, not in OUT11
+    assert search(tmp_path, old, "--set", "block_names=community") == 2
