@@ -57,8 +57,8 @@ def export(
 
     base, donors: the recipe's sources, opened, under the recipe's names (donors with no weight may be left out).
     dtype: `fp16`, `bf16`, `fp32` for all floating tensors; None is the recipe's own. form: `base` for all that the base
-    holds, `denoiser` for its denoiser alone, `diffusers` for the denoiser under diffusers names. The base's metadata is
-    kept; recipe, `merger.export.model_spec`'s and `extra_metadata` are added. The file appears whole or not at all.
+    holds, `denoiser` for its denoiser alone, `diffusers` for the denoiser under diffusers names. Its metadata are
+    `merger.export.model_spec`'s, `extra_metadata` and the recipe. The file appears whole or not at all.
     nonfinite: what is done with values that are no finite numbers. Raises CheckpointError for such values, for an
     output that is a source and for a folder as base of a whole file, RecipeError for a recipe that does not match the
     checkpoints, and WriteError if the disk refuses.
@@ -101,10 +101,8 @@ def write_file(
     recipe = replace(recipe, dtype=dtype) if dtype is not None else recipe
     recipe = replace(recipe, clamp=True) if values.how == "clamp" else recipe
     layout = Layout(recipe, base, donors, form)
-    # If the base is a blend itself, its recipe and score are not this one's.
-    kept = {key: value for key, value in base.metadata.items() if not key.startswith(("layermerge.", "modelspec.hash"))}
-    said = metadata_of(recipe, base, donors, title)
-    metadata = {**kept, "format": "pt", **said, **(extra_metadata or {}), **recipe.to_metadata()}
+    said = metadata_of(recipe, base, donors, title, own_keys=form in ("base", "denoiser"))
+    metadata = {**said, **(extra_metadata or {}), **recipe.to_metadata()}
     if form != "base":
         metadata[FORM_KEY] = form
     head = pack_header(layout.entries(), metadata)
