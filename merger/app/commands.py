@@ -144,12 +144,12 @@ def export(args: argparse.Namespace) -> int:
 
 def merge(args: argparse.Namespace) -> int:
     """`merger merge`: a file from a recipe alone."""
-    from merger.checkpoints.compatibility import check_compatible, remarks
+    from merger.checkpoints.compatibility import check_compatible, mixed_prediction, remarks
     from merger.export.forms import ExportOptions, export_as
     from merger.export.recipe_files import open_recipe
 
     recipe, base, donors = open_recipe(args.recipe, allow_pickle=args.allow_pickle)
-    for remark in remarks(donors, check_compatible(base, donors)):
+    for remark in (*remarks(donors, check_compatible(base, donors)), *mixed_prediction(base, donors)):
         print(remark, file=sys.stderr)
     how = ExportOptions(
         args.dtype, args.denoiser_only, args.format, _configuration(args), args.mecha, nonfinite=args.nonfinite

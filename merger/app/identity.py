@@ -27,6 +27,7 @@ from merger.search.study import describe_difference
 MAY_CHANGE = {
     "name",  # another name is another study, which has an identity of its own
     "allow_pickle",  # decides whether a file may be read, not what is in it
+    "allow_mixed_prediction",  # decides whether donors may be used, not what they are
     "trials",  # a limit: earlier trials do not depend on it
     "patience",  # a limit
     "time_limit",  # a limit

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from merger.checkpoints.adapter import open_donor
 from merger.checkpoints.checkpoint import Checkpoint, open_checkpoint, read_unet_config
-from merger.checkpoints.compatibility import check_compatible, remarks
+from merger.checkpoints.compatibility import check_compatible, mixed_prediction, remarks
 from merger.checkpoints.components import check_configuration
 from merger.checkpoints.text_encoders import components_of, with_text_encoders
 from merger.checkpoints.weight_files import refuse_pickled_base
@@ -62,7 +62,11 @@ def open_sources(config: Config) -> BlendSources:
         open_donor(donor.path, base, name=name, allow_pickle=config.allow_pickle)
         for donor, name in zip(config.donors, config.donor_names, strict=True)
     )
-    for remark in remarks(donors, check_compatible(base, donors)):
+    left_out = check_compatible(base, donors)
+    mixed = mixed_prediction(base, donors, config.pipeline)
+    if mixed and not config.allow_mixed_prediction:
+        raise ConfigError(f"{mixed[0]}. Leave it out, or set allow_mixed_prediction: true")
+    for remark in (*remarks(donors, left_out), *mixed):
         print(remark, file=sys.stderr)
     if base.text and all(len(donor.lent) == len(components_of(base.text)) for donor in donors):
         raise ConfigError(

@@ -55,6 +55,9 @@ class Family:
         return self.resolutions.get(prediction, self.resolution)
 
 
+_MARKED = ("", "model.diffusion_model.")
+"""Where marker keys are: beside a denoiser's keys, or under its prefix, where loaders of a denoiser alone see them."""
+
 # U-Nets that take more than latents, in channels or as an embedding -> why prompts alone cannot score them. Inpainting
 # models can be scored: everything is masked.
 _VARIANTS = {
@@ -215,12 +218,13 @@ def prediction_of(
     order: marker keys of the file (`v_pred`, `ztsnr`), the scheduler, ModelSpec metadata, the family's record.
     """
     known = set(keys)
+    marked = {marker for marker in ("v_pred", "ztsnr") for start in _MARKED if start + marker in known}
     scheduler = scheduler or {}
     usual = family_named(family).prediction
-    zero = "ztsnr" in known or bool(scheduler.get("rescale_betas_zero_snr"))
+    zero = "ztsnr" in marked or bool(scheduler.get("rescale_betas_zero_snr"))
     said = str(scheduler.get("prediction_type", "")) or metadata.get("modelspec.prediction_type", "")
     architecture = metadata.get("modelspec.architecture", "")
-    if "v_pred" in known or said in ("v", "v_prediction") or "768-v" in architecture:
+    if "v_pred" in marked or said in ("v", "v_prediction") or "768-v" in architecture:
         return "v", zero
     if "flow" in str(scheduler.get("_class_name", "")).lower() or usual == "flow":
         return "flow", zero

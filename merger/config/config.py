@@ -76,6 +76,12 @@ class Config(Settings):
         "by default, because opening a pickle in other programs can run any code.",
     )
 
+    allow_mixed_prediction: bool = Field(
+        default=False,
+        description="Whether donors may predict something else than the base (noise, v or flow), or be made for "
+        "another noise schedule (zero terminal SNR). Images are generated as the base wants it, so such a donor alone "
+        "looks wrong.",
+    )
     components: tuple[str, ...] = Field(
         default=(DENOISER,),
         description="What is blended: `[denoiser]`, or `[denoiser, text_encoder]` for the text encoders as well.",

@@ -1,7 +1,7 @@
 """What an exported file says of itself, in the formats that other programs read.
 
-ModelSpec 1.0.0 (https://github.com/Stability-AI/ModelSpec): `modelspec.*`. Automatic1111's merger: `sd_merge_recipe` and
-`sd_merge_models`, JSON in text (`run_modelmerger` in its modules/extras.py). Pure but for `legacy_hash`.
+ModelSpec 1.0.0 (https://github.com/Stability-AI/ModelSpec): `modelspec.*`. Automatic1111's merger: `sd_merge_recipe`
+and `sd_merge_models`, JSON in text (`run_modelmerger` in its modules/extras.py). Pure but for `legacy_hash`.
 """
 
 from __future__ import annotations

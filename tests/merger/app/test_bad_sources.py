@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
@@ -85,3 +86,18 @@ def test_a_run_of_the_previous_version_keeps_its_blocks(
     last = "model.diffusion_model.out.2.weight"
     assert not load_file("two.safetensors")[last].equal(load_file(settings["base"])[last])  # in BASE, not in OUT11
     assert search(tmp_path, old, "--set", "block_names=community") == 2
+
+
+def test_a_donor_that_predicts_something_else_is_refused_unless_allowed(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_file(load_file(settings["donors"][0]) | {"v_pred": torch.zeros(0)}, tmp_path / "v.safetensors")
+    mixed = settings | {"donors": ["v.safetensors"], "trials": 3}
+    assert search(tmp_path, mixed) == 2
+    said = capsys.readouterr().err
+    assert "v predicts v, but the base base predicts noise" in said
+    assert "allow_mixed_prediction: true" in said
+    assert not (tmp_path / "runs").exists()
+    assert search(tmp_path, mixed | {"allow_mixed_prediction": True}) == 0
+    assert "v predicts v, but the base base predicts noise" in capsys.readouterr().err

@@ -84,6 +84,7 @@ OTHER: dict[str, Any] = {
     "vae": "cool.safetensors",
     "text_encoders_from": "cool.safetensors",
     "allow_pickle": True,
+    "allow_mixed_prediction": True,
     "components": ["denoiser", "text_encoder"],
     "granularity": "stage",
     "block_names": "layermerge-0.1",
