@@ -64,9 +64,8 @@ class Layout:
                 f"the recipe needs '{missing[0]}', which was not opened.{did_you_mean(missing[0], named)}"
             )
         self.donors = [named[donor.name] for donor in recipe.used]
-        for source, opened in zip((recipe.base, *recipe.used), (base, *self.donors), strict=True):
-            if opened.sha256 != source.sha256:
-                raise RecipeError(changed_source(opened, source))
+        self._sources = list(zip((recipe.base, *recipe.used), (base, *self.donors), strict=True))
+        self.check_sources()
         if bool(base.text) != (TEXT in recipe.components):
             raise RecipeError(f"the recipe blends {', '.join(recipe.components)}: {base.name} was opened for another.")
         check_compatible(base, self.donors)
@@ -92,6 +91,12 @@ class Layout:
             self._renamed = encoder_file(base, form)
         elif form not in ("base", "denoiser"):
             raise RecipeError(f"{base.name}: has no {form} that is blended.")
+
+    def check_sources(self) -> None:
+        """Raise RecipeError for a source whose bytes are not the recipe's; a file that is unchanged is hashed once."""
+        for source, opened in self._sources:
+            if opened.sha256 != source.sha256:
+                raise RecipeError(changed_source(opened, source))
 
     def entries(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
         """{key: (dtype, shape)} in the order of the file.

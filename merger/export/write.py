@@ -119,6 +119,7 @@ def write_file(
         out.write(f"0x{hashed.hexdigest()}".encode())
         out.flush()
         os.fsync(out.fileno())
+    layout.check_sources()  # they may have been replaced while they were read
     values.finish(layout.clamped)
 
 

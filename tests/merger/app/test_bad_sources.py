@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -101,3 +103,63 @@ def test_a_donor_that_predicts_something_else_is_refused_unless_allowed(
     assert not (tmp_path / "runs").exists()
     assert search(tmp_path, mixed | {"allow_mixed_prediction": True}) == 0
     assert "v predicts v, but the base base predicts noise" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("when", ["trial", "validation"])
+@pytest.mark.parametrize("how", ["replaced", "overwritten"])
+def test_a_source_that_changes_while_the_search_runs_ends_it(
+    when: str,
+    how: str,
+    settings: dict[str, Any],
+    tiny_family: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from merger.app import final_evaluation
+    from merger.scoring.objective import BlendObjective, evaluate_blend
+
+    monkeypatch.chdir(tmp_path)
+    donor = tmp_path / "donor.safetensors"
+    shutil.copy(tiny_family["warm"], donor)
+    trials = 0
+
+    def change() -> None:
+        if how == "overwritten":
+            donor.write_bytes(tiny_family["cool"].read_bytes())
+        else:
+            shutil.copy(tiny_family["cool"], tmp_path / "other.safetensors")
+            (tmp_path / "other.safetensors").replace(donor)
+
+    def score(self: BlendObjective, *args: Any) -> Any:
+        nonlocal trials
+        trials += 1
+        if trials == 3 and when == "trial":
+            change()
+        return original(self, *args)
+
+    def evaluate(*args: Any, **kwargs: Any) -> Any:
+        if when == "validation":
+            change()
+        return evaluate_blend(*args, **kwargs)
+
+    original = BlendObjective.__call__
+    monkeypatch.setattr(BlendObjective, "__call__", score)
+    monkeypatch.setattr(final_evaluation, "evaluate_blend", evaluate)
+    assert search(tmp_path, settings | {"donors": [str(donor)]}) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"error: {donor}: changed since the search began")
+    run = tmp_path / "runs" / "run"
+    assert f"merger resume {run}" in error
+    assert not (run / "best.safetensors").exists()
+    assert not (run / "result.json").exists()
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert main(["resume", "run"]) == 2, "another donor is another search"
+    assert "begun differently" in capsys.readouterr().err
+    shutil.copy(tiny_family["warm"], donor)
+    capsys.readouterr()
+    assert main(["resume", "run", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["trials"] == settings["trials"], "what was finished is kept, the trial of the change is not"
+    assert main(["verify", str(run / "best.safetensors"), "--score"]) == 0
