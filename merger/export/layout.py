@@ -16,6 +16,7 @@ from merger.checkpoints.checkpoint import Checkpoint
 from merger.checkpoints.compatibility import check_compatible
 from merger.checkpoints.hashing import nonfinite_in
 from merger.checkpoints.headers import FLOATING, aligned, check_codes
+from merger.checkpoints.names.unet import DENOISER_PREFIX
 from merger.checkpoints.source import TensorInfo
 from merger.checkpoints.text_encoders import component_of, components_of, encoder_file
 from merger.checkpoints.weight_files import PICKLES
@@ -26,9 +27,11 @@ from merger.layers.grouping import group
 
 DTYPES = dtypes()
 # base: every tensor of the base's files, under its keys. denoiser: those of the denoiser, and the markers that say how
-# it is to be used. diffusers: the denoiser alone, under diffusers names and in diffusers' shapes. text_encoder...: that
-# one alone, under the names it has in a diffusers folder.
-Form = Literal["base", "denoiser", "diffusers", "text_encoder", "text_encoder_2", "text_encoder_3"]
+# it is to be used. marked-denoiser: the same, with the markers under the denoiser's prefix as well. diffusers: the
+# denoiser alone, under diffusers names and in diffusers' shapes. text_encoder...: that one alone, under the names it
+# has in a diffusers folder.
+Form = Literal["base", "denoiser", "marked-denoiser", "diffusers", "text_encoder", "text_encoder_2", "text_encoder_3"]
+DENOISER_FORMS = ("denoiser", "marked-denoiser")
 FORM_KEY = "layermerge.form"
 _MARKERS = ("v_pred", "ztsnr", "edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min")
 
@@ -79,17 +82,18 @@ class Layout:
         self.form = form
         self.clamp = recipe.clamp
         self.clamped: list[str] = []
-        if form == "denoiser" and (lost := [name for name in base.text if any(self.weights[name])]):
+        if form in DENOISER_FORMS and (lost := [name for name in base.text if any(self.weights[name])]):
             raise RecipeError(
                 f"the blend changes text encoders as well ('{lost[0]}'), which a file of the denoiser alone would lose."
             )
+        self._marks = marked_twice(base) if form == "marked-denoiser" else {}
         # A diffusers folder's forms: {key: (the blended tensor that it is, if any, what the base has)}
         self._renamed: dict[str, tuple[str, TensorInfo]] = {}
         if form == "diffusers":
             self._renamed = {name: (name, info) for name, info in base.denoiser.items()}
         elif form in components_of(base.text):
             self._renamed = encoder_file(base, form)
-        elif form not in ("base", "denoiser"):
+        elif form not in ("base", *DENOISER_FORMS):
             raise RecipeError(f"{base.name}: has no {form} that is blended.")
 
     def check_sources(self) -> None:
@@ -107,9 +111,10 @@ class Layout:
             infos = {key: info for key, (_, info) in self._renamed.items()}
         else:
             infos = dict(self.base.tensors)
-            if self.form == "denoiser":
+            if self.form in DENOISER_FORMS:
                 own = {key for key, rows in self.key_rows.items() if not component_of(rows[0].name)}
                 infos = {key: info for key, info in infos.items() if key in own or key.endswith(_MARKERS)}
+                infos |= {key: infos[mark] for key, mark in self._marks.items()}
         check_codes(self.base.path, {key: info.dtype for key, info in infos.items()})
         entries = {key: (self._dtype_of(info.dtype), info.shape) for key, info in infos.items()}
         # tensors of other widths or order than in the base's file must still begin on a multiple of their own width
@@ -121,7 +126,7 @@ class Layout:
         if self._renamed:
             name, info = self._renamed[key]
             return not name and info.dtype == dtype
-        return key not in self.key_rows and self.base.tensors[key].dtype == dtype
+        return key not in self.key_rows and self.base.tensors[self._marks.get(key, key)].dtype == dtype
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """(key, tensor) one at a time, in the order of `entries`."""
@@ -139,7 +144,7 @@ class Layout:
                 return self._blend(name, self.base.read(name), slice(None), dtype, clamp=clamp)
             return self._kept(self.base.read_key(key, info.file), dtype, clamp=clamp)
         if key not in self.key_rows:
-            return self._kept(self.base.read_key(key), dtype, clamp=clamp)
+            return self._kept(self.base.read_key(self._marks.get(key, key)), dtype, clamp=clamp)
         return self._blend_key(key, dtype, clamp=clamp)
 
     def _kept(self, tensor: Tensor, dtype: torch.dtype, *, clamp: bool) -> Tensor:
@@ -169,6 +174,20 @@ class Layout:
 
     def _dtype_of(self, stored: torch.dtype) -> torch.dtype:
         return self.dtype if self.dtype is not None and stored in FLOATING else stored
+
+
+def marked_twice(base: Checkpoint) -> dict[str, str]:
+    """{marker key under the denoiser's prefix: the base's own key of that marker}, of those that it lacks there.
+
+    ComfyUI's loader of a denoiser alone keeps only the keys under the prefix if it finds more than five of them
+    (`unet_prefix_from_state_dict` in comfy/model_detection.py, `load_diffusion_model_state_dict` in comfy/sd.py, as of
+    2025), and then asks for `v_pred` without a prefix (`SDXL.model_type` in comfy/supported_models.py). Its loader of
+    whole checkpoints, Forge and diffusers ask for the marker beside the prefix, so the markers are in both places.
+    """
+    if not any(key.startswith(DENOISER_PREFIX) for key in base.tensors):
+        return {}
+    marks = [key for key in base.tensors if key in _MARKERS]
+    return {DENOISER_PREFIX + key: key for key in marks if DENOISER_PREFIX + key not in base.tensors}
 
 
 def key_rows_of(base: Checkpoint) -> dict[str, list[KeyRows]]:

@@ -23,7 +23,7 @@ from merger.checkpoints.headers import bytes_of, pack_header, raw_bytes, read_he
 from merger.checkpoints.text_encoders import TEXT_FILE, components_of, with_text_encoders
 from merger.checkpoints.weight_files import reader
 from merger.errors import CheckpointError, RecipeError
-from merger.export.layout import FORM_KEY, Form, Layout, changed_source
+from merger.export.layout import DENOISER_FORMS, FORM_KEY, Form, Layout, changed_source, marked_twice
 from merger.export.model_spec import HASH_KEY, UNKNOWN_HASH, metadata_of
 from merger.export.recipe import Recipe, RecipeSource
 from merger.export.values import Nonfinite, ValueCheck
@@ -57,11 +57,11 @@ def export(
 
     base, donors: the recipe's sources, opened, under the recipe's names (donors with no weight may be left out).
     dtype: `fp16`, `bf16`, `fp32` for all floating tensors; None is the recipe's own. form: `base` for all that the base
-    holds, `denoiser` for its denoiser alone, `diffusers` for the denoiser under diffusers names. Its metadata are
-    `merger.export.model_spec`'s, `extra_metadata` and the recipe. The file appears whole or not at all.
-    nonfinite: what is done with values that are no finite numbers. Raises CheckpointError for such values, for an
-    output that is a source and for a folder as base of a whole file, RecipeError for a recipe that does not match the
-    checkpoints, and WriteError if the disk refuses.
+    holds, `denoiser` for its denoiser alone (with its markers where loaders of such a file see them), `diffusers` for
+    the denoiser under diffusers names. Its metadata are `merger.export.model_spec`'s, `extra_metadata` and the recipe.
+    nonfinite: what is done with values that are no finite numbers. The file appears whole or not at all. Raises
+    CheckpointError for such values, for an output that is a source and for a folder as base of a whole file,
+    RecipeError for a recipe that does not match the checkpoints, and WriteError if the disk refuses.
     """
     output = Path(output)
     check_output(output, base, donors, form)
@@ -100,8 +100,9 @@ def write_file(
     """
     recipe = replace(recipe, dtype=dtype) if dtype is not None else recipe
     recipe = replace(recipe, clamp=True) if values.how == "clamp" else recipe
+    form = "marked-denoiser" if form == "denoiser" and marked_twice(base) else form
     layout = Layout(recipe, base, donors, form)
-    said = metadata_of(recipe, base, donors, title, own_keys=form in ("base", "denoiser"))
+    said = metadata_of(recipe, base, donors, title, own_keys=form in ("base", *DENOISER_FORMS))
     metadata = {**said, **(extra_metadata or {}), **recipe.to_metadata()}
     if form != "base":
         metadata[FORM_KEY] = form
