@@ -11,6 +11,7 @@ from typing import Any
 
 from merger.config.renamed import REMOVED, RENAMED, RENAMED_VALUES
 from merger.errors import StudyError
+from merger.layers.unet import EARLIER
 
 _OFF = {"polish": 0, "coarse_to_fine": {}}
 """The values at which removed settings did nothing."""
@@ -20,8 +21,13 @@ _FINALIST = {"diversity": "thumbnail_spread"}
 
 
 def translated_config(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's configuration as read from its file, with today's keys. Removed settings are left out."""
-    return {RENAMED.get(key, key): _translated_value(key, value) for key, value in raw.items() if key not in REMOVED}
+    """A run's configuration as read from its file, with today's keys. Removed settings are left out.
+
+    A run that does not say whose names its blocks have began when there were only those of version 0.1.
+    """
+    return {"block_names": EARLIER} | {
+        RENAMED.get(key, key): _translated_value(key, value) for key, value in raw.items() if key not in REMOVED
+    }
 
 
 def check_can_continue(raw: Mapping[str, Any], name: str) -> None:

@@ -9,13 +9,15 @@ from typing import Any
 
 from merger.app.final_evaluation import FinalEvaluation
 from merger.app.gradient_memory import GradientSearch, fit_into_memory
-from merger.app.identity import identity_of
+from merger.app.identity import check_sources, identity_of
 from merger.app.interrupt import Interrupt
 from merger.app.method import choose_as_begun, choose_method, search_settings
 from merger.app.outputs import write_outputs
 from merger.app.runs import Run
 from merger.app.runtime import Runtime, load_runtime
 from merger.app.session import Session
+from merger.checkpoints.finite import check_finite
+from merger.checkpoints.watch import SourceWatch
 from merger.errors import InputError, NoRoom, StudyError
 from merger.report.progress import SearchProgress
 from merger.scoring.selection import select_winner
@@ -44,20 +46,23 @@ def run_search(session: Session, run: Run, interrupt: Interrupt) -> dict[str, An
     choice = choose_method(session)
     if run.folder.exists() and not run.exists() and any(run.folder.iterdir()):
         raise StudyError(f"{run.folder}: exists already and is not a run; choose another --name")
+    kept = f"What is finished is kept: fix that, then `merger resume {run.folder}`."
+    watch = SourceWatch((session.sources.base, *session.sources.donors), kept)
     identity = identity_of(session.config, session.sources, session.exam, choice)
+    check_finite(session.sources.base, session.sources.donors, drawn=True)  # hashing has looked at the values already
     runtime = load_runtime(session, gradients=choice.follows_gradients)
+    watch.check()
     interrupt.stop_if_asked()
     choice, gradient, no_gradients = _with_gradients_if_they_fit(session, runtime, choice)
     interrupt.stop_if_asked()
     new = not run.exists()
     run.make_folder()
-    kept = f"What is finished is kept: fix that, then `merger resume {run.folder}`."
     storage = run.storage(session.config)
     with run.held(storage, new), refusals_said(storage, kept):
         study = _open(session, run, identity, new)
         choice = choose_as_begun(session, choice, study.noted("method"), run.name, no_gradients)
         plan = _Plan(choice, gradient if choice.follows_gradients else None)
-        return _search(session, runtime, plan, study, run, interrupt)
+        return _search(session, runtime, plan, study, run, interrupt, watch)
 
 
 def _with_gradients_if_they_fit(
@@ -75,7 +80,13 @@ def _with_gradients_if_they_fit(
 
 
 def _search(
-    session: Session, runtime: Runtime, plan: _Plan, study: Study, run: Run, interrupt: Interrupt
+    session: Session,
+    runtime: Runtime,
+    plan: _Plan,
+    study: Study,
+    run: Run,
+    interrupt: Interrupt,
+    watch: SourceWatch,
 ) -> dict[str, Any]:
     config, sources, exam = session.config, session.sources, session.exam
     baselines = baselines_of(sources.space, sources.base.name, config.baselines)
@@ -91,11 +102,11 @@ def _search(
         progress.start(f"trial {number}")
 
     reason = search(
-        runtime.objective,
+        watch.around(runtime.objective),
         study,
         search_settings(session, method),
-        take_step=plan.gradient.steps if plan.gradient else None,
-        pruned=runtime.pruned_objective if config.pruning else None,
+        take_step=watch.around(plan.gradient.steps) if plan.gradient else None,
+        pruned=watch.around(runtime.pruned_objective) if config.pruning else None,
         interrupted=interrupt,
         report=progress.drawn,
         on_start=start,
@@ -110,13 +121,15 @@ def _search(
     selection = select_winner(
         records,
         (*baselines, *outcomes(sources.space, sources.base.name, config.baselines, records)),
-        FinalEvaluation(runtime, run, progress, interrupt),
+        FinalEvaluation(runtime, run, progress, interrupt, watch.check),
         thresholds=exam.thresholds,
         category_of=exam.vocabulary.category,
         name=run.name,
         stopped_because=reason,
         say=progress.say,
     )
+    watch.check()
+    check_sources(study.identity, session.sources, run.name)
     write_outputs(session, run, study.identity, method, records, selection)
     return selection.result
 

@@ -63,11 +63,19 @@ class Checkpoint:
         """SHA-256 of the file, in hex; of a folder or of shards, that of their weight files' names and hashes."""
         if self.path.is_file() and self.files == (self.path,):
             return file_sha256(self.path)
-        folder = self.layout == "folder"
-        files = sorted(self.path.rglob("*.safetensors")) if folder else sorted(self.files)
-        start = self.path if folder else self.path.parent
-        lines = [f"{file_sha256(file)}  {file.relative_to(start).as_posix()}\n" for file in files or self.files]
+        start = self.path if self.layout == "folder" else self.path.parent
+        lines = [f"{file_sha256(file)}  {file.relative_to(start).as_posix()}\n" for file in self.weight_files]
         return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    @property
+    def weight_files(self) -> tuple[Path, ...]:
+        """All files with weights: of a diffusers folder those of every component, else `files`; sorted."""
+        found = sorted(self.path.rglob("*.safetensors")) if self.layout == "folder" else sorted(self.files)
+        return tuple(found) or self.files
+
+    def keys_of(self, file: Path) -> tuple[str, ...]:
+        """The keys of one of `files`."""
+        return tuple(self._open[file].header.tensors)
 
     @property
     def parameters(self) -> int:
