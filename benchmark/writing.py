@@ -37,9 +37,9 @@ def whole_or_nothing(output: Path) -> Iterator[Path]:
     partial, before = _beside(output, "partial"), _beside(output, "before")
     missing = [folder for folder in output.parents if not there(folder)]  # the innermost first
     try:
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            output.lstat()  # a path that is too long is refused now, and not after everything is written
         output.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            output.lstat()  # a name that is too long is refused now, and not after everything is written
         yield partial
         if output.is_dir() and partial.is_dir():  # no folder can be renamed over another one
             output.replace(before)
@@ -47,7 +47,7 @@ def whole_or_nothing(output: Path) -> Iterator[Path]:
     except OSError as error:
         raise WriteError(f"{output}: {_reason(error)}") from error
     finally:
-        if before.exists() and not there(output):
+        if there(before) and not there(output):
             before.replace(output)
         for left in (partial, before):
             _remove(left)
@@ -109,6 +109,10 @@ def _writes(pid: int, path: Path) -> bool:
 
 def _remove(path: Path) -> None:
     """Removes a file or a folder, if it is there."""
+    try:
+        path.lstat()
+    except OSError:
+        return
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

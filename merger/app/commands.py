@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmark.writing import sweep
 from merger.app.runs import ROOT, Run, find_run, list_runs
 from merger.config.config import Config
 from merger.config.loading import load_config
@@ -27,8 +28,7 @@ def search(args: argparse.Namespace) -> int:
     run = Run(ROOT.absolute() / name)
     if run.exists():  # its folder may have been renamed since
         return _search(config.model_copy(update={"name": run.study_name(run.config())}), run, args, create=_lost(run))
-    if run.holds_other_files():
-        raise StudyError(f"{run.folder}: exists already and is not a run; choose another --name")
+    run.check_free()  # before anything is loaded
     return _search(config.model_copy(update={"name": name}), run, args, create=True)
 
 
@@ -63,6 +63,7 @@ def resume(args: argparse.Namespace) -> int:
 
 
 def _search(config: Config, run: Run, args: argparse.Namespace, *, create: bool) -> int:
+    from benchmark.app.interrupt import exit_status
     from merger.app.interrupt import Interrupt
     from merger.app.run_search import run_search
     from merger.app.session import open_session
@@ -71,10 +72,12 @@ def _search(config: Config, run: Run, args: argparse.Namespace, *, create: bool)
         try:
             session = open_session(config)
             result = run_search(session, run, interrupt, create=create)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             where = _shown(run.folder)
             how = f"nothing finished is lost; continue with: merger resume {where}"
-            raise Stopped(how if run.exists() else "stopped before the first trial; nothing was written") from None
+            if not run.exists():
+                how = "stopped before the first trial; nothing was written"
+            raise Stopped(how, exit_status(stop)) from None
     _print_result(run, result, args.json)
     return 0
 
@@ -163,6 +166,7 @@ def export(args: argparse.Namespace) -> int:
     ending = "" if is_folder(sources.base, how) else ".safetensors"
     output = args.output or run.folder / f"{name}{suffix}{'-denoiser' if args.denoiser_only else ''}{ending}"
     prompts = "the prompts of its step" if trial.role == STEP else "the search prompts"
+    sweep(output.parent, output.name)
     written = export_trial(sources, trial, output, how, identity=study.identity)
     print(
         json.dumps({"file": str(written), "trial": trial.number, "accuracy": trial.score.accuracy})
@@ -182,6 +186,7 @@ def merge(args: argparse.Namespace) -> int:
     for remark in remarks(donors, check_compatible(base, donors)):
         print(remark, file=sys.stderr)
     how = ExportOptions(args.dtype, args.denoiser_only, args.format, _configuration(args), args.mecha)
+    sweep(args.output.parent, args.output.name)
     written = export_as(recipe, args.output, how, base=base, donors=donors)
     print(json.dumps({"file": str(written)}) if args.json else _shown(written))
     return 0
@@ -198,6 +203,7 @@ def convert(args: argparse.Namespace) -> int:
     """`merger convert`: a pickle as a `.safetensors` file."""
     from merger.checkpoints.convert import convert as rewrite
 
+    sweep(args.output.parent, args.output.name)
     written = rewrite(args.file, args.output)
     print(json.dumps({"file": str(written)}) if args.json else _shown(written))
     return 0

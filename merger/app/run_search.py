@@ -35,12 +35,15 @@ class _Plan:
     gradient: GradientSearch | None
 
 
-def run_search(session: Session, run: Run, interrupt: Interrupt, *, create: bool) -> dict[str, Any]:
+def run_search(session: Session, run: Run, interrupt: Interrupt, *, create: bool | None = None) -> dict[str, Any]:
     """Begins or continues the search in `run` and finishes it. Returns the result that is also written.
 
-    create: whether its study may be begun; else it must be there. Raises `InputError` before anything is written, or
-    `StudyError` if `run` began differently; and `KeyboardInterrupt` when asked to stop, with all finished trials kept.
+    create: whether its study may be begun; else it must be there (None: if nothing was begun in `run`). Raises
+    `InputError` before anything is written, or `StudyError` if `run` began differently; and `KeyboardInterrupt` when
+    asked to stop, with all finished trials kept.
     """
+    run.check_free()
+    create = not run.exists() if create is None else create
     choice = choose_method(session)
     identity = identity_of(session.config, session.sources, session.exam, choice)
     runtime = load_runtime(session, gradients=choice.follows_gradients)
@@ -100,7 +103,7 @@ def _search(
         on_trial=progress.trial,
     )
     if reason == "interrupted":
-        raise KeyboardInterrupt
+        interrupt.stop_if_asked()
     progress.say(f"search ended ({reason}); choosing the winner on fresh prompts")
     study.note("stopped_because", reason)
     interrupt.doing = "this image batch"
@@ -115,6 +118,8 @@ def _search(
         stopped_because=reason,
         say=progress.say,
     )
+    interrupt.stop_if_asked()
+    interrupt.doing = "writing the results"
     write_outputs(session, run, study.identity, method, records, selection)
     return selection.result
 

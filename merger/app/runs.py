@@ -89,18 +89,21 @@ class Run:
         """Whether a search was begun here."""
         return there(self.config_file) and self.config_file.is_file()
 
-    def holds_other_files(self) -> bool:
-        """Whether the folder holds what no search left behind that was killed before its first trial.
+    def check_free(self) -> None:
+        """Raises `StudyError` for a folder in which no search was begun, but something else lies.
 
-        Raises `StudyError` for a folder that cannot be looked into.
+        What a search leaves that was killed before its first trial is nothing.
         """
+        if self.exists():
+            return
         try:
             names = [path.name for path in self.folder.iterdir()]
         except FileNotFoundError:
-            return False
+            return
         except OSError as error:
             raise StudyError(f"{self.folder}: cannot be used ({error.strerror})") from None
-        return any(not _NOTHING_BEGUN.fullmatch(name) for name in names)
+        if any(not _NOTHING_BEGUN.fullmatch(name) for name in names):
+            raise StudyError(f"{self.folder}: exists already and is not a run; choose another --name")
 
     def holds_results(self) -> bool:
         """Whether a search came as far as its final evaluation here."""
