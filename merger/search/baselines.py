@@ -1,8 +1,8 @@
 """The blends that need no search: what a winner must beat. Each is a trial of the study. Pure.
 
-Parents and the uniform average are known from the start. Others are found by trying, the next depending on the values
-of those before, so they are asked for one at a time: `next_baseline` looks up what is known and says what is not. All
-it needs is the finished trials, so a study taken up again goes on where it was.
+Parents and the uniform average are known from the start. Others are found by trying: each depends on the values of
+those before it, so `next_baseline` names one at a time, the first whose value is not known yet. It needs only the
+finished trials, so a study continues where it stopped.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ class Baseline:
 
 
 Procedure = Generator[Baseline, float, Baseline]
-"""Yields what is to be tried, is sent its value, returns what came out."""
+"""How a baseline is found: yields each blend to try, is sent its value, and returns the baseline."""
 
 
 def baselines_of(space: Space, base: str, kinds: Sequence[str] = ("uniform",)) -> tuple[Baseline, ...]:
-    """The base, each donor alone and, where it is among `kinds`, the uniform average: in the order of their trials."""
+    """The base, each donor alone and, if it is among `kinds`, the uniform average: in the order of their trials."""
     fixed = [*_parents(space, base)]
     if "uniform" in kinds:
         fixed.append(_uniform(space, 1.0, "uniform"))
@@ -45,7 +45,7 @@ def baselines_of(space: Space, base: str, kinds: Sequence[str] = ("uniform",)) -
 
 
 def next_baseline(space: Space, base: str, kinds: Sequence[str], known: Known) -> Baseline | None:
-    """The next blend that the baselines of these kinds need the value of; None where all is known."""
+    """The next blend whose value the baselines of these kinds need; None if all values are known."""
     for kind in kinds:
         if kind in _PROCEDURES:
             found, done = _walk(space, _PROCEDURES[kind](space, base), known)
@@ -55,7 +55,7 @@ def next_baseline(space: Space, base: str, kinds: Sequence[str], known: Known) -
 
 
 def outcomes(space: Space, base: str, kinds: Sequence[str], records: Sequence[TrialRecord]) -> tuple[Baseline, ...]:
-    """What the tried baselines came to. One that the search was stopped before is left out."""
+    """The baselines that were found by trying. One whose trials are not finished is left out."""
     known = known_of([(space.flatten(record.weights), record.value) for record in records if record.role != STEP])
     walked = [_walk(space, _PROCEDURES[kind](space, base), known) for kind in kinds if kind in _PROCEDURES]
     return tuple(found for found, done in walked if done)

@@ -40,7 +40,7 @@ def search(
 ) -> str:
     """Runs trials until there is a reason to stop, and returns it (see `trials.why_stop`; `interrupted` if asked to).
 
-    Whatever the objective raises goes through, and leaves its trial to be taken up again. `on_trial` gets each finished
+    Whatever the objective raises goes through, and the next sitting finishes its trial. `on_trial` gets each finished
     trial and all of them so far. `take_step` takes the steps of a gradient search. `pruned` scores what a sampler
     without gradients proposed, if such trials may be pruned. A search that ended goes on under a larger limit, or with
     more steps planned.

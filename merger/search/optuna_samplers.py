@@ -6,11 +6,19 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 
 import optuna
+from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 
 from merger.search.adam import AdamSettings
-from merger.search.history import HistorySampler, Observation, distributions
+from merger.search.history import HistorySampler, Observation
 from merger.search.space import Space
+
+
+class _Immutable(FloatDistribution):
+    """A distribution that is not copied. Optuna would copy one per weight for every trial that is added."""
+
+    def __deepcopy__(self, memo: object) -> _Immutable:
+        return self
 
 
 class OptunaSampler(HistorySampler):
@@ -18,16 +26,18 @@ class OptunaSampler(HistorySampler):
 
     In the stored study Optuna would intersect the parameters of all trials, and a parent outside the bounds, which has
     no parameters, would leave nothing. Optuna would also take a trial that was under way when the search was killed for
-    another worker's.
+    another worker's. `reads` is off for a sampler that does not look at trials at all.
     """
 
-    def __init__(self, space: Space, seed: int, make: Callable[[], BaseSampler]) -> None:
+    def __init__(self, space: Space, seed: int, make: Callable[[], BaseSampler], *, reads: bool = True) -> None:
         super().__init__(space, seed)
-        self.make = make
+        self.make, self.reads = make, reads
 
     def propose(self, given: Sequence[Observation], proposed: Sequence[Observation]) -> Mapping[str, float]:
         """What Optuna's sampler proposes after these trials."""
-        space = distributions(self.space)
+        space: dict[str, BaseDistribution] = {
+            parameter.name: _Immutable(parameter.low, parameter.high) for parameter in self.space.parameters
+        }
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             study = optuna.create_study(direction="maximize", sampler=self.make())
@@ -36,7 +46,7 @@ class OptunaSampler(HistorySampler):
                 optuna.trial.create_trial(
                     params=dict(zip(space, seen.values.tolist(), strict=True)), distributions=space, value=seen.value
                 )
-                for seen in [*given, *proposed]
+                for seen in ([*given, *proposed] if self.reads else [])
             ]
         )
         return {name: float(value) for name, value in study.ask(space).params.items()}
@@ -54,4 +64,4 @@ def tpe(space: Space, seed: int, adam: AdamSettings | None = None) -> OptunaSamp
 
 def random(space: Space, seed: int, adam: AdamSettings | None = None) -> OptunaSampler:
     """Uniform draws within the bounds."""
-    return OptunaSampler(space, seed, lambda: RandomSampler(seed=seed))
+    return OptunaSampler(space, seed, lambda: RandomSampler(seed=seed), reads=False)

@@ -1,4 +1,4 @@
-"""A stored study of blends: created, taken up again, read. Its database is opened in `storage`.
+"""A stored study of blends: created, continued, read. Its database is opened in `storage`.
 
 Of every trial the study keeps the whole blend as one attribute (and, up to 256 weights, as Optuna parameters), the
 value, and every field of the `Score` as a user attribute. `merger.search.loop` runs the trials.

@@ -28,7 +28,7 @@ PRUNED_AFTER = "stopped_after"
 """The attribute of a pruned trial's score: how many prompts it got. Its value is an estimate."""
 
 Report = Callable[[int, float], None]
-"""`report(images drawn so far, value so far)`; what it raises ends the trial."""
+"""`report(images made so far, value so far)`; what it raises ends the trial."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmark.evaluate.runner import Evaluation, asked_matrix, image_digests, is_broken, tags_asked
-from benchmark.evaluate.scores import Floats
+from benchmark.evaluate.scores import PROBABILITY_FLOOR, Floats
 from benchmark.prompts.prompt_set import Prompt
 from benchmark.taggers.tagger import Images
 from merger.scoring.objective import TAGGER
@@ -37,7 +37,7 @@ class StepFindings:
         self.digests[rows] = image_digests(images)
         found = torch.nan_to_num(probabilities, nan=0.0).float().cpu()
         self.probabilities[rows] = np.where(self.broken[rows][:, None], np.float32(0), found.numpy())
-        least = math.log(1e-4) if kind == "log_probability" else 0.0
+        least = math.log(PROBABILITY_FLOOR) if kind == "log_probability" else 0.0
         self.values[rows] = torch.nan_to_num(values.double(), least, least, least).cpu().numpy()
 
     def evaluation(self) -> Evaluation:

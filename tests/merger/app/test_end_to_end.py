@@ -47,7 +47,7 @@ def settings(
         "prompts": 6,
         "validation_prompts": 4,
         "test_prompts": 8,
-        "steps": 2,
+        "steps": 1,
         "size": 32,
         "trials": 7,
         "baselines": ["uniform"],
@@ -224,7 +224,7 @@ def test_a_changed_setting_or_source_is_refused_by_name(
     monkeypatch.chdir(finished[0].parent.parent)
     before = (finished[0] / "config.yaml").read_text()
     assert main(["search", str(written(tmp_path, settings, steps=3)), "--name", "tiny"]) == 2
-    assert "steps was 2, is 3" in capsys.readouterr().err
+    assert "steps was 1, is 3" in capsys.readouterr().err
     assert main(["resume", "tiny", "--set", "prompts=8"]) == 2
     assert "prompts was" in capsys.readouterr().err
     assert (finished[0] / "config.yaml").read_text() == before
@@ -397,6 +397,7 @@ def test_a_search_by_gradients_and_its_continuation(
         "baselines": ["uniform", "best_uniform", "greedy_soup"],
         "validation_prompts": 2,
         "test_prompts": 2,
+        "steps": 2,
     }
     file = str(written(tmp_path, settings, gradient={"steps": 2, "eval_every": 1}, **changes))
     result = run_json(["search", file, "--name", "whole", "--json"])
@@ -437,16 +438,17 @@ def test_auto_does_without_gradients_where_a_step_has_no_room(
     from merger.search.study import read_study
 
     monkeypatch.chdir(tmp_path)
-    file = str(written(tmp_path, settings, method="auto", baselines=[], validation_prompts=2, test_prompts=2))
+    changes = {"donors": settings["donors"][:1], "baselines": [], "validation_prompts": 2, "test_prompts": 2}  # type: ignore[index]
+    file = str(written(tmp_path, settings, method="auto", **changes))
     begin = ["search", file, "--trials"]
     with monkeypatch.context() as full:
         full.setattr("merger.app.gradient_memory.free_memory", lambda device: 1000)
-        assert main([*begin, "4", "--name", "cramped"]) == 0
+        assert main([*begin, "3", "--name", "cramped"]) == 0
     said = capsys.readouterr().err
     assert "method: gp, as a gradient step needs more memory than the 0 MB that it may take" in said
     assert "memory of a step" not in said
     assert "gp, " in (tmp_path / "runs" / "cramped" / "report.html").read_text()
-    assert main(["resume", "cramped", "--trials", "5"]) == 0
+    assert main(["resume", "cramped", "--trials", "4"]) == 0
     assert "method: gp, as it began without gradients" in capsys.readouterr().err
 
     needed: list[int] = []
@@ -457,15 +459,15 @@ def test_auto_does_without_gradients_where_a_step_has_no_room(
         return memory
 
     monkeypatch.setattr("merger.app.gradient_memory.step_memory", noted)
-    assert main([*begin, "5", "--name", "roomy", "--set", "gradient.steps=2"]) == 0
+    assert main([*begin, "4", "--name", "roomy", "--set", "gradient.steps=2"]) == 0
     said = capsys.readouterr().err
     assert "memory of a step, estimated: " in said
     assert "gradients streamed" not in said
     monkeypatch.setattr("merger.app.gradient_memory.free_memory", lambda device: (needed[0] - 1) / SHARE)
-    assert main([*begin, "5", "--name", "tight", "--set", "gradient.steps=2"]) == 0
+    assert main([*begin, "4", "--name", "tight", "--set", "gradient.steps=2"]) == 0
     assert "gradients streamed" in capsys.readouterr().err
     steps = {
-        name: read_study(f"sqlite:///{tmp_path / 'runs' / name / 'study.db'}", name).records()[3]
+        name: read_study(f"sqlite:///{tmp_path / 'runs' / name / 'study.db'}", name).records()[2]
         for name in ("roomy", "tight")
     }
     assert steps["tight"].weights == steps["roomy"].weights
@@ -476,7 +478,7 @@ def test_auto_does_without_gradients_where_a_step_has_no_room(
     assert main(["resume", "roomy", "--trials", "7"]) == 2
     assert "error: 'roomy' began with gradients, and now a gradient step needs" in capsys.readouterr().err
     by_name = ["--name", "asked", "--set", "gradient.steps=1", "--set", "method=gradient"]
-    assert main([*begin, "4", *by_name]) == 0, "who asks for gradients by name gets to try"
+    assert main([*begin, "3", *by_name]) == 0, "who asks for gradients by name gets to try"
     assert "gradients streamed" in capsys.readouterr().err
 
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from optuna.storages import InMemoryStorage
@@ -98,6 +99,15 @@ def test_every_sampler_can_be_configured_and_made(method: str, tmp_path: Path) -
     if adam is not None:
         with pytest.raises(StudyError, match="follows gradients and needs"):
             make_sampler(method, SPACE, seed=1, number=3)
+
+
+def test_random_draws_need_no_history() -> None:
+    """So that their cost does not grow with the trials; TPE's draws depend on it."""
+    draw = np.random.default_rng(1)
+    history = [Observation(draw.random(4), float(draw.random())) for _ in range(30)]
+    for method, same in (("random", True), ("tpe", False)):
+        drawn = [make_sampler(method, SPACE, seed=1, number=40).propose([], seen) for seen in ([], history)]
+        assert (drawn[0] == drawn[1]) == same
 
 
 def test_the_table_loads_no_sampler() -> None:

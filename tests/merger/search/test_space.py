@@ -69,3 +69,24 @@ def test_values_and_numbers_that_do_not_belong_are_refused() -> None:
         space.to_weights({parameter.name: 0.0 for parameter in space.parameters[1:]})
     with pytest.raises(StudyError, match="3 weights"):
         space.unflatten([1, 2, 3])
+
+
+def test_many_blends_are_read_as_one_by_one() -> None:
+    space = make_space(LAYERS, DONORS, bounds=(0, 1), frozen={"M00": 0.25}, tied=[("IN00", "OUT00")])
+    draw = random.Random(2)
+    names = [parameter.name for parameter in space.parameters]
+    blends = []
+    for _ in range(60):
+        weights = space.to_weights({name: draw.uniform(-0.02, 1.02) for name in names})
+        if draw.random() < 0.3:
+            weights[draw.choice(["M00", "OUT00"])]["warm"] = draw.random()
+        blends.append(weights)
+    values, inside = space.points([space.flatten(weights) for weights in blends])
+    assert 10 < inside.sum() < 50
+    for weights, row, fits in zip(blends, values, inside, strict=True):
+        alike = weights["IN00"] == weights["OUT00"] and set(weights["M00"].values()) == {0.25}
+        bounded = all(0 <= weights[layer][donor] <= 1 for layer in LAYERS for donor in DONORS)
+        assert fits == (alike and bounded)
+        assert space.to_values(weights) == (dict(zip(names, row.tolist(), strict=True)) if fits else None)
+    none, nothing = space.points([])
+    assert none.shape == (0, len(names)) and len(nothing) == 0
