@@ -52,4 +52,11 @@ class BlendNotApplied(RuntimeError):
 
 
 class Stopped(Exception):
-    """The user pressed Ctrl-C, and everything finished is kept. Its text says how to continue."""
+    """A signal (Ctrl-C, SIGTERM, SIGHUP) ended the search, and everything finished is kept.
+
+    Its text says how to continue. status: the exit status, 128 and the signal's number.
+    """
+
+    def __init__(self, message: str, status: int = 130) -> None:
+        super().__init__(message)
+        self.status = status

@@ -1,6 +1,7 @@
 """The command line of the benchmark: `python -m benchmark MODEL...`, and the same as `merger benchmark`.
 
-Tables go to standard output, progress and errors to standard error. Status 0 done, 2 bad input, 130 interrupted.
+Tables go to standard output, progress and errors to standard error. Status 0 done, 2 bad input, 130 stopped by
+Ctrl-C, 143 by SIGTERM, 129 by SIGHUP.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmark.app.interrupt import ending, exit_status
 from benchmark.errors import InputError, memory_said
 from benchmark.prompts.text import plain_text
 from benchmark.taggers.registry import tagger_kinds
@@ -32,6 +34,8 @@ is drawn is kept in OUTPUT/rows and never drawn again for the same model, prompt
 """
 
 
+STOPPED = "Stopped. The same command goes on from here."
+
 GRID_PROMPTS = 4  # of the prompt set, where a grid is given none
 
 
@@ -46,14 +50,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_arguments(parser)
     args = parser.parse_args(argv)
     try:
-        with memory_said():
+        with ending(), memory_said():
             return run(args)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("Stopped. The same command goes on from here.", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        print(STOPPED, file=sys.stderr)
+        return exit_status(stop)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,7 +1,8 @@
 """The command line: parses arguments, calls the command, and turns errors into exit statuses.
 
 Results go to standard output, everything else to standard error. Status: 0 done, 1 failed, 2 wrong use or bad input,
-130 stopped by Ctrl-C. Importing this module loads nothing heavy; each command imports what it needs.
+130 stopped by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP. Importing this module loads nothing heavy; each command imports
+what it needs.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmark.app import cli as benchmark_cli
+from benchmark.app.interrupt import ending, exit_status
 from benchmark.errors import InputError, memory_said
 from merger.errors import BlendNotApplied, Stopped
 from merger.version import __version__
@@ -30,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
 
     try:
-        with memory_said():
+        with ending(), memory_said():
             return int(args.run(args))
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -40,10 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except Stopped as stopped:
         print(f"\n{stopped}", file=sys.stderr)
-        return 130
-    except KeyboardInterrupt:
-        print("\nstopped", file=sys.stderr)
-        return 130
+        return stopped.status
+    except KeyboardInterrupt as stop:
+        goes_on = args.run is benchmark_cli.run
+        print(benchmark_cli.STOPPED if goes_on else "stopped; nothing was left half-written", file=sys.stderr)
+        return exit_status(stop)
     except BrokenPipeError:  # the reader of our output went away (`merger list | head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

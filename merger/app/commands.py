@@ -8,35 +8,66 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmark.writing import sweep
 from merger.app.runs import ROOT, Run, find_run, list_runs
 from merger.config.config import Config
 from merger.config.loading import load_config
-from merger.errors import ConfigError, Stopped, StudyError
+from merger.errors import InputError, Stopped, StudyError
+from merger.search.urls import located
 
 
 def search(args: argparse.Namespace) -> int:
     """`merger search`: begins a run, or continues it."""
     overrides = _overrides(args)
     if args.storage:
-        overrides.append(f"storage={json.dumps(args.storage)}")
+        overrides.append(f"storage={json.dumps(located(args.storage, Path.cwd()))}")
     if args.name:
         overrides.append(f"name={json.dumps(args.name)}")
     config = load_config(args.config, overrides)
     name = config.name or args.config.stem
-    run = Run((ROOT / name).resolve())
-    kept = {"name": name}
-    if run.exists() and "block_names" not in config.model_fields_set:
-        kept["block_names"] = run.config().block_names  # a run that began with an earlier version keeps its layers
-    return _search(config.model_copy(update=kept), run, args)
+    run = Run(ROOT.absolute() / name)
+    if run.exists():
+        begun = run.config()
+        kept = {"name": run.study_name(begun)}  # its folder may have been renamed since
+        if "block_names" not in config.model_fields_set:
+            kept["block_names"] = begun.block_names  # a run that began with an earlier version keeps its layers
+        return _search(config.model_copy(update=kept), run, args, create=_lost(run))
+    run.check_free()  # before anything is loaded
+    return _search(config.model_copy(update={"name": name}), run, args, create=True)
+
+
+def _lost(run: Run) -> bool:
+    """Whether the study of a run is gone, so that it is begun again; that is printed.
+
+    Raises `StudyError` if it is gone and results of it are there, or if it is damaged.
+    """
+    from merger.search.study import has_study
+
+    config = run.config()
+    storage, name = run.storage(config), run.study_name(config)
+    if has_study(storage, name):
+        return False
+    if run.holds_results():
+        raise StudyError(
+            f"{_shown(run.folder)}: its study '{name}' is gone, but results of it are there; choose another --name, "
+            "or remove the folder"
+        )
+    print(f"{_shown(run.folder)}: its study '{name}' is gone or was never made whole; it begins anew", file=sys.stderr)
+    return True
 
 
 def resume(args: argparse.Namespace) -> int:
-    """`merger resume`: continues a run from its folder alone."""
+    """`merger resume`: continues a run from its folder alone. It creates no study."""
+    from merger.search.study import read_study
+
     run = find_run(args.target)
-    return _search(run.config_to_continue(_overrides(args)), run, args)
+    config = run.config_to_continue(_overrides(args))
+    read_study(run.storage(config), run.study_name(config)).records()  # before models are loaded
+    return _search(config, run, args, create=False)
 
 
-def _search(config: Config, run: Run, args: argparse.Namespace) -> int:
+def _search(config: Config, run: Run, args: argparse.Namespace, *, create: bool) -> int:
+    from benchmark.app.interrupt import exit_status
     from merger.app.interrupt import Interrupt
     from merger.app.run_search import run_search
     from merger.app.session import open_session
@@ -44,18 +75,21 @@ def _search(config: Config, run: Run, args: argparse.Namespace) -> int:
     with Interrupt().listening() as interrupt:
         try:
             session = open_session(config)
-            result = run_search(session, run, interrupt)
-        except KeyboardInterrupt:
+            result = run_search(session, run, interrupt, create=create)
+        except KeyboardInterrupt as stop:
             where = _shown(run.folder)
             how = f"nothing finished is lost; continue with: merger resume {where}"
-            raise Stopped(how if run.exists() else "stopped before the first trial; nothing was written") from None
+            if not run.exists():
+                how = "stopped before the first trial; nothing was written"
+            raise Stopped(how, exit_status(stop)) from None
     _print_result(run, result, args.json)
     return 0
 
 
 def status(args: argparse.Namespace) -> int:
     """`merger status`: where a run stands."""
-    found = describe(find_run(args.target))
+    run = find_run(args.target)
+    found = describe(run)
     if args.json:
         print(json.dumps(found, ensure_ascii=False))
         return 0
@@ -67,13 +101,15 @@ def status(args: argparse.Namespace) -> int:
         print(f"{waited} trials since the last improvement larger than its noise (patience {patience})")
     if found["left"]:
         print(f"at most {found['left']} left")
-    result = find_run(args.target).result()
+    result = run.result()
     if result is not None:
         from merger.report.report import result_text
 
-        print(result_text(result))
+        with run.result_read():
+            text = result_text(result)
+        print(text)
     elif found["state"] == "stopped":
-        print(f"continue with: merger resume {_shown(find_run(args.target).folder)}")
+        print(f"continue with: merger resume {_shown(run.folder)}")
     return 0
 
 
@@ -83,7 +119,7 @@ def list_(args: argparse.Namespace) -> int:
     for run in list_runs(args.folder):
         try:
             rows.append(describe(run))
-        except (ConfigError, StudyError) as error:  # one damaged run must not hide the others
+        except InputError as error:  # one damaged run must not hide the others
             rows.append({"name": run.name, "folder": str(run.folder), "state": "damaged", "problem": str(error)})
     if args.json:
         print(json.dumps(rows, ensure_ascii=False))
@@ -111,13 +147,15 @@ def export(args: argparse.Namespace) -> int:
     run = find_run(args.target)
     config = local(run.config())
     sources = open_sources(config)
-    study = read_study(run.storage(config), run.name)
+    study = read_study(run.storage(config), run.study_name(config))
     check_sources(study.identity, sources, run.name)
     result = run.result()
     if args.trial is not None:
         trial, name = study.record(args.trial), f"trial-{args.trial}"
     elif result is not None:
-        trial, name = study.record(result["winner"]["trial"]), "best"
+        with run.result_read():
+            winner = int(result["winner"]["trial"])
+        trial, name = study.record(winner), "best"
     else:
         trial, name = incumbent(study), "best"
     suffix = f"-{args.dtype}" if args.dtype else ""
@@ -133,6 +171,7 @@ def export(args: argparse.Namespace) -> int:
     ending = "" if is_folder(sources.base, how) else ".safetensors"
     output = args.output or run.folder / f"{name}{suffix}{'-denoiser' if args.denoiser_only else ''}{ending}"
     prompts = "the prompts of its step" if trial.role == STEP else "the search prompts"
+    sweep(output.parent, output.name)
     written = export_trial(sources, trial, output, how, identity=study.identity)
     print(
         json.dumps({"file": str(written), "trial": trial.number, "accuracy": trial.score.accuracy})
@@ -154,6 +193,7 @@ def merge(args: argparse.Namespace) -> int:
     how = ExportOptions(
         args.dtype, args.denoiser_only, args.format, _configuration(args), args.mecha, nonfinite=args.nonfinite
     )
+    sweep(args.output.parent, args.output.name)
     written = export_as(recipe, args.output, how, base=base, donors=donors)
     print(json.dumps({"file": str(written)}) if args.json else _shown(written))
     return 0
@@ -170,6 +210,7 @@ def convert(args: argparse.Namespace) -> int:
     """`merger convert`: a pickle as a `.safetensors` file."""
     from merger.checkpoints.convert import convert as rewrite
 
+    sweep(args.output.parent, args.output.name)
     written = rewrite(args.file, args.output)
     print(json.dumps({"file": str(written)}) if args.json else _shown(written))
     return 0
@@ -232,8 +273,10 @@ def describe(run: Run) -> dict[str, Any]:
     from merger.search.trials import best_of, since_improvement
 
     config = run.config()
-    records = read_study(run.storage(config), run.name).records()
+    records = read_study(run.storage(config), run.study_name(config)).records()
     best, result = best_of(records), run.result()
+    with run.result_read():
+        stopped_because = None if result is None else str(result["stopped_because"])
     state = "running" if run.busy() else "finished" if result is not None else "stopped"
     left = time_left(records, config.trials, config.time_limit)
     return {
@@ -256,7 +299,7 @@ def describe(run: Run) -> dict[str, Any]:
             "stderr": best.score.stderr,
             "accuracy": best.score.accuracy,
         },
-        "stopped_because": None if result is None else result["stopped_because"],
+        "stopped_because": stopped_because,
     }
 
 

@@ -44,7 +44,9 @@ def check_can_continue(raw: Mapping[str, Any], name: str) -> None:
 
 
 def translated_result(result: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's result with today's keys."""
+    """A run's result with today's keys. Raises `TypeError` for what is no result."""
+    if not isinstance(result, Mapping):
+        raise TypeError("it is no table of results")
     now = {_RESULT.get(key, key): value for key, value in result.items()}
     if isinstance(now.get("optimism"), dict):
         now["optimism"] = {_RESULT.get(key, key): value for key, value in now["optimism"].items()}

@@ -18,7 +18,7 @@ from merger.app.runtime import Runtime, load_runtime
 from merger.app.session import Session
 from merger.checkpoints.finite import check_finite
 from merger.checkpoints.watch import SourceWatch
-from merger.errors import InputError, NoRoom, StudyError
+from merger.errors import InputError, NoRoom
 from merger.report.progress import SearchProgress
 from merger.scoring.selection import select_winner
 from merger.search.baselines import baselines_of, most_trials, outcomes
@@ -37,15 +37,16 @@ class _Plan:
     gradient: GradientSearch | None
 
 
-def run_search(session: Session, run: Run, interrupt: Interrupt) -> dict[str, Any]:
+def run_search(session: Session, run: Run, interrupt: Interrupt, *, create: bool | None = None) -> dict[str, Any]:
     """Begins or continues the search in `run` and finishes it. Returns the result that is also written.
 
-    Raises `InputError` before anything is written, or `StudyError` if `run` began differently; and `KeyboardInterrupt`
-    when asked to stop, with all finished trials kept.
+    create: whether its study may be begun; else it must be there (None: if nothing was begun in `run`). Raises
+    `InputError` before anything is written, or `StudyError` if `run` began differently; and `KeyboardInterrupt` when
+    asked to stop, with all finished trials kept.
     """
+    run.check_free()
+    create = not run.exists() if create is None else create
     choice = choose_method(session)
-    if run.folder.exists() and not run.exists() and any(run.folder.iterdir()):
-        raise StudyError(f"{run.folder}: exists already and is not a run; choose another --name")
     kept = f"What is finished is kept: fix that, then `merger resume {run.folder}`."
     watch = SourceWatch((session.sources.base, *session.sources.donors), kept)
     identity = identity_of(session.config, session.sources, session.exam, choice)
@@ -55,11 +56,11 @@ def run_search(session: Session, run: Run, interrupt: Interrupt) -> dict[str, An
     interrupt.stop_if_asked()
     choice, gradient, no_gradients = _with_gradients_if_they_fit(session, runtime, choice)
     interrupt.stop_if_asked()
-    new = not run.exists()
+    new = not run.folder.exists() or not any(run.folder.iterdir())
     run.make_folder()
     storage = run.storage(session.config)
-    with run.held(storage, new), refusals_said(storage, kept):
-        study = _open(session, run, identity, new)
+    with run.held(storage, run.study_name(session.config), new), refusals_said(storage, kept):
+        study = _open(session, run, identity, new=new, create=create)
         choice = choose_as_begun(session, choice, study.noted("method"), run.name, no_gradients)
         plan = _Plan(choice, gradient if choice.follows_gradients else None)
         return _search(session, runtime, plan, study, run, interrupt, watch)
@@ -113,7 +114,7 @@ def _search(
         on_trial=progress.trial,
     )
     if reason == "interrupted":
-        raise KeyboardInterrupt
+        interrupt.stop_if_asked()
     progress.say(f"search ended ({reason}); choosing the winner on fresh prompts")
     study.note("stopped_because", reason)
     interrupt.doing = "this image batch"
@@ -124,12 +125,14 @@ def _search(
         FinalEvaluation(runtime, run, progress, interrupt, watch.check),
         thresholds=exam.thresholds,
         category_of=exam.vocabulary.category,
-        name=run.name,
+        name=run.study_name(config),
         stopped_because=reason,
         say=progress.say,
     )
+    interrupt.stop_if_asked()
+    interrupt.doing = "writing the results"
     watch.check()
-    check_sources(study.identity, session.sources, run.name)
+    check_sources(study.identity, session.sources, run.study_name(config))
     write_outputs(session, run, study.identity, method, records, selection)
     return selection.result
 
@@ -153,14 +156,16 @@ def _say_beginning(
         progress.say(str(plan.gradient.memory))
 
 
-def _open(session: Session, run: Run, identity: Mapping[str, str], new: bool) -> Study:
-    """The run's study. A folder made for a study that then cannot be opened is removed again."""
+def _open(session: Session, run: Run, identity: Mapping[str, str], *, new: bool, create: bool) -> Study:
+    """The run's study. A folder made for a study that then cannot be opened is removed again.
+
+    The configuration is written last. So a folder that holds one has a study, however the search that made it ended.
+    """
     config, sources = session.config, session.sources
+    storage, name = run.storage(config), run.study_name(config)
     baselines = baselines_of(sources.space, sources.base.name, config.baselines)
-    if new:
-        run.create(config)
     try:
-        study = open_study(run.storage(config), run.name, sources.space, identity=identity, baselines=baselines)
+        study = open_study(storage, name, sources.space, identity=identity, baselines=baselines, create=create)
     except InputError:
         if new:
             shutil.rmtree(run.folder)

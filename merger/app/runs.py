@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -10,13 +11,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmark.errors import did_you_mean
-from benchmark.writing import write_text
+from benchmark.errors import did_you_mean, first_line
+from benchmark.writing import sweep, there, write_text
 from merger.app import previous_version
 from merger.config.config import Config
 from merger.config.loading import dump_config, overridden, parse_config, read_yaml
 from merger.errors import StudyError
 from merger.search.locks import file_lock, owner_of, study_lock
+from merger.search.urls import located, parsed, password_of, sqlite_file, sqlite_url
+
+_NOTHING_BEGUN = re.compile(
+    r"\.lock|\.lock-owner\.json|study\.db(-wal|-shm|-journal)?|\.study\.db-.*\.lock(-owner\.json)?|"
+    r"\..*\.(partial|before)",
+    re.DOTALL,
+)
+"""Names of files that a search may leave in a new folder if it is killed before its configuration is written."""
+
+_NOT_A_RESULT = (AttributeError, IndexError, KeyError, OSError, TypeError, ValueError)
+"""What reading a final table raises that is cut off, not JSON, or of another shape."""
 
 ROOT = Path("runs")
 """Where runs lie, from where the command is called."""
@@ -24,14 +36,18 @@ ROOT = Path("runs")
 
 @dataclass(frozen=True)
 class Run:
-    """The folder of one search. Its name is the study's name."""
+    """The folder of one search. It may be renamed or copied: the study keeps the name that it began with."""
 
     folder: Path
 
     @property
     def name(self) -> str:
-        """The run's and the study's name."""
+        """The run's name."""
         return self.folder.name
+
+    def study_name(self, config: Config) -> str:
+        """The name of the study in its database: the one that the run began with."""
+        return config.name or self.name
 
     @property
     def config_file(self) -> Path:
@@ -71,12 +87,44 @@ class Run:
 
     def exists(self) -> bool:
         """Whether a search was begun here."""
-        return self.config_file.is_file()
+        return there(self.config_file) and self.config_file.is_file()
+
+    def check_free(self) -> None:
+        """Raises `StudyError` for a folder in which no search was begun, but something else lies.
+
+        What a search leaves that was killed before its first trial is nothing.
+        """
+        if self.exists():
+            return
+        try:
+            names = [path.name for path in self.folder.iterdir()]
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise StudyError(f"{self.folder}: cannot be used ({error.strerror})") from None
+        if any(not _NOTHING_BEGUN.fullmatch(name) for name in names):
+            raise StudyError(f"{self.folder}: exists already and is not a run; choose another --name")
+
+    def holds_results(self) -> bool:
+        """Whether a search came as far as its final evaluation here."""
+        return any(path.exists() for path in (self.result_file, self.scores, self.best))
 
     def config(self, overrides: Sequence[str] = ()) -> Config:
         """The configuration this run was begun with, with `key=value` overrides. Raises `ConfigError` if unreadable."""
         raw = previous_version.translated_config(read_yaml(self.config_file))
+        if isinstance(raw.get("storage"), str):
+            raw["storage"] = self._located_storage(raw["storage"])
         return parse_config(overridden(raw, overrides), folder=self.folder.resolve(), where=str(self.config_file))
+
+    def _located_storage(self, storage: str) -> str:
+        """A storage's URL without a relative path, which version 0.1.0 kept as it was given.
+
+        Its database lay in the folder that the search was called from, which is this one or the one above `runs`.
+        """
+        places = [Path.cwd(), self.folder.resolve().parent.parent]
+        here = [located(storage, place) for place in places]
+        found = (url for url in here if (file := sqlite_file(parsed(url))) is not None and file.is_file())
+        return storage if here[0] == storage else next(found, here[0])
 
     def config_to_continue(self, overrides: Sequence[str] = ()) -> Config:
         """The same. Raises `StudyError` if a search that began with it cannot be continued any more."""
@@ -85,16 +133,24 @@ class Run:
 
     def storage(self, config: Config) -> str:
         """The URL of the study's database."""
-        return config.storage or f"sqlite:///{self.database.resolve()}"
+        return config.storage or sqlite_url(self.database.resolve())
 
     def result(self) -> dict[str, Any] | None:
         """The final table, or None while there is none."""
         if not self.result_file.is_file():
             return None
-        try:
+        with self.result_read():
             return previous_version.translated_result(json.loads(self.result_file.read_text(encoding="utf-8")))
-        except ValueError as error:
-            raise StudyError(f"{self.result_file}: is damaged ({error}); `merger resume` writes it again") from None
+
+    @contextmanager
+    def result_read(self) -> Iterator[None]:
+        """Makes a `StudyError` of what goes wrong in the block while the final table is read, which may be damaged."""
+        try:
+            yield
+        except _NOT_A_RESULT as error:
+            reason = f"{type(error).__name__}: {error}" if isinstance(error, LookupError) else first_line(error)
+            again = f"`merger resume {self.folder}` writes it again"
+            raise StudyError(f"{self.result_file}: is damaged ({reason}); {again}") from None
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Keeps the final table."""
@@ -109,9 +165,10 @@ class Run:
             raise StudyError(f"{self.folder}: cannot be made ({error.strerror})") from None
 
     def create(self, config: Config) -> None:
-        """Makes the folder, or brings its configuration up to date."""
+        """Makes the folder, or brings its configuration up to date. A file with a password is its owner's alone."""
         self.make_folder()
-        write_text(self.config_file, dump_config(config))
+        private = config.storage is not None and password_of(config.storage) is not None
+        write_text(self.config_file, dump_config(config), private=private)
 
     @property
     def lock_file(self) -> Path:
@@ -123,16 +180,18 @@ class Run:
         return owner_of(self.lock_file) is not None
 
     @contextmanager
-    def held(self, storage: str, new: bool) -> Iterator[None]:
-        """Holds this folder and its study in `storage` for one search.
+    def held(self, storage: str, study: str, new: bool) -> Iterator[None]:
+        """Holds this folder and its `study` in `storage` for one search. Sweeps what a killed one left half-written.
 
         new: whether the folder was made for it; then it does not stay if the study cannot be had. Raises `StudyError`
         if another search works here, or on the study from another folder.
         """
         with ExitStack() as locks:
             locks.enter_context(self.lock())
+            for folder in (self.folder, self.samples, self.scores):
+                sweep(folder)
             try:
-                locks.enter_context(study_lock(storage, self.name))
+                locks.enter_context(study_lock(storage, study))
             except StudyError:
                 if new:
                     shutil.rmtree(self.folder, ignore_errors=True)  # Windows keeps the lock file, which is open
@@ -148,7 +207,10 @@ def find_run(given: str) -> Run:
     """The run at a path or of a name under `runs/`. Raises `StudyError` naming the nearest there is."""
     for folder in (Path(given), ROOT / given):
         if Run(folder).exists():
-            return Run(folder.resolve())
+            try:
+                return Run(folder.resolve())
+            except OSError as error:  # the folder that the command is called from is gone
+                raise StudyError(f"{folder}: cannot be reached ({error.strerror})") from None
     names = [run.name for run in list_runs()]
     raise StudyError(f"there is no run '{given}'.{did_you_mean(Path(given).name, names)}")
 

@@ -24,6 +24,7 @@ from merger.config.parts import (
     PromptCount,
     Settings,
     Sourced,
+    Storage,
     TableOfLayers,
     TagCounts,
     Tagger,
@@ -202,8 +203,10 @@ class Config(Settings):
         description="Seconds of trials, in all sittings together, after which the search ends. It is checked between "
         "trials; the final evaluation is not counted.",
     )
-    storage: str | None = Field(
-        default=None, description="URL of the study's database. Without one it is an SQLite file in the run's folder."
+    storage: Storage | None = Field(
+        default=None,
+        description="URL of the study's database. Without one it is an SQLite file in the run's folder. The path of an "
+        "SQLite file starts at the configuration's folder if it is relative.",
     )
 
     batch_size: Count | None = Field(

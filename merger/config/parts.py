@@ -36,6 +36,17 @@ def locate_source(path: Path, info: ValidationInfo) -> Path:
     return path if is_hub_id(str(path)) and not here.exists() else here
 
 
+def _database(url: str, info: ValidationInfo) -> str:
+    """A database's URL, with an absolute path if it is that of a file."""
+    from merger.search.urls import located, parsed
+
+    try:
+        parsed(url)
+    except InputError as error:  # pydantic collects ValueErrors only
+        raise ValueError(str(error)) from None
+    return located(url, (info.context or {}).get("folder", Path()).absolute())
+
+
 def _ordered(bounds: tuple[float, float]) -> tuple[float, float]:
     low, high = bounds
     if not low < high:
@@ -100,6 +111,7 @@ Located = Annotated[Path, AfterValidator(locate)]
 Sourced = Annotated[Path, AfterValidator(locate_source)]
 """A path or a hub id. Only a hub id stays relative; `merger.checkpoints.hub` finds its folder."""
 
+Storage = Annotated[str, AfterValidator(_database)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from benchmark.writing import LONGEST_NAME
 from merger.errors import StudyError
 
 if TYPE_CHECKING:
@@ -105,14 +106,15 @@ def study_lock(storage: Storage, name: str) -> Iterator[None]:
     Raises `StudyError` if another process searches it, if the database cannot be reached, and for a kind of database
     that knows no such lock.
     """
-    from merger.search.storage import shown, sqlite_file, url_of
+    from merger.search.storage import shown, url_of
+    from merger.search.urls import sqlite_file
 
     url = url_of(storage)
     refusal = f"study '{name}' in {shown(storage)}: a search is at work on it already"
     if url is None:
         yield
     elif (file := sqlite_file(url)) is not None:
-        with file_lock(file.with_name(f".{file.name}-{quote(name, safe='')}.lock"), refusal):
+        with file_lock(file.with_name(_lock_name(file.name, name)), refusal):
             yield
     else:
         with _server_lock(storage, url, name, refusal):
@@ -152,6 +154,15 @@ def take_server_lock(connection: sqlalchemy.Connection, name: str) -> bool:
         connection.execute(sqlalchemy.text(f"SET SESSION wait_timeout = {_FOREVER}"))
         return bool(connection.scalar(sqlalchemy.text("SELECT GET_LOCK(:key, 0)"), {"key": key.hex()[:48]}))
     raise StudyError(f"storage: a study in {kind} cannot be locked; use SQLite, PostgreSQL, MySQL or MariaDB")
+
+
+def _lock_name(file: str, study: str) -> str:
+    """The name of a study's lock file; a hash stands for what would be too long with the owner's record's ending."""
+    named = quote(study, safe="")
+    if len(os.fsencode(f".{file}-{named}.lock-owner.json")) > LONGEST_NAME:
+        named = hashlib.sha256(f"{file} {study}".encode()).hexdigest()[:32]
+        file = file[:32]
+    return f".{file}-{named}.lock"
 
 
 def _record_of(path: Path) -> Path:

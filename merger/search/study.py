@@ -24,7 +24,7 @@ from merger.search.gradient import ADAM, GRADIENT, state_after, steps_among
 from merger.search.history import WEIGHTS
 from merger.search.samplers import make_sampler
 from merger.search.space import Space, Weights
-from merger.search.storage import Storage, shown, stored
+from merger.search.storage import Storage, damage_said, shown, stored
 from merger.search.trials import PROPOSED, SEARCH, STEP, GradientStep, Score, TrialRecord, best_of
 
 MOST_ROWS = 256
@@ -59,18 +59,21 @@ class Study:
     @property
     def identity(self) -> dict[str, str]:
         """What was fixed when the study began: sources, tagger, prompts and settings by name."""
-        return earlier.identity(self._study.user_attrs["identity"])
+        with damage_said(self._storage):
+            return earlier.identity(self._study.user_attrs["identity"])
 
     def records(self) -> list[TrialRecord]:
-        """The finished trials in order."""
-        done = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        return [_record(trial, self.space) for trial in done]
+        """The finished trials in order. Raises `StudyError` if what is stored of one is damaged."""
+        with damage_said(self._storage):
+            done = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+            return [_record(trial, self.space) for trial in done]
 
     def record(self, number: int) -> TrialRecord:
-        """The finished trial `number`. Raises `StudyError` if there is none."""
-        trials = self._study.get_trials(deepcopy=False)
-        if 0 <= number < len(trials) and trials[number].state == TrialState.COMPLETE:
-            return _record(trials[number], self.space)
+        """The finished trial `number`. Raises `StudyError` if there is none, or if it is damaged."""
+        with damage_said(self._storage):
+            trials = self._study.get_trials(deepcopy=False)
+            if 0 <= number < len(trials) and trials[number].state == TrialState.COMPLETE:
+                return _record(trials[number], self.space)
         done = [trial.number for trial in trials if trial.state == TrialState.COMPLETE]
         there = f"0 to {done[-1]}" if done else "none yet"
         raise StudyError(f"there is no finished trial {number} in this study (finished: {there})")
@@ -81,8 +84,9 @@ class Study:
 
     def noted(self, key: str) -> Any:
         """What was kept under `key`; None if nothing was."""
-        value = self._study.user_attrs.get(key)
-        return earlier.method(value) if key == "method" else value
+        with damage_said(self._storage):
+            value = self._study.user_attrs.get(key)
+            return earlier.method(value) if key == "method" else value
 
     def next_trial(self, settings: SearchSettings, *, last: bool = False) -> tuple[Trial, dict[str, dict[str, float]]]:
         """The next trial and its blend: one that was left under way, else a baseline, else the sampler's proposal.
@@ -192,7 +196,8 @@ def open_study(
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with stored(storage) as database:
             study = optuna.create_study(storage=database, study_name=name, direction="maximize", load_if_exists=True)
-    before = study.user_attrs.get("identity")
+    with damage_said(database):
+        before = study.user_attrs.get("identity")
     if before is None and not create:
         raise StudyError(_no_study(storage, name))
     if before is None:
@@ -203,7 +208,8 @@ def open_study(
         study.set_user_attr("space", {"layers": space.layers, "donors": space.donors})
         study.set_user_attr("identity", dict(identity))  # last: a study without it was not made whole
         return Study(study, database, space)
-    differences = describe_difference(earlier.identity(before), identity)
+    with damage_said(database):
+        differences = describe_difference(earlier.identity(before), identity)
     if differences:
         raise StudyError(f"'{name}' was begun differently and cannot be continued: {'; '.join(differences)}")
     return Study(study, database, space)
@@ -211,18 +217,31 @@ def open_study(
 
 def read_study(storage: Storage, name: str) -> Study:
     """The study as it is, to be looked at; none of its sources are needed. Raises `StudyError` if there is none."""
-    study, database = _existing(storage, name)
-    space = study.user_attrs.get("space")
-    if space is None:  # it was stopped while it was made
-        raise StudyError(_no_study(storage, name))
-    return Study(study, database, Space(tuple(space["layers"]), tuple(space["donors"]), ()))
+    study, database = _existing(storage, name, read_only=True)
+    with damage_said(database):
+        space = study.user_attrs.get("space")
+        if space is None:  # it was stopped while it was made
+            raise StudyError(_no_study(storage, name))
+        return Study(study, database, Space(_texts(space["layers"]), _texts(space["donors"]), ()))
 
 
-def _existing(storage: Storage, name: str) -> tuple[optuna.Study, BaseStorage]:
+def has_study(storage: Storage, name: str) -> bool:
+    """Whether the study is there and was made whole. Raises `StudyError` if its database cannot be opened."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        with stored(storage, create=False, read_only=True) as database:
+            study = optuna.load_study(study_name=name, storage=database)
+            with damage_said(database):
+                return study.user_attrs.get("identity") is not None
+    except KeyError:
+        return False
+
+
+def _existing(storage: Storage, name: str, *, read_only: bool = False) -> tuple[optuna.Study, BaseStorage]:
     """The study and its opened storage; nothing is created. Raises `StudyError` if there is none."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        with stored(storage, create=False) as database:
+        with stored(storage, create=False, read_only=read_only) as database:
             return optuna.load_study(study_name=name, storage=database), database
     except KeyError:
         raise StudyError(_no_study(storage, name)) from None
@@ -263,8 +282,26 @@ def _role_of(number: int, trials: Sequence[FrozenTrial], settings: SearchSetting
 
 
 def _record(trial: FrozenTrial, space: Space) -> TrialRecord:
+    """Raises one of `storage.DAMAGED` for attributes that are missing or of another kind than `Study.finish` wrote."""
     kept = earlier.attributes(trial.user_attrs)
-    weights = space.unflatten(kept.pop(WEIGHTS))
-    role, name = kept.pop("role"), kept.pop("name", "")
+    weights = space.unflatten(_numbers(kept.pop(WEIGHTS)))
+    role, name = _texts([kept.pop("role"), kept.pop("name", "")])
     known = {key: kept.pop(key) for key in Score.__dataclass_fields__ if key in kept}
-    return TrialRecord(trial.number, role, name, weights, Score(**known, attributes=kept))
+    score = Score(**known, attributes=kept)
+    parts = (score.value, score.stderr, score.accuracy, score.accuracy_stderr, score.probability, score.seconds)
+    _numbers([*parts, score.images, *score.per_prompt, *score.asked, *score.categories.values()])
+    return TrialRecord(trial.number, role, name, weights, score)
+
+
+def _numbers(values: Sequence[Any]) -> Sequence[float]:
+    for value in values:
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            raise TypeError(f"{value!r:.40} is not a number")
+    return values
+
+
+def _texts(values: Sequence[Any]) -> tuple[str, ...]:
+    for value in values:
+        if not isinstance(value, str):
+            raise TypeError(f"{value!r:.40} is not a text")
+    return tuple(values)

@@ -92,18 +92,18 @@ def test_two_folders_that_share_a_study_are_not_searched_at_once(tmp_path: Path)
     """And a folder that was made for the second search does not stay: its name is free."""
     storage = f"sqlite:///{tmp_path / 'shared.db'}"
     one, two = made(tmp_path / "here" / "demo"), made(tmp_path / "there" / "demo")
-    with one.held(storage, new=True):
+    with one.held(storage, "demo", new=True):
         with (
             pytest.raises(StudyError, match="a search is at work on it already") as caught,
-            two.held(storage, new=False),
+            two.held(storage, "demo", new=False),
         ):
             pass
         assert "\n" not in str(caught.value)
         assert two.folder.exists()
-        with pytest.raises(StudyError, match="at work on it already"), two.held(storage, new=True):
+        with pytest.raises(StudyError, match="at work on it already"), two.held(storage, "demo", new=True):
             pass
         assert not two.folder.exists()
-        with pytest.raises(StudyError, match="at work here already"), one.held("sqlite://", new=True):
+        with pytest.raises(StudyError, match="at work here already"), one.held("sqlite://", "demo", new=True):
             pass
         assert one.folder.exists(), "the folder belongs to the search that is at work in it"
     with study_lock(storage, "demo"):

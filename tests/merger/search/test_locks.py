@@ -145,7 +145,7 @@ def test_in_memory_there_is_nothing_to_lock(tmp_path: Path, monkeypatch: pytest.
     ("storage", "said"),
     [
         ("nonsense://x", "cannot be opened"),
-        ("not a url", "cannot be opened"),
+        ("not a url", "is no URL of a database"),
         ("sqlite:////nowhere/at/all/study.db", "/nowhere/at/all: there is no such folder"),
     ],
 )
