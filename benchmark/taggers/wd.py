@@ -7,7 +7,6 @@ The contract: NHWC float32, BGR, 0..255, one square size; the picture is padded 
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +19,7 @@ from PIL import Image
 from benchmark.errors import InputError
 from benchmark.hashing import files_fingerprint
 from benchmark.images import Images, check_images
+from benchmark.prompts.vocabulary import read_csv
 from benchmark.taggers.onnx_models import open_onnx
 from benchmark.taggers.tagger import Probabilities
 
@@ -38,16 +38,11 @@ class TagRow:
 
 def read_selected_tags(path: Path) -> tuple[TagRow, ...]:
     """The rows of a `selected_tags.csv`, in the order of the model's outputs. Raises InputError with the line."""
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: cannot be read as CSV ({error}).") from None
     tags = []
-    for number, row in enumerate(rows, start=2):
+    for number, row in read_csv(path):
         try:
             tags.append(TagRow(row["name"], int(row["category"]), int(row.get("count") or 0)))
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, ValueError):
             raise InputError(
                 f"{path}, line {number}: needs name, category and count, as tag_id,name,category,count."
             ) from None
