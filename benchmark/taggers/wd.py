@@ -20,8 +20,9 @@ from benchmark.errors import InputError
 from benchmark.hashing import files_fingerprint
 from benchmark.images import Images, check_images
 from benchmark.prompts.vocabulary import read_csv
-from benchmark.taggers.onnx_models import open_onnx
-from benchmark.taggers.tagger import Probabilities
+from benchmark.taggers.onnx_models import OnnxModel
+from benchmark.taggers.preprocessing import MOST_SIDE
+from benchmark.taggers.tagger import Probabilities, check_answers, check_width
 
 GENERAL = 0  # the category of tags that describe the picture
 TAGS_FILE, MODEL_FILE = "selected_tags.csv", "model.onnx"
@@ -42,6 +43,8 @@ def read_selected_tags(path: Path) -> tuple[TagRow, ...]:
     for number, row in read_csv(path):
         try:
             tags.append(TagRow(row["name"], int(row["category"]), int(row.get("count") or 0)))
+            if not row["name"].strip():
+                raise ValueError
         except (KeyError, ValueError):
             raise InputError(
                 f"{path}, line {number}: needs name, category and count, as tag_id,name,category,count."
@@ -66,17 +69,16 @@ class WDTagger:
         rows = read_selected_tags(folder / TAGS_FILE)
         self.tags = tuple(row.name for row in rows)
         self.general = general_tags(rows)
-        self._session = open_onnx(folder / MODEL_FILE, device=device, threads=threads)
+        self._model = OnnxModel(folder / MODEL_FILE, device=device, threads=threads)
         self._batch_size = batch_size
-        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        shape, width = inputs[0].shape, outputs[0].shape[-1]
-        if len(shape) != 4 or shape[3] != 3 or not isinstance(shape[1], int) or shape[1] != shape[2]:
-            raise InputError(f"{folder / MODEL_FILE}: its input is {shape}, a WD tagger's is [batch, side, side, 3].")
-        if isinstance(width, int) and width != len(self.tags):
+        _, side, other, channels = self._model.shape
+        if channels != 3 or side != other or not isinstance(side, int) or not 1 <= side <= MOST_SIDE:
             raise InputError(
-                f"{folder}: the model has {width} outputs, {TAGS_FILE} {len(self.tags)} rows; mixed files?"
+                f"{folder / MODEL_FILE}: its input is {list(self._model.shape)}, a WD tagger's [batch, side, side, 3]."
             )
-        self._side, self._input, self._output = int(shape[1]), inputs[0].name, outputs[0].name
+        check_width(folder, self._model.width, len(rows), f"{TAGS_FILE} {len(rows)} rows")
+        self._side = side
+        check_answers(self, folder)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -87,9 +89,7 @@ class WDTagger:
         """[B, H, W, 3] uint8 RGB -> [B, T] float32."""
         check_images(images)
         parts = [
-            self._session.run(
-                [self._output], {self._input: wd_input(images[start : start + self._batch_size], self._side)}
-            )[0]
+            self._model(wd_input(images[start : start + self._batch_size], self._side))
             for start in range(0, len(images), self._batch_size)
         ]
         return np.concatenate(parts) if parts else np.empty((0, len(self.tags)), dtype=np.float32)
