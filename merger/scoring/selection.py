@@ -14,7 +14,12 @@ What is written (`Selection.result`, the file result.json):
     finalists                           each on the validation prompts: trial, role, name, passed_over (reasons) and the
                                         keys of `merger.scoring.reward_hacking.as_row`
     paired_difference_to_best_parent    winner - best parent on the test prompts, by tagger and judge: mean, interval
+    gains_and_losses                    of the winner against the best parent on the test prompts, by tag and category:
+                                        see `merger.scoring.gains_and_losses`
     best_parent                         the base or donor of the highest accuracy on the validation prompts
+    next_parent                         how far it was ahead of the next one there: name, mean, interval (null if there
+                                        is no other)
+    validation_prompts, test_prompts    how many there were
     recommended                         the winner (`trial N`) or the best parent
     optimism                            see `_optimism`
 """
@@ -29,6 +34,7 @@ from typing import Any
 
 from benchmark.evaluate.runner import Evaluation
 from benchmark.evaluate.scores import Estimate, paired_difference
+from merger.scoring.gains_and_losses import gains_and_losses
 from merger.scoring.objective import JUDGE, TAGGER
 from merger.scoring.reward_hacking import as_row, objections, signs_of
 from merger.search.baselines import Baseline
@@ -138,7 +144,11 @@ def select_winner(
             for trial in finalists
         ],
         "paired_difference_to_best_parent": difference,
+        "gains_and_losses": gains_and_losses(tests[label], tests[best_parent.name], thresholds, category_of),
         "best_parent": best_parent.name,
+        "next_parent": _next_parent(best_parent.name, parents_validated, merit, threshold),
+        "validation_prompts": len(parents_validated[best_parent.name].prompts),
+        "test_prompts": len(tests[label].prompts),
         "recommended": label if honest and difference[TAGGER]["interval"][0] > 0 else best_parent.name,
         "optimism": _optimism(
             records, finalists[0], validated[finalists[0].number], best_parent, parents_validated, threshold
@@ -162,6 +172,21 @@ def _model(
         "judge_interval": [judged.low, judged.high] if judged else None,
         "categories": {category: estimate.value for category, estimate in categories.items()},
     }
+
+
+def _next_parent(
+    best: str,
+    validated: Mapping[str, Evaluation],
+    merit: Callable[[Evaluation], tuple[float, float]],
+    threshold: float,
+) -> dict[str, Any] | None:
+    """How far the best parent was ahead of the next one, paired by prompt; None if there is no other."""
+    others = [name for name in validated if name != best]
+    if not others:
+        return None
+    second = max(others, key=lambda name: merit(validated[name]))
+    tallies = (validated[name].tally(TAGGER, threshold) for name in (best, second))
+    return {"name": second, **_interval(paired_difference(*tallies))}
 
 
 def _interval(estimate: Estimate) -> dict[str, Any]:

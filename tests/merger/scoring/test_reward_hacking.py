@@ -15,7 +15,8 @@ from benchmark.pipelines.generation import FakeGenerator
 from benchmark.prompts.prompt_set import Prompt, make_prompts
 from benchmark.prompts.vocabulary import Vocabulary
 from benchmark.taggers.tagger import FakeTagger, Probabilities
-from merger.report.report import result_text, verdict
+from merger.report.report import result_text
+from merger.report.verdict import verdict
 from merger.scoring.objective import TAGGER
 from merger.scoring.reward_hacking import (
     CHANGES,
