@@ -17,6 +17,22 @@ class WriteError(InputError):
     """A file that cannot be written. Its text says that nothing was left behind, and what to do."""
 
 
+UNFORESEEN = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    NameError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What libraries raise for a model file whose content they did not expect: any of Python's own errors."""
+
+
 def did_you_mean(word: str, known: Iterable[str], *, most: int = 12) -> str:
     """The end of an error message about an unknown `word`: the nearest known word, or the first `most` known ones.
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmark.errors import InputError
-from benchmark.prompts.text import escaped
+from benchmark.prompts.text import escaped, filled
 from benchmark.prompts.vocabulary import Vocabulary, spoken
 
 
@@ -45,7 +45,7 @@ def make_prompts(
     """`count` prompts of random, balanced tags, each `images` times with different noise: `count * images` values.
 
     `tags_per_prompt`: a number, or a range with both ends. `template`: the prompt with `{tags}` in place of the tags;
-    it may have emphasis, `(like this:1.2)`. Parentheses of tags are escaped, so that they are not read as emphasis.
+    it may have emphasis, `(like this:1.2)`. No character of a tag is read as emphasis (`escaped`, `filled`).
     The same arguments give the same prompts on every machine. Give each purpose (search, validation, test) its own
     `derive_seed(seed, purpose)`. Raises InputError if the vocabulary cannot fill a prompt.
     """
@@ -71,7 +71,7 @@ def make_prompts(
         tags = _least_asked(vocabulary, asked, size, draw)
         for tag in tags:
             asked[tag] += 1
-        text = template.replace("{tags}", ", ".join(escaped(spoken(tag)) for tag in tags))
+        text = filled(template, ", ".join(escaped(spoken(tag)) for tag in tags))
         prompts += [Prompt(index, text, tags, derive_seed(seed, index, number)) for number in range(images)]
     return tuple(prompts)
 

@@ -6,6 +6,7 @@ import pytest
 
 from benchmark.errors import InputError
 from benchmark.prompts.prompt_set import derive_seed, fingerprint, make_prompts
+from benchmark.prompts.text import parse_emphasis
 from benchmark.prompts.vocabulary import Vocabulary, spoken, vocabulary_from_tags
 
 HAIR = ("red_hair", "blue_hair", "blonde_hair")
@@ -84,3 +85,13 @@ def test_one_tag_a_prompt_asks_for_each_tag_once() -> None:
     vocabulary = vocabulary_from_tags(tuple(f"tag_{number}" for number in range(300)), 300)
     asked = [tag for prompt in make_prompts(vocabulary, 300, tags_per_prompt=(1, 1), seed=0) for tag in prompt.tags]
     assert sorted(asked) == sorted(vocabulary.tags)
+
+
+def test_odd_tags_are_asked_for_and_drawn_as_they_are_written() -> None:
+    tags = (":3", "\\m/", "\\(^o^)/", ">:)", "1:1", "(o)_(o)", "smile")
+    for seed in range(20):
+        for template, weight in (("{tags}", 1.0), ("({tags})", 1.1), ("({tags}:1.3)", 1.3)):
+            (prompt,) = make_prompts(Vocabulary(tags), 1, tags_per_prompt=3, seed=seed, template=template)
+            (part,) = parse_emphasis(prompt.text)
+            assert part.text == ", ".join(prompt.tags)
+            assert part.weight == pytest.approx(weight)
