@@ -18,6 +18,7 @@ from benchmark.adapters.fused_names import exchanged, fused_tensors
 from benchmark.adapters.keys import both_say, leaves, network_path
 from benchmark.adapters.original_names import DENOISER_PREFIX, original_keys
 from benchmark.adapters.peft_config import PeftSettings
+from benchmark.pipelines.key_names import usual
 from merger.checkpoints.checkpoint import Checkpoint
 from merger.checkpoints.headers import FLOATING, Entry
 from merger.checkpoints.weight_files import WeightFile
@@ -96,7 +97,7 @@ def places_of(base: Checkpoint) -> Places:
     if not originals:
         originals = {key: [name] for name, key in original_keys(base.denoiser).items()}
     for key, names in originals.items():
-        flat = key.removeprefix(DENOISER_PREFIX).replace(".", "_")
+        flat = usual(key).removeprefix(DENOISER_PREFIX).replace(".", "_")
         cut = any(base.denoiser[name].pieces for name in names)
         places[flat] = [Place(name, key if cut else None) for name in names]
     for name in base.denoiser:

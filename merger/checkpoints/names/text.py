@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor
 
+from benchmark.pipelines.key_names import by_usual_key, stray_text
 from merger.checkpoints.names.pieces import Piece, marker, pieces_of
 from merger.errors import CheckpointError
 
@@ -69,6 +70,8 @@ def text_names_in(shapes: Shapes, where: str) -> dict[str, TextTensor]:
     file holds no text encoder. Tensors that diffusers does not use (SD 2's last block, CLIP's `logit_scale`) are left
     out. Raises CheckpointError if diffusers' converter cannot read the keys, and if a tensor is held under two keys.
     """
+    kept = by_usual_key(shapes)  # a file with a tensor under two keys was refused when it was opened
+    shapes = {key: shapes[own] for key, own in kept.items()}
     found: dict[str, TextTensor] = {}
     for home in _HOMES:
         keys = [key for key in shapes if key.startswith(home.prefix)]
@@ -94,7 +97,19 @@ def text_names_in(shapes: Shapes, where: str) -> dict[str, TextTensor]:
             if full in found:
                 raise _twice(where, component, found[full], here[name])
             found[full] = here[name]
-    return found
+    return {name: replace(place, pieces=_kept(place.pieces, kept)) for name, place in found.items()}
+
+
+def stray_text_in(keys: Iterable[str]) -> str:
+    """The first key of a text encoder that `text_names_in` does not read; empty if there is none."""
+    kept = by_usual_key(keys)
+    stray = stray_text(kept, [home.prefix for home in _HOMES])
+    return kept[stray] if stray else ""
+
+
+def _kept(pieces: tuple[Piece, ...], kept: Mapping[str, str]) -> tuple[Piece, ...]:
+    """The same rows under the file's own keys."""
+    return tuple(replace(piece, key=kept[piece.key]) for piece in pieces)
 
 
 def _twice(where: str, component: str, one: TextTensor, other: TextTensor) -> CheckpointError:
