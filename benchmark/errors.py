@@ -12,6 +12,11 @@ from difflib import get_close_matches
 class InputError(Exception):
     """Bad input. Its text is one line; the command line prints it after `error: ` and exits with status 2."""
 
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """What to print, each after `error: `: one line, unless several things are wrong at once."""
+        return (" ".join(str(self).split()),)
+
 
 class WriteError(InputError):
     """A file that cannot be written. Its text says that nothing was left behind, and what to do."""

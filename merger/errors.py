@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from benchmark.errors import InputError, WriteError, did_you_mean
 
 __all__ = [
     "BlendNotApplied",
     "CheckpointError",
     "ConfigError",
+    "ConfigProblems",
     "InputError",
     "NoDenoiser",
     "NoRoom",
@@ -33,6 +36,19 @@ class NoDenoiser(CheckpointError):
 
 class ConfigError(InputError):
     """A configuration value that is unknown, of the wrong type, or out of range."""
+
+
+class ConfigProblems(ConfigError):
+    """Several configuration values that are wrong. Each has a line of its own."""
+
+    def __init__(self, lines: Sequence[str]) -> None:
+        self._lines = tuple(" ".join(line.split()) for line in lines)
+        super().__init__("\n".join(self._lines))
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """What to print: a line for each problem."""
+        return self._lines
 
 
 class NoRoom(ConfigError):

@@ -285,7 +285,7 @@ def _check_room(folder: Path, families: list[Family]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Parse, run, print the table and the JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--family", choices=FAMILIES, help="one of them only")
     parser.add_argument("--folder", type=Path, help="where the files go (default: a temporary folder)")
     parser.add_argument("--keep", action="store_true", help="leave the files there")

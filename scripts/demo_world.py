@@ -916,7 +916,7 @@ def contact_sheet(seed: int = 0, columns: int = 10, rows: int = 6, zoom: int = 2
 
 def main() -> None:
     """Write the contact sheet."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--sheet", type=Path, required=True, metavar="FILE.png", help="where to write the sheet")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

@@ -73,7 +73,7 @@ def measure(
 
 def main() -> int:
     """Parse, measure, print a line per number of donors and the JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--parameters", type=float, default=215e6, help="elements of the denoiser (default: 215e6)")
     parser.add_argument("--donors", type=int, nargs="+", default=[1, 4, 8], metavar="N")
     parser.add_argument("--dtype", choices=DTYPES, default="fp16", help="of the files")

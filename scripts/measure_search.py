@@ -105,7 +105,7 @@ def choose(records: Sequence[TrialRecord], tester: Tester, *, published: bool) -
 
 def main() -> int:
     """Run the jobs that are missing, then write what there is."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--search", type=Path, default=ROOT / "demo" / "search.yaml")
     parser.add_argument("--strategies", default="", help=f"separated by ';', of: {'; '.join(STRATEGIES)}")
     parser.add_argument("--seeds", default="101,102,103,104,105")

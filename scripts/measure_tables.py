@@ -99,7 +99,7 @@ def measure(models: int, prompts: int, images: int, tags: int, features: bool) -
 
 def main() -> int:
     """Parse, measure, print the JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--models", type=int, default=3)
     parser.add_argument("--prompts", type=int, default=1000)
     parser.add_argument("--images", type=int, default=2, help="of each prompt (%(default)s)")

@@ -144,7 +144,7 @@ def _reached(rooms: Mapping[str, set[str]], start: str) -> set[str]:
 
 def main() -> int:
     """Prints the graph, or writes the drawing."""
-    parser = argparse.ArgumentParser(description="Shows which rooms import which.")
+    parser = argparse.ArgumentParser(allow_abbrev=False, description="Shows which rooms import which.")
     parser.add_argument("--write", action="store_true", help="put the drawing into docs/architecture.md")
     args = parser.parse_args()
     rooms = room_imports(module_imports())

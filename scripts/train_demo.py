@@ -27,7 +27,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def main() -> int:
     """Run the stages asked for, in order."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", help="stages to run, separated by commas; default: all")
     parser.add_argument("--work", type=Path, default=ROOT / ".work" / "demo")
     parser.add_argument("--demo", type=Path, default=ROOT / "demo")

@@ -47,7 +47,12 @@ A search is described by one YAML file. [How to search](../how-to/search.md) has
   key: `--set steps=8 --set gradient.steps=100 --set donors.0.bounds=[0,1] --set tagger.threshold=0.4`. Donors are
   counted from 0.
 - `--trials N` is short for `--set trials=N`. `--name`, `--storage` and `--allow-pickle` set the keys of those names.
-- An unknown key or a value of the wrong type is an error with one line, which names the nearest known key.
+- An unknown key, a key given twice, or a value of the wrong type is an error. Every problem has a line of its own,
+  which names the line of the file, and for an unknown key the nearest known one.
+- Wherever a layer is named, a pattern may stand for several, as in a recipe's weights: `*` (any characters), `?` (one)
+  and `[ab]` (one of these). Put patterns in quotes: `'*'` and `'[ab]*'` mean something else in YAML.
+- YAML reads `yes`, `no`, `on` and `off` as truth values, `012` as 10 and `1:30` as 90. Such values are refused where
+  a text or a number belongs; put a text in quotes.
 - Keys of version 0.1.0 that have another name now are answered with the new name
   ([the list](../../CHANGELOG.md#new-words)).
 """
@@ -112,8 +117,8 @@ def _type_of(key: str, of: Schema, defined: Mapping[str, Schema]) -> str:
 
 def _type(of: Schema, defined: Mapping[str, Schema]) -> str:
     """A type in words, with its limits."""
-    if "anyOf" in of:
-        return " or ".join(_type(each, defined) for each in of["anyOf"] if each.get("type") != "null")
+    if choices := of.get("anyOf", of.get("oneOf")):
+        return " or ".join(_type(each, defined) for each in choices if each.get("type") != "null")
     if "$ref" in of:
         parts = _parts(of, defined)
         return "path or parts" if "path" in parts["properties"] else "parts"
@@ -136,12 +141,16 @@ def _type(of: Schema, defined: Mapping[str, Schema]) -> str:
 def _plural(kind: str) -> str:
     if kind.startswith(("list of", "table of")):
         return kind.replace("list of", "lists of").replace("table of", "tables of")
+    if kind == "2 numbers":
+        return "pairs of numbers"
     return {"path or parts": "paths or parts", "text": "names", "number": "numbers"}.get(kind, kind)
 
 
 def _limits(of: Schema) -> str:
     words = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
-    said = [f"{word} {of[key]:g}" for key, word in words.items() if key in of]
+    said = [
+        f"{word} {of[key]:,}" if of[key] > 1e5 else f"{word} {of[key]:g}" for key, word in words.items() if key in of
+    ]
     return f", {', '.join(said)}" if said else ""
 
 
@@ -165,7 +174,7 @@ def _yaml(value: Any) -> str:
 
 def main() -> int:
     """Writes the page, or says whether it is up to date."""
-    parser = argparse.ArgumentParser(description="Writes docs/reference/configuration.md.")
+    parser = argparse.ArgumentParser(allow_abbrev=False, description="Writes docs/reference/configuration.md.")
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if the page is out of date")
     args = parser.parse_args()
     if args.check:

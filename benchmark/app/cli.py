@@ -43,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `python -m benchmark`. Returns the exit status."""
     parser = argparse.ArgumentParser(
         "python -m benchmark",
+        allow_abbrev=False,
         description=DESCRIPTION,
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -53,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with ending(), memory_said():
             return run(args)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        for line in error.lines:
+            print(f"error: {line}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         print(STOPPED, file=sys.stderr)

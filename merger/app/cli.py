@@ -35,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with ending(), memory_said():
             return int(args.run(args))
     except InputError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        for line in error.lines:
+            print(f"error: {line}", file=sys.stderr)
         return 2
     except BlendNotApplied as error:
         print(f"failed: {' '.join(str(error).split())}", file=sys.stderr)
@@ -56,6 +57,7 @@ def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands. Each sets `run`, the function that does the work."""
     parser = argparse.ArgumentParser(
         "merger",
+        allow_abbrev=False,  # `--dtyp fp16` must not write a file
         description="Finds the per-layer blend of checkpoints that best draws what its prompts ask for.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -168,6 +170,7 @@ def _command(
     """A command's parser. Its `run` calls the function of the same name in `merger.app.commands`, imported then."""
     parser = commands.add_parser(
         name,
+        allow_abbrev=False,
         help=summary,
         description=f"{summary[0].upper()}{summary[1:]}.",
         epilog=f"example:\n  {example}",

@@ -120,7 +120,9 @@ def list_(args: argparse.Namespace) -> int:
         try:
             rows.append(describe(run))
         except InputError as error:  # one damaged run must not hide the others
-            rows.append({"name": run.name, "folder": str(run.folder), "state": "damaged", "problem": str(error)})
+            rows.append(
+                {"name": run.name, "folder": str(run.folder), "state": "damaged", "problem": "; ".join(error.lines)}
+            )
     if args.json:
         print(json.dumps(rows, ensure_ascii=False))
         return 0

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import torch
 
 from benchmark.errors import first_line
-from benchmark.pipelines.loading import OWN_SAMPLER, SAMPLERS
+from benchmark.writing import there
 from merger.app.exam import Exam, open_exam
 from merger.app.source_paths import local
 from merger.app.sources import BlendSources, open_sources
 from merger.checkpoints.components import check_overrides
 from merger.config.config import Config
-from merger.errors import ConfigError, did_you_mean
+from merger.errors import ConfigError, ConfigProblems
 from merger.scoring.objective import TAGGER
 from merger.search.registry import CHOOSERS, sampler_named
 
@@ -34,9 +34,7 @@ class Session:
 
 def open_session(config: Config) -> Session:
     """Opens and checks all that `config` names. Raises `InputError` in one line."""
-    if config.sampler not in (OWN_SAMPLER, *SAMPLERS):
-        known = [OWN_SAMPLER, *SAMPLERS]
-        raise ConfigError(f"sampler: there is no '{config.sampler}'.{did_you_mean(config.sampler, known)}")
+    _check_exam_is_there(config)
     config = local(config)
     device = _device(config.device)
     check_overrides(vae=config.vae, text_encoders_from=config.text_encoders_from)
@@ -50,6 +48,20 @@ def open_session(config: Config) -> Session:
             "Use a transformers tagger, a WD tagger's PyTorch weights (kind: wd-timm), or another method."
         )
     return Session(config, sources, exam, device)
+
+
+def _check_exam_is_there(config: Config) -> None:
+    """Raises `ConfigError`, with a line for each, if a tagger or the vocabulary is not where it should be.
+
+    Loading a tagger takes long, so a mistyped judge must not show only after the tagger is loaded.
+    """
+    paths = {"tagger": config.tagger.path, "judge": config.judge and config.judge.path}
+    lines = [f"{key}: {path}: there is no such folder" for key, path in paths.items() if path and not there(path)]
+    vocabulary = config.vocabulary.path
+    if vocabulary and not there(vocabulary):
+        lines.append(f"vocabulary: {vocabulary}: there is no such file")
+    if lines:
+        raise ConfigProblems(lines)
 
 
 def _device(named: str) -> str:

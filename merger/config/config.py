@@ -11,6 +11,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from benchmark.errors import did_you_mean
 from merger.config.parts import (
     Bounds,
     Count,
@@ -100,16 +101,19 @@ class Config(Settings):
     bounds: Bounds = Field(
         default=(-0.5, 1.5),
         description="Lowest and highest blend weight. 0 is the base and 1 the donor; the default leaves room on both "
-        "sides, since good weights often lie outside 0 to 1.",
+        "sides, since good weights often lie outside 0 to 1. Or a table of them by layer, for example "
+        "`{'*': [0, 1], 'OUT*': [-1, 2]}`: a layer may be a pattern, and later lines override earlier ones.",
     )
     frozen: Annotated[Mapping[str, Finite], FrozenAtTheBase] = Field(
         default={},
         description="Layers that are not searched. A list keeps them at the base; a table gives every donor the weight "
-        "named, for example `{IN00: 0.2}`.",
+        "named, for example `{IN00: 0.2}`. A layer may be a pattern, for example `['IN*']`; later lines override "
+        "earlier ones.",
     )
     tied: tuple[tuple[str, ...], ...] = Field(
         default=(),
-        description="Groups of layers that share their weights, for example `[[IN01, IN02], [OUT10, OUT11]]`.",
+        description="Groups of layers that share their weights, for example `[[IN01, IN02], [OUT10, OUT11]]`. A layer "
+        "may be a pattern, which leaves out frozen layers: `[['IN*'], ['OUT*']]`.",
     )
 
     tagger: Tagger = Field(
@@ -146,7 +150,7 @@ class Config(Settings):
         "is the recall of the tags asked for.",
     )
 
-    steps: Count = Field(default=20, description="Number of sampling steps of an image.")
+    steps: Annotated[int, Field(ge=1, le=1000)] = Field(default=20, description="Number of sampling steps of an image.")
     sampler: str = Field(
         default="default",
         description="How images are sampled: `default` (the pipeline's own scheduler), `ddim`, `pndm`, `euler`, "
@@ -209,7 +213,7 @@ class Config(Settings):
         "SQLite file starts at the configuration's folder if it is relative.",
     )
 
-    batch_size: Count | None = Field(
+    batch_size: Annotated[int, Field(ge=1, le=10_000)] | None = Field(
         default=None,
         description="Number of images that are generated at once. Without it the program chooses; on a GPU a batch "
         "that does not fit is halved.",
@@ -218,7 +222,7 @@ class Config(Settings):
     dtype: Literal["fp32", "fp16", "bf16"] = Field(
         default="fp32", description="Number format that the pipeline computes in: `fp32`, `fp16` or `bf16`."
     )
-    threads: Count | None = Field(
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         default=None, description="Number of CPU threads for torch and ONNX taggers. Without it torch chooses."
     )
 
@@ -234,6 +238,16 @@ class Config(Settings):
     def _known_method(cls, value: str) -> str:
         if value not in (*CHOOSERS, *sampler_names()):
             raise ValueError(no_method(value))
+        return value
+
+    @field_validator("sampler")
+    @classmethod
+    def _known_sampler(cls, value: str) -> str:
+        from benchmark.pipelines.loading import OWN_SAMPLER, SAMPLERS  # loads no library
+
+        known = [OWN_SAMPLER, *SAMPLERS]
+        if value not in known:
+            raise ValueError(f"there is no '{value:.80}'.{did_you_mean(value[:80], known)}")
         return value
 
     @model_validator(mode="after")

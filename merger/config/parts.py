@@ -6,14 +6,27 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from benchmark.errors import InputError
 from benchmark.hub_ids import is_hub_id
 from benchmark.taggers.registry import check_tagger_kind
+from benchmark.writing import there
 from merger.layers.rules import check_rules, read_rules
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
@@ -26,14 +39,19 @@ def locate(path: Path, info: ValidationInfo) -> Path:
     them.
     """
     folder = (info.context or {}).get("folder", Path())
-    whole = folder / path.expanduser()
+    if any(letter < " " for letter in str(path)):
+        raise ValueError("a path holds a line break or a tab: in YAML, put a path with \\ in single quotes")
+    try:
+        whole = folder / path.expanduser()
+    except RuntimeError:  # of ~NAME
+        raise ValueError(f"there is no user as in '{path}'") from None
     return whole.parent.resolve() / whole.name if whole.name not in ("", "..") else whole.resolve()
 
 
 def locate_source(path: Path, info: ValidationInfo) -> Path:
     """`path` as `locate` returns it, or unchanged if it reads as a hub id and no file or folder is there."""
     here = locate(path, info)
-    return path if is_hub_id(str(path)) and not here.exists() else here
+    return path if is_hub_id(str(path)) and not there(here) else here
 
 
 def _database(url: str, info: ValidationInfo) -> str:
@@ -43,7 +61,7 @@ def _database(url: str, info: ValidationInfo) -> str:
     try:
         parsed(url)
     except InputError as error:  # pydantic collects ValueErrors only
-        raise ValueError(str(error)) from None
+        raise ValueError(str(error).removeprefix("storage ")) from None
     return located(url, (info.context or {}).get("folder", Path()).absolute())
 
 
@@ -88,16 +106,44 @@ def _holds_tags(value: str) -> str:
 
 
 def _table_of_layers(value: Any, info: ValidationInfo) -> Any:
-    if isinstance(value, str) and value.endswith((".yaml", ".yml")):
-        return read_rules(locate(Path(value), info))
-    return check_rules(value, "granularity") if isinstance(value, dict) else value
+    try:
+        if isinstance(value, str) and value.endswith((".yaml", ".yml")):
+            return read_rules(locate(Path(value), info))
+        return check_rules(value, "the table") if isinstance(value, dict) else value
+    except InputError as error:  # pydantic collects ValueErrors only
+        raise ValueError(str(error)) from None
 
 
 def _frozen_at_the_base(value: Any) -> Any:
     """The short form of frozen layers: a list of layers keeps them at the base."""
     if value is None:
         return {}
-    return dict.fromkeys(value, 0.0) if isinstance(value, (list, tuple)) else value
+    if not isinstance(value, (list, tuple)):
+        return value
+    for layer in value:
+        if not isinstance(layer, str):
+            raise ValueError(f"'{layer!s:.40}' is no name of a layer: give a list of names, or a table of weights")
+    return dict.fromkeys(value, 0.0)
+
+
+def _pair_or_table(value: Any) -> str:
+    return "table" if isinstance(value, Mapping) else "pair"
+
+
+def _holds_truth_value(value: Any, *, tables: bool) -> bool:
+    """Whether true or false stands in a value, or in the lists in it. tables: whether to look into tables too."""
+    if isinstance(value, (list, tuple)):
+        return any(_holds_truth_value(part, tables=tables) for part in value)
+    if isinstance(value, Mapping):
+        return tables and any(_holds_truth_value(part, tables=tables) for pair in value.items() for part in pair)
+    return isinstance(value, bool)
+
+
+def _holds_parts(annotation: Any) -> bool:
+    """Whether a type is, or is made of, parts of the configuration, which check their own values."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return True
+    return any(_holds_parts(inner) for inner in get_args(annotation))
 
 
 def _known_kind(kind: str) -> str:
@@ -117,15 +163,23 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 """A number of at least 1."""
 
-PromptCount = Annotated[int, Field(ge=2)]
+PromptCount = Annotated[int, Field(ge=2, le=100_000)]
 """A number of prompts. One prompt alone has no standard error."""
 
-Bounds = Annotated[tuple[Finite, Finite], AfterValidator(_ordered)]
+Pair = Annotated[tuple[Finite, Finite], AfterValidator(_ordered)]
+BRANCHES = ("pair", "table")
+"""What the two forms of bounds are called where pydantic names a place."""
+
+Bounds = Annotated[
+    Annotated[Pair, Tag("pair")] | Annotated[dict[str, Pair], Tag("table")], Discriminator(_pair_or_table)
+]
+"""[lowest, highest] of all layers, or a table {layer or pattern: [lowest, highest]}."""
+
 Name = Annotated[str, AfterValidator(_plain_name)]
 Threshold = Annotated[float, Field(gt=0, lt=1)]
 TagCounts = Annotated[tuple[Count, Count], BeforeValidator(_one_number_is_two), AfterValidator(_rising)]
 ImageSize = Annotated[
-    tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]],
+    tuple[Annotated[int, Field(ge=8, le=16384)], Annotated[int, Field(ge=8, le=16384)]],
     BeforeValidator(_one_number_is_two),
     AfterValidator(_multiples_of_8),
 ]
@@ -139,6 +193,17 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_value(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuses `yes`, `no`, `on`, `off` where a number or a text belongs: pydantic would take them for 1 and 0."""
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        if annotation is bool or not _holds_truth_value(value, tables=not _holds_parts(annotation)):
+            return value
+        raise ValueError(
+            "yes, no, on, off, true and false are truth values in YAML: put them in quotes if meant as text"
+        )
+
 
 class DonorSettings(Settings):
     """One donor."""
@@ -148,7 +213,9 @@ class DonorSettings(Settings):
         default=None, description="What weights, tables and recipes call the donor. Without one it is the file's name."
     )
     bounds: Bounds | None = Field(
-        default=None, description="Lowest and highest weight of this donor. It overrides the common `bounds`."
+        default=None,
+        description="Lowest and highest weight of this donor, or a table of them by layer. It overrides the common "
+        "`bounds`.",
     )
 
 

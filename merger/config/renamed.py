@@ -28,17 +28,17 @@ REMOVED = {
 """{key: why it was removed}."""
 
 
-def new_names(raw: Mapping[str, Any]) -> list[str]:
-    """A phrase for every old key and value in `raw`, a configuration as read from YAML: what it is called now."""
+def new_names(raw: Mapping[str, Any]) -> list[tuple[tuple[str, ...], str]]:
+    """(its keys, a phrase) for every old key and value in `raw`, a configuration as read from YAML."""
     return list(_phrases(raw))
 
 
-def _phrases(raw: Mapping[str, Any]) -> Iterator[str]:
+def _phrases(raw: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
     for key, value in raw.items():
         parts = [f"{key}.{part}" for part in value] if isinstance(value, Mapping) else []
         if named := [part for part in parts if part in RENAMED] or [key] * (key in RENAMED):
-            yield from (f"'{old}' is now '{RENAMED[old]}'" for old in named)
+            yield from ((tuple(old.split(".")), f"'{old}' is now '{RENAMED[old]}'") for old in named)
         elif key in REMOVED:
-            yield f"'{key}' was removed: {REMOVED[key]}"
+            yield (key,), f"'{key}' was removed: {REMOVED[key]}"
         elif isinstance(value, str) and value in RENAMED_VALUES.get(key, {}):
-            yield f"'{key}: {value}' is now '{key}: {RENAMED_VALUES[key][value]}'"
+            yield (key,), f"'{key}: {value}' is now '{key}: {RENAMED_VALUES[key][value]}'"

@@ -11,24 +11,15 @@ from collections.abc import Iterable, Mapping
 from fnmatch import translate
 from pathlib import Path
 
-import yaml
-
 from merger.errors import ConfigError
+from merger.yaml_text import read_document
 
 Rules = Mapping[str, str]
 
 
 def read_rules(path: Path) -> dict[str, str]:
     """Read the table of a YAML file, in its order. Raises ConfigError, in one line, for all but `pattern: layer`."""
-    try:
-        table = yaml.load(path.read_text(encoding="utf-8"), _NoRepeats)
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: there is no such table of layers") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error})") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
-    return check_rules(table, str(path))
+    return check_rules(read_document(path, "table of layers").value, str(path))
 
 
 def check_rules(table: object, where: str) -> dict[str, str]:
@@ -73,14 +64,3 @@ def group_by_rules(names: Iterable[str], rules: Rules) -> dict[str, tuple[str, .
             f"layers: no pattern fits '{homeless[0]}' ({len(homeless)} such tensors). End the table with '*': REST"
         )
     return {layer: tuple(members) for layer, members in layers.items()}
-
-
-class _NoRepeats(yaml.SafeLoader):
-    """YAML in which a key that is written twice is an error; plain YAML would keep the last one without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
-        """Build the mapping of a node. Raises ConstructorError for a key that is there twice."""
-        keys = [key.value for key, _ in node.value]
-        if twice := [key for key in keys if keys.count(key) > 1]:
-            raise yaml.constructor.ConstructorError(problem=f"the pattern '{twice[0]}' is there twice")
-        return super().construct_mapping(node, deep)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmark.errors import did_you_mean
-from merger.errors import ConfigError, StudyError
+from merger.errors import ConfigError, ConfigProblems, StudyError
 
 Weights = Mapping[str, Mapping[str, float]]
 """`weights[layer][donor]`; a weight left out is 0."""
@@ -115,42 +116,96 @@ def weight_of(weights: Weights, layer: str, donor: str) -> float:
     return float(weights.get(layer, {}).get(donor, 0.0))
 
 
+Bounds = tuple[float, float] | Mapping[str, tuple[float, float]]
+"""(lowest, highest) weight of all layers, or a table by layer or pattern."""
+
+DEFAULT_BOUNDS = (-0.5, 1.5)
+"""The bounds of a layer that a table leaves out."""
+
+
 def make_space(
     layers: Sequence[str],
     donors: Sequence[str],
     *,
-    bounds: tuple[float, float],
-    donor_bounds: Mapping[str, tuple[float, float]] | None = None,
+    bounds: Bounds,
+    donor_bounds: Mapping[str, Bounds] | None = None,
     frozen: Mapping[str, float] | None = None,
     tied: Sequence[Sequence[str]] = (),
 ) -> Space:
     """The space of one free weight per layer and donor, less the frozen layers, one for each group of tied layers.
 
-    `bounds` are (lowest, highest) weight; `donor_bounds[donor]` go before them. Raises `ConfigError` for a layer that
-    does not exist, is tied twice, or is both tied and frozen, and where nothing is left to search.
+    `bounds` are (lowest, highest) weight; `donor_bounds[donor]` go before them. Wherever a layer is named, a shell
+    pattern may stand for several (`*`, `?`, `[...]`), as in a recipe's weights; later lines override earlier ones.
+    Raises `ConfigError`, with a line for each, for a pattern that fits no layer, a layer that is tied twice, or both
+    tied and frozen, and where nothing is left to search.
     """
-    frozen, own = frozen or {}, donor_bounds or {}
-    for key, named in (("frozen", list(frozen)), ("tied", [layer for group in tied for layer in group])):
-        for layer in named:
-            if layer not in layers:
-                raise ConfigError(f"{key}: there is no layer '{layer}'.{did_you_mean(layer, layers)}")
+    names = _Names(tuple(layers))
+    fixed = {layer: weight for pattern, weight in (frozen or {}).items() for layer in names.of(pattern, "frozen")}
+    groups = [names.of_group(group, fixed) for group in tied]
+    common = names.bounds(bounds, "bounds", DEFAULT_BOUNDS)
+    own = {donor: names.bounds(given, f"bounds of '{donor}'", None) for donor, given in (donor_bounds or {}).items()}
     leader = {layer: layer for layer in layers}
-    for group in tied:
+    for group in groups:
         for layer in group:
-            if layer in frozen:
-                raise ConfigError(f"tied: layer '{layer}' is frozen; take it out of one of the two")
-            if leader[layer] != layer or sum(layer in other for other in tied) > 1:
-                raise ConfigError(f"tied: layer '{layer}' is in two groups; put them together in one")
+            if sum(layer in other for other in groups) > 1:
+                names.problems.append(f"tied: layer '{layer}' is in two groups; put them together in one")
             leader[layer] = group[0]
-    free = [layer for layer in layers if layer not in frozen]
+    names.check()
+    free = [layer for layer in layers if layer not in fixed]
     parameters = []
     for layer in free:
         if leader[layer] != layer:
             continue
         members = tuple(other for other in free if leader[other] == layer)
         for donor in donors:
-            low, high = own.get(donor, bounds)
+            low, high = own.get(donor, {}).get(layer) or common[layer]
+            for other in members:
+                if (own.get(donor, {}).get(other) or common[other]) != (low, high):
+                    names.problems.append(f"tied: '{layer}' and '{other}' have different bounds for {donor}")
             parameters.append(Parameter(f"{layer}/{donor}", donor, members, low, high))
+    names.check()
     if not parameters:
         raise ConfigError("frozen: every layer is frozen, so there is nothing to search")
-    return Space(tuple(layers), tuple(donors), tuple(parameters), dict(frozen))
+    return Space(tuple(layers), tuple(donors), tuple(parameters), fixed)
+
+
+class _Names:
+    """The layers that names and patterns stand for. problems: a line for each that stands for none."""
+
+    def __init__(self, layers: tuple[str, ...]) -> None:
+        self.layers = layers
+        self.problems: list[str] = []
+
+    def of(self, pattern: str, key: str) -> list[str]:
+        """The layer of this name, or all that fit the pattern."""
+        fitting = [pattern] if pattern in self.layers else [x for x in self.layers if fnmatchcase(x, pattern)]
+        if not fitting:
+            is_pattern = any(mark in pattern for mark in "*?[")
+            said = f"'{pattern}' fits no layer" if is_pattern else f"there is no layer '{pattern}'"
+            self.problems.append(f"{key}: {said}.{did_you_mean(pattern, self.layers)}")
+        return fitting
+
+    def of_group(self, group: Sequence[str], frozen: Mapping[str, float]) -> list[str]:
+        """The layers of a group that is tied, each once. A pattern leaves out frozen layers, a name must not be one."""
+        members: list[str] = []
+        for name in group:
+            found = self.of(name, "tied")
+            if name in found and name in frozen:
+                self.problems.append(f"tied: layer '{name}' is frozen; take it out of one of the two")
+            members += [layer for layer in found if layer not in members and layer not in frozen]
+        return members
+
+    def bounds(self, given: Bounds, key: str, others: tuple[float, float] | None) -> dict[str, tuple[float, float]]:
+        """The bounds of every layer. others: of those that a table leaves out; None leaves them out, too."""
+        if not isinstance(given, Mapping):
+            return dict.fromkeys(self.layers, given)
+        found = {} if others is None else dict.fromkeys(self.layers, others)
+        for pattern, pair in given.items():
+            found |= dict.fromkeys(self.of(pattern, key), pair)
+        return found
+
+    def check(self) -> None:
+        """Raises `ConfigError` with all problems."""
+        if self.problems:
+            lines = list(dict.fromkeys(self.problems))
+            raise ConfigProblems(lines) if len(lines) > 1 else ConfigError(lines[0])

@@ -170,3 +170,19 @@ def test_only_one_search_at_a_time_in_a_folder(tmp_path: Path) -> None:
         with pytest.raises(StudyError, match="at work here already"), run.lock():
             pass
     assert not run.busy()
+
+
+def test_what_is_not_there_shows_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The tagger alone takes seconds to load, and the judge is opened after it."""
+    text = "base: b\ndonors: [a]\ntagger: here\njudge: nowhere\nvocabulary: words.csv\n"
+    (tmp_path / "search.yaml").write_text(text)
+    (tmp_path / "here").mkdir()
+    monkeypatch.setattr("merger.app.session.open_sources", lambda config: pytest.fail("nothing may be opened"))
+    monkeypatch.setattr("merger.app.session.open_exam", lambda *given: pytest.fail("nothing may be opened"))
+    assert main(["search", str(tmp_path / "search.yaml"), "--name", "x"]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        f"error: judge: {tmp_path}/nowhere: there is no such folder",
+        f"error: vocabulary: {tmp_path}/words.csv: there is no such file",
+    ]

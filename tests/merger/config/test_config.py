@@ -119,3 +119,136 @@ def test_a_missing_key_a_missing_file_and_no_yaml(tmp_path: Path) -> None:
     file.write_text(yaml.safe_dump({key: value for key, value in LEAST.items() if key != "base"}))
     with pytest.raises(ConfigError, match="'base' is missing"):
         load_config(file)
+
+
+def refused(file: Path, text: str, *overrides: str) -> tuple[str, ...]:
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(file, overrides)
+    return tuple(line.removeprefix(f"{file}:") for line in caught.value.lines)
+
+
+PLAIN = "base: a.safetensors\ndonors: [b.safetensors]\ntagger: t\nvocabulary: v.csv\n"
+
+
+def test_every_problem_has_a_line_with_its_place(tmp_path: Path) -> None:
+    text = PLAIN.replace("base:", "bse:") + "steps: 0\ngradient:\n  steps: many\n  rates: 1\nsampler: dimm\n"
+    assert refused(tmp_path / "s.yaml", text, "trials=few", "judge.treshold=0.5", "judge.path=x") == (
+        "1: 'bse' is not a setting. Did you mean 'base'?",
+        "5: steps: Input should be greater than or equal to 1",
+        "7: gradient.steps: Input should be a valid integer, unable to parse string as an integer",
+        "8: 'gradient.rates' is not a setting. Did you mean 'steps'?",
+        "9: sampler: there is no 'dimm'. Did you mean 'ddim'?",
+        "--set judge.treshold=0.5: 'judge.treshold' is not a setting. Did you mean 'threshold'?",
+        "--set trials=few: trials: Input should be a valid integer, unable to parse string as an integer",
+    )
+
+
+def test_the_command_line_prints_every_problem(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from merger.app.cli import main
+
+    (tmp_path / "s.yaml").write_text(PLAIN + "steps: 0\ntrials: x\n")
+    assert main(["search", str(tmp_path / "s.yaml")]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(": ")[0] for line in lines] == ["error", "error"]
+    assert [line.split(": ")[2] for line in lines] == ["steps", "trials"]
+    assert main(["search", str(tmp_path / "s.yaml"), "--set", "x", "--set", "donors.9=3"]) == 2
+    assert capsys.readouterr().err.count("error: --set ") == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("steps: 9\nsteps: 30", "6: 'steps' is there twice (first in line 5)"),
+        ("gradient: {steps: 3, steps: 4}", "5: 'steps' is there twice"),
+        ("steps: 012", "5: 012 is 10 in YAML (octal): write 10"),
+        ("time_limit: 1:30", "5: 1:30 is 90 in YAML (base 60)"),
+        ("pruning: maybe", "5: pruning"),
+        ("steps: yes", "5: steps: yes, no, on, off, true and false are truth values"),
+        ("bounds: [no, 1]", "5: bounds: yes, no"),
+        ("frozen: {IN00: yes}", "5: frozen: yes, no"),
+        ("frozen: {no: 1}", "5: frozen: yes, no"),
+        ("frozen: [on]", "5: frozen: yes, no"),
+        ("frozen: [[a]]", "5: frozen: '['a']' is no name of a layer"),
+        ("tied: [[NO, IN00]]", "5: tied: yes, no"),
+        ("negative_prompt: no", "5: negative_prompt: yes, no"),
+        ("name: 123", "5: name: Input should be a valid string"),
+        ("judge: ~nouser/x", "5: judge.path: there is no user as in '~nouser/x'"),
+        ('judge: "C:\\new\\test"', "5: judge.path: a path holds a line break or a tab"),
+        ('judge: "C:\\models"', "5: is not YAML: found unknown escape character 'm' (in double quotes a \\ must"),
+        ("gradient:\n\tsteps: 3", "6: is not YAML: found character '\\t' that cannot start any token (indent with"),
+        ("frozen: [*.x]", "5: is not YAML: expected alphabetic or numeric character, but found '.' (put a text that"),
+        ("seed: " + "9" * 5000, "5: 99999999999999999999... has too many digits"),
+        ("tied: " + "[" * 100, "5: is nested deeper than 30 levels"),
+        ("tied: &a [*a]", "5: refers to itself"),
+        (
+            "storage: postgresql://me:secret@host:port/x",
+            "5: storage: postgresql://me:***@host:port/x: its port",
+        ),
+        ("storage: somewhere", "5: storage: somewhere: is no URL"),
+        ("steps: 2000", "5: steps: Input should be less than or equal to 1000"),
+        ("granularity: {'a*': 3}", "5: granularity: the table: 'a*: 3' is no `pattern: layer`"),
+        ("granularity: nowhere.yaml", "5: granularity: "),
+        ("bounds: {'IN*': [1, 0]}", "5: bounds.IN*: [1, 0] is the wrong way round"),
+    ],
+)
+def test_what_yaml_would_read_differently_is_refused_at_its_line(line: str, said: str, tmp_path: Path) -> None:
+    (found,) = refused(tmp_path / "s.yaml", PLAIN + line + "\n")
+    assert found.startswith(said), found
+
+
+@pytest.mark.parametrize(
+    ("line", "key", "value"),
+    [
+        ("gradient: {learning_rate: 1e-3}", "gradient.learning_rate", 1e-3),
+        ("bounds: [0, 1e0]", "bounds", (0, 1)),
+        ("threshold: .35", "threshold", 0.35),
+        ("pruning: yes", "pruning", True),
+        ("name: 2024-01-02", "name", "2024-01-02"),
+        ("negative_prompt: 'no'", "negative_prompt", "no"),
+        ("steps: 0x1F", "steps", 31),
+        ("bounds: {'*': [0, 1], 'OUT*': [-1, 2]}", "bounds", {"*": (0, 1), "OUT*": (-1, 2)}),
+        ("frozen: ['IN*']", "frozen", {"IN*": 0.0}),
+        ("frozen:", "frozen", {}),
+        ("judge: ~/x", "judge.path", Path.home() / "x"),
+    ],
+)
+def test_what_is_meant_is_read(line: str, key: str, value: object, tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text("\ufeff" + PLAIN.replace("\n", "\r\n") + line + "\r\n", encoding="utf-8")
+    found: object = load_config(tmp_path / "s.yaml")
+    for part in key.split("."):
+        found = getattr(found, part)
+    assert found == value
+
+
+def test_many_problems_are_counted(tmp_path: Path) -> None:
+    lines = refused(tmp_path / "s.yaml", PLAIN + "".join(f"k{number}: 1\n" for number in range(100)))
+    assert len(lines) == 41
+    assert lines[-1] == " and 60 more problems"
+
+
+def test_a_file_that_is_no_configuration_is_not_read_whole(tmp_path: Path) -> None:
+    with (tmp_path / "s.yaml").open("wb") as file:
+        file.truncate(10**10)
+    with pytest.raises(ConfigError, match="is larger than 500000 bytes, so it is no configuration file"):
+        load_config(tmp_path / "s.yaml")
+
+
+@pytest.mark.parametrize(
+    "command", ["merge x.json --outpu y", "export x --dtyp fp16", "search x --stor y", "list --js"]
+)
+def test_options_are_not_abbreviated(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    from merger.app.cli import main
+
+    with pytest.raises(SystemExit) as ended:
+        main(command.split())
+    assert ended.value.code == 2
+    capsys.readouterr()
+
+
+def test_options_of_the_benchmark_are_not_abbreviated(capsys: pytest.CaptureFixture[str]) -> None:
+    from benchmark.app.cli import main
+
+    with pytest.raises(SystemExit):
+        main(["model", "--tagg", "eye"])
+    assert "unrecognized arguments" in capsys.readouterr().err

@@ -90,3 +90,61 @@ def test_many_blends_are_read_as_one_by_one() -> None:
         assert space.to_values(weights) == (dict(zip(names, row.tolist(), strict=True)) if fits else None)
     none, nothing = space.points([])
     assert none.shape == (0, len(names)) and len(nothing) == 0
+
+
+NAMED = ("BASE", "IN00", "IN01", "OUT00", "OUT01", "OUT[2]")
+
+
+def test_layers_are_named_by_patterns_as_in_recipes() -> None:
+    space = make_space(
+        NAMED,
+        ("one", "two"),
+        bounds={"*": (0, 1), "OUT*": (-1, 2), "OUT01": (0, 3)},
+        donor_bounds={"two": {"BASE": (0, 0.5)}},
+        frozen={"IN*": 0.0, "IN01": 0.2},
+        tied=[["OUT[2]", "OUT00"]],
+    )
+    assert space.fixed == {"IN00": 0.0, "IN01": 0.2}
+    assert [(each.name, each.layers, each.low, each.high) for each in space.parameters] == [
+        ("BASE/one", ("BASE",), 0, 1),
+        ("BASE/two", ("BASE",), 0, 0.5),
+        ("OUT01/one", ("OUT01",), 0, 3),
+        ("OUT01/two", ("OUT01",), 0, 3),
+        ("OUT[2]/one", ("OUT00", "OUT[2]"), -1, 2),
+        ("OUT[2]/two", ("OUT00", "OUT[2]"), -1, 2),
+    ]
+
+
+def test_a_tied_pattern_leaves_out_frozen_layers() -> None:
+    space = make_space(NAMED, ("one",), bounds=(0, 1), frozen={"IN00": 0.0}, tied=[["IN*", "BASE"]])
+    assert [each.layers for each in space.parameters][:1] == [("BASE", "IN01")]
+
+
+def test_a_table_of_bounds_leaves_the_default_to_others() -> None:
+    space = make_space(NAMED, ("one",), bounds={"IN00": (0, 1)})
+    assert [(each.low, each.high) for each in space.parameters][:2] == [(-0.5, 1.5), (0, 1)]
+
+
+def test_every_name_that_fits_no_layer_is_a_line() -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_space(
+            NAMED,
+            ("one",),
+            bounds={"MID*": (0, 1)},
+            donor_bounds={"one": {"M": (0, 1)}},
+            frozen={"IN9": 0.0, "X*": 0.0},
+            tied=[["IN00", "OUT9"], ["IN00", "OUT01"]],
+        )
+    assert [line.partition(".")[0] for line in caught.value.lines] == [
+        "frozen: there is no layer 'IN9'",
+        "frozen: 'X*' fits no layer",
+        "tied: there is no layer 'OUT9'",
+        "bounds: 'MID*' fits no layer",
+        "bounds of 'one': there is no layer 'M'",
+        "tied: layer 'IN00' is in two groups; put them together in one",
+    ]
+
+
+def test_tied_layers_share_their_bounds() -> None:
+    with pytest.raises(ConfigError, match="tied: 'IN00' and 'IN01' have different bounds for one"):
+        make_space(NAMED, ("one",), bounds={"IN00": (0, 1)}, tied=[["IN00", "IN01"]])
