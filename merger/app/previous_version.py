@@ -16,18 +16,17 @@ from merger.layers.unet import EARLIER
 _OFF = {"polish": 0, "coarse_to_fine": {}}
 """The values at which removed settings did nothing."""
 
+_THEN = {"block_names": EARLIER, "distinct_prompts": False}
+"""Settings that 0.1.0 did not have, at the values that do what it did. Later run folders name every setting."""
+
 _RESULT = {"luck": "optimism"}
 _FINALIST = {"diversity": "thumbnail_spread"}
 
 
 def translated_config(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's configuration as read from its file, with today's keys. Removed settings are left out.
-
-    A run that does not say whose names its blocks have began when there were only those of version 0.1.
-    """
-    return {"block_names": EARLIER} | {
-        RENAMED.get(key, key): _translated_value(key, value) for key, value in raw.items() if key not in REMOVED
-    }
+    """A run's configuration as read from its file, with today's keys. Removed settings are left out."""
+    now = {RENAMED.get(key, key): _translated_value(key, value) for key, value in raw.items() if key not in REMOVED}
+    return _THEN | now
 
 
 def check_can_continue(raw: Mapping[str, Any], name: str) -> None:

@@ -152,6 +152,8 @@ def _say_beginning(
     )
     most = most_trials(sources.space, session.config.baselines)
     progress.say(f"baselines take at most {most} trials, {most * prompts} images")
+    for remark in session.exam.remarks():
+        progress.say(remark)
     if plan.gradient is not None:
         progress.say(str(plan.gradient.memory))
 

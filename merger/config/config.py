@@ -150,6 +150,12 @@ class Config(Settings):
         "is the recall of the tags asked for.",
     )
 
+    distinct_prompts: bool = Field(
+        default=True,
+        description="Whether search, validation and test prompts share no text, as far as the vocabulary is large "
+        "enough. Runs of version 0.1.0 are continued without it, as they began.",
+    )
+
     steps: Annotated[int, Field(ge=1, le=1000)] = Field(default=20, description="Number of sampling steps of an image.")
     sampler: str = Field(
         default="default",
