@@ -53,7 +53,7 @@ def find_denoiser(path: Path, shapes: Shapes) -> FoundDenoiser:
     cannot read it.
     """
     if not is_controlnet(shapes):  # half of a ControlNet looks like a denoiser
-        if (unet := _find_unet(shapes)) is not None:
+        if (unet := _find_unet(path, shapes)) is not None:
             return unet
         stem, names = transformer_names_in(shapes, str(path), markers())
         if names:
@@ -67,7 +67,7 @@ def find_denoiser(path: Path, shapes: Shapes) -> FoundDenoiser:
     raise NoDenoiser(f"{path}: {why}", kind, words)
 
 
-def _find_unet(shapes: Shapes) -> FoundDenoiser | None:
+def _find_unet(path: Path, shapes: Shapes) -> FoundDenoiser | None:
     for prefix in _UNET_PREFIXES:
         keys: Mapping[str, str] = {}
         own = prefix + _UNET_MARK in shapes and prefix + _INPUT in shapes
@@ -75,7 +75,7 @@ def _find_unet(shapes: Shapes) -> FoundDenoiser | None:
             bare = {key.removeprefix(prefix): key for key in shapes if key.startswith(prefix)}
             keys = {name: key for name, key in bare.items() if name.startswith(_UNET_PARTS)}
         elif prefix + "input_blocks.0.0.weight" in shapes:
-            keys = denoiser_names_in(shapes, prefix)
+            keys = denoiser_names_in(shapes, prefix, str(path))
         if _INPUT in keys:
             used = set(keys.values())
             others = [key for key in shapes if key not in used]
