@@ -20,7 +20,7 @@ from merger.checkpoints.denoiser import check_names, denoiser_files, denoiser_te
 from merger.checkpoints.families import prediction_of
 from merger.checkpoints.hashing import file_sha256
 from merger.checkpoints.source import TensorInfo
-from merger.checkpoints.weight_files import INDEX, WeightFile, open_weights, shards
+from merger.checkpoints.weight_files import INDEX, WeightFile, is_there, open_weights, shards
 from merger.errors import CheckpointError, did_you_mean
 
 
@@ -178,16 +178,19 @@ def read_scheduler_config(path: Path) -> dict[str, object] | None:
 
 def _files(path: Path) -> tuple[Path, ...]:
     """The files that hold the denoiser."""
-    if path.is_dir():
+    if is_there(path) and path.is_dir():
         return denoiser_files(path)
     _refuse_missing(path)
     return shards(path) if path.name.endswith(INDEX) else (path,)
 
 
 def _refuse_missing(path: Path) -> None:
-    if path.exists():
+    if is_there(path):
         return
-    if path.is_symlink():
-        raise CheckpointError(f"{path}: a link that leads nowhere.")
+    try:
+        if path.is_symlink():
+            raise CheckpointError(f"{path}: a link that leads nowhere.")
+    except (OSError, ValueError):
+        raise CheckpointError(f"{str(path)[:200]!r}: is no name that a file can have.") from None
     near = did_you_mean(path.name, sorted(file.name for file in path.parent.glob("*.safetensors")))
     raise CheckpointError(f"{path}: no such file.{near}")

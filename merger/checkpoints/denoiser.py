@@ -79,7 +79,7 @@ def _find(path: Path, shapes: Shapes) -> FoundDenoiser | None:
     """The denoiser among keys in diffusers' spelling; None if there is none."""
     if is_controlnet(shapes):  # half of a ControlNet looks like a denoiser
         return None
-    if (unet := _find_unet(shapes)) is not None:
+    if (unet := _find_unet(path, shapes)) is not None:
         return unet
     if kind_of(shapes)[0] == "lora":  # whose keys begin as a transformer's do
         return None
@@ -90,7 +90,7 @@ def _find(path: Path, shapes: Shapes) -> FoundDenoiser | None:
     return FoundDenoiser(stem or transformer_family(names), own, names)
 
 
-def _find_unet(shapes: Shapes) -> FoundDenoiser | None:
+def _find_unet(path: Path, shapes: Shapes) -> FoundDenoiser | None:
     for prefix in _UNET_PREFIXES:
         keys: Mapping[str, str] = {}
         own = prefix + _UNET_MARK in shapes and prefix + _INPUT in shapes
@@ -98,7 +98,7 @@ def _find_unet(shapes: Shapes) -> FoundDenoiser | None:
             bare = {key.removeprefix(prefix): key for key in shapes if key.startswith(prefix)}
             keys = {name: key for name, key in bare.items() if name.startswith(_UNET_PARTS)}
         elif prefix + "input_blocks.0.0.weight" in shapes:
-            keys = denoiser_names_in(shapes, prefix)
+            keys = denoiser_names_in(shapes, prefix, str(path))
         if _INPUT in keys:
             used = set(keys.values())
             others = [key for key in shapes if key not in used]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,17 @@ from torch import Tensor
 
 from merger.errors import CheckpointError
 
-_LONGEST = 100_000_000  # bytes; the format's own limit
+# Limits, far above what real files have: their headers take some hundred KB (a preview picture or a training log makes
+# it a few MB), with some thousand tensors of at most five dimensions. Without them a small file could take minutes and
+# gigabytes to be refused.
+_FORMATS_LONGEST = 100_000_000  # bytes; the format's own limit
+_LONGEST = 25_000_000
+_MOST_TENSORS = 50_000
+_MOST_DIMENSIONS = 16
+_MOST_EMPTY = 1 << 20
+"""The largest size in the shape of a tensor without elements, which takes no bytes that would limit it."""
+_MOST_SIGNS = {b"{": 500_000, b"[": 500_000, b",": 3_000_000}
+"""How often the signs may appear that make JSON large in memory."""
 # safetensors' code of a type -> torch's name of it
 _NAMES = {
     "F64": "float64",
@@ -47,6 +58,8 @@ DTYPES: dict[str, torch.dtype] = {code: getattr(torch, name) for code, name in _
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 _PACKED = {"F4": 2}
 """How many values torch packs into one element, for types whose values are smaller than a byte; 1 for all others."""
+
+_SAVE_AGAIN = "Save it again without them."
 
 FLOATING = frozenset(DTYPES[code] for code in ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"))
 """The types that hold weights themselves, which can be blended and converted.
@@ -88,8 +101,10 @@ def read_header(path: Path) -> Header:
             head = file.read(64)
             _refuse_other_formats(path, head)
             length = int.from_bytes(head[:8], "little")
-            if not 2 <= length <= _LONGEST:
+            if not 2 <= length <= _FORMATS_LONGEST:
                 raise CheckpointError(f"{path}: not a safetensors file (it does not begin with a header).")
+            if 8 + length <= size and length > _LONGEST:
+                raise CheckpointError(f"{path}: its header of {length} bytes is larger than that of any model.")
             if 8 + length > size:
                 raise CheckpointError(
                     f"{path}: truncated: its header takes {8 + length} bytes, the file has {size}. Fetch it again."
@@ -101,8 +116,11 @@ def read_header(path: Path) -> Header:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from None
     try:
-        table = json.loads(raw)
-        metadata = {str(key): str(value) for key, value in table.pop("__metadata__", {}).items()}
+        table = _parsed(raw)
+        metadata = _metadata(path, {} if table.get("__metadata__") is None else table["__metadata__"])
+        table.pop("__metadata__", None)
+        if len(table) > _MOST_TENSORS:
+            raise ValueError(f"{len(table)} tensors are more than any model has")
         entries = {key: _entry(path, key, value) for key, value in table.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a safetensors file, or a damaged one (header: {_line(error)}).") from None
@@ -153,6 +171,38 @@ def bytes_of(tensor: Tensor) -> memoryview:
     return raw_bytes(tensor).numpy().data
 
 
+def _parsed(raw: bytes) -> dict[str, Any]:
+    """The JSON table of a header. Raises ValueError for anything else, a key given twice, and a header too large."""
+    for sign, most in _MOST_SIGNS.items():
+        if raw.count(sign) > most:
+            raise ValueError(f"'{sign.decode()}' stands more than {most} times in it")
+    table = json.loads(raw.decode(), object_pairs_hook=_no_repeats)
+    if not isinstance(table, dict):
+        raise TypeError(f"a {type(table).__name__}, not a table")
+    return table
+
+
+def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise ValueError(f"'{twice[:80]}' is there twice")
+    return table
+
+
+def _metadata(path: Path, table: Any) -> dict[str, str]:
+    """The free text of a header. Raises CheckpointError for what is no text: safetensors reads no such file."""
+    if not isinstance(table, dict):
+        raise CheckpointError(f"{path}: its metadata are a {type(table).__name__}, not a table of texts. {_SAVE_AGAIN}")
+    for key, value in table.items():
+        if not isinstance(value, str):
+            raise CheckpointError(
+                f"{path}: its metadata hold {type(value).__name__} under '{key[:80]}' where the format has text only. "
+                f"{_SAVE_AGAIN}"
+            )
+    return table
+
+
 def _entry(path: Path, key: str, value: Mapping[str, Any]) -> Entry:
     """One line of the header. Raises ValueError, KeyError, TypeError or AttributeError if it is damaged."""
     start, end = value["data_offsets"]
@@ -160,8 +210,12 @@ def _entry(path: Path, key: str, value: Mapping[str, Any]) -> Entry:
     code = value["dtype"]
     if not isinstance(code, str):
         raise TypeError(f"{code!r} is no dtype")
-    if not all(type(number) is int and number >= 0 for number in (start, end, *shape)):
-        raise ValueError(f"{list(shape)} at bytes {start} to {end} is no shape or no place")
+    if len(shape) > _MOST_DIMENSIONS:
+        raise ValueError(f"a tensor of {len(shape)} dimensions")
+    if not all(type(number) is int and 0 <= number < 1 << 63 for number in (start, end, *shape)):
+        raise ValueError(f"no shape or no place: {list(shape)} at bytes {start} to {end}")
+    if 0 in shape and max(shape) > _MOST_EMPTY:
+        raise ValueError(f"no shape of a tensor without elements: {list(shape)}")
     packed = _PACKED.get(code, 1)
     if code not in DTYPES or (packed > 1 and (not shape or shape[-1] % packed)):
         what = f"type {code}" if code not in DTYPES else f"type {code} and shape {list(shape)}"

@@ -8,6 +8,7 @@ from benchmark.errors import InputError
 from benchmark.hub_ids import is_hub_id
 from benchmark.pipelines import hub
 from benchmark.pipelines.hub import Portion
+from merger.checkpoints.weight_files import is_there
 from merger.errors import CheckpointError
 
 
@@ -17,7 +18,7 @@ def on_this_disk(source: Path, part: Portion = "whole") -> Path:
     A path that exists wins over a hub id that reads the same; paths are relative to the working directory. Raises
     CheckpointError, in one line with the command that fetches what is missing.
     """
-    return source if source.exists() or not is_hub_id(str(source)) else fetched(str(source), part)
+    return source if is_there(source) or not is_hub_id(str(source)) else fetched(str(source), part)
 
 
 def fetched(hub_id: str, part: Portion = "whole") -> Path:

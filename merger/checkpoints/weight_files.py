@@ -48,6 +48,14 @@ class _Loaded:
         return self.tensors[key]
 
 
+def is_there(path: Path) -> bool:
+    """Whether something lies at this path; False for what no path of this system can be."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name that is too long, or has a NUL in it
+        return False
+
+
 def open_weights(path: Path, *, allow_pickle: bool = False) -> WeightFile:
     """Open one file. Raises CheckpointError, in one line, for a missing, damaged or truncated file or a pickle.
 
@@ -55,7 +63,9 @@ def open_weights(path: Path, *, allow_pickle: bool = False) -> WeightFile:
     """
     if path.suffix in PICKLES and allow_pickle:
         return _open_pickle(path)
-    return WeightFile(path, read_header(path))
+    weights = WeightFile(path, read_header(path))
+    reader(path)  # what safetensors itself refuses is refused here, and not when the first tensor is read
+    return weights
 
 
 def refuse_pickled_base(path: Path) -> None:
@@ -73,7 +83,8 @@ def reader(file: Path) -> Any:
     try:
         return safe_open(file, framework="pt", device="cpu")
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{file}: cannot be read ({error}).") from None
+        reason = " ".join(str(error).split())[:160]
+        raise CheckpointError(f"{file}: cannot be read ({reason}).") from None
 
 
 def shards(index: Path) -> tuple[Path, ...]:

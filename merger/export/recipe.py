@@ -144,8 +144,8 @@ class Recipe:
         """Read `to_json` back. Raises RecipeError for what is not JSON, missing, unknown or of the wrong type."""
         try:
             table = json.loads(text)
-        except ValueError as error:
-            raise RecipeError(f"recipe: not JSON ({error})") from None
+        except (ValueError, RecursionError) as error:
+            raise RecipeError(f"recipe: not JSON ({' '.join(str(error).split())[:120]})") from None
         if isinstance(table, dict):
             names = EARLIER if table.get("granularity") == "block" else COMMUNITY
             table = {"components": [DENOISER], "clamp": False, "block_names": names} | table
@@ -215,4 +215,12 @@ def _row(layer: str, row: Any) -> dict[str, float]:
     for donor, weight in row.items():
         if isinstance(weight, bool) or not isinstance(weight, int | float):
             raise RecipeError(f"recipe: the weight of '{donor}' in {layer} must be a number, not {weight!r}")
-    return {donor: float(weight) for donor, weight in row.items()}
+    return {donor: as_number(weight, donor, layer) for donor, weight in row.items()}
+
+
+def as_number(weight: float, donor: str, layer: str) -> float:
+    """A weight out of JSON, which may be a whole number of any length. Raises RecipeError if it is too large."""
+    try:
+        return float(weight)
+    except OverflowError:
+        raise RecipeError(f"recipe: the weight of '{donor}' in {layer} is too large") from None

@@ -26,9 +26,10 @@ from merger.checkpoints.adapter import open_donor
 from merger.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from merger.checkpoints.hub import fetched
 from merger.checkpoints.text_encoders import with_text_encoders
+from merger.checkpoints.weight_files import is_there
 from merger.errors import RecipeError, did_you_mean
 from merger.export.layout import changed_source
-from merger.export.recipe import METHODS, Recipe, RecipeSource
+from merger.export.recipe import METHODS, Recipe, RecipeSource, as_number
 from merger.layers.components import DENOISER, TEXT, components_problem
 from merger.layers.grouping import group
 from merger.layers.unet import BLOCK_NAMES, COMMUNITY, EARLIER
@@ -85,8 +86,8 @@ def _read(path: Path) -> dict[str, Any]:
         table = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RecipeError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"{path}: not JSON ({error})") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise RecipeError(f"{path}: not JSON ({' '.join(str(error).split())[:120]})") from None
     if not isinstance(table, dict):
         raise RecipeError(f"{path}: should hold a table with base, donors and weights")
     for key in table:
@@ -105,9 +106,13 @@ def _source(value: Any, folder: Path, where: str) -> dict[str, Any]:
     for key in table:
         if key not in _SOURCE_KEYS:
             raise RecipeError(f"{where}: unknown key '{key}'.{did_you_mean(key, _SOURCE_KEYS)}")
-    here = folder / Path(table["path"]).expanduser()
+    try:
+        here = folder / Path(table["path"]).expanduser()
+        here.is_dir()
+    except (RuntimeError, OSError, ValueError) as error:  # `~name` of nobody, a name that is too long, a NUL
+        raise RecipeError(f"{where}: {table['path'][:80]!r}: {str(error)[:80]}") from None
     named = table.get("hub") or (table["path"] if is_hub_id(table["path"]) else "")
-    if here.exists() or not named:
+    if is_there(here) or not named:
         return table | {"path": here}
     return {"name": named.partition("@")[0].rpartition("/")[2], **table, "path": fetched(named)}
 
@@ -132,5 +137,7 @@ def _weights(table: Any, layers: tuple[str, ...], where: str) -> dict[str, dict[
         if not fitting:
             raise RecipeError(f"{where}: '{pattern}' fits no layer.{did_you_mean(pattern, layers)}")
         for layer in fitting:
-            weights.setdefault(layer, {}).update({donor: float(weight) for donor, weight in row.items()})
+            weights.setdefault(layer, {}).update(
+                {donor: as_number(weight, donor, pattern) for donor, weight in row.items()}
+            )
     return weights

@@ -21,7 +21,7 @@ from merger.checkpoints.adapter import open_donor
 from merger.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from merger.checkpoints.headers import bytes_of, pack_header, raw_bytes, read_header
 from merger.checkpoints.text_encoders import TEXT_FILE, components_of, with_text_encoders
-from merger.checkpoints.weight_files import reader
+from merger.checkpoints.weight_files import is_there, reader
 from merger.errors import CheckpointError, RecipeError
 from merger.export.layout import DENOISER_FORMS, FORM_KEY, Form, Layout, changed_source, marked_twice
 from merger.export.model_spec import HASH_KEY, UNKNOWN_HASH, metadata_of
@@ -194,7 +194,7 @@ def _find(
         places.append(folder)
     changed = None
     for place in places:
-        if not place.exists():
+        if not is_there(place):
             continue
         if base is None:
             found = open_checkpoint(place, name=source.name, allow_pickle=allow_pickle)

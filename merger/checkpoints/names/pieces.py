@@ -15,6 +15,17 @@ from torch import Tensor
 from merger.errors import CheckpointError
 
 _ROW_BITS = 32
+CONVERTER_ERRORS = (
+    AssertionError,
+    AttributeError,
+    IndexError,
+    KeyError,
+    RuntimeError,
+    TypeError,
+    UnboundLocalError,
+    ValueError,
+)
+"""What diffusers' converters raise for keys and shapes that they do not expect."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from merger.checkpoints.names.pieces import Piece, marker, pieces_of, whole
+from merger.checkpoints.names.pieces import CONVERTER_ERRORS, Piece, marker, pieces_of, whole
 from merger.errors import CheckpointError
 
 _PREFIXES = ("model.diffusion_model.", "transformer.", "diffusion_model.", "model.", "")
@@ -81,14 +81,14 @@ def _translated(
         return "", {}
     try:
         landed = convert({key: marker(i, sizes[key]) for i, key in enumerate(bare)})
-    except (KeyError, IndexError, RuntimeError, ValueError, TypeError) as error:
+        keys = list(bare.values())
+        return stem, {name: pieces_of(marked, keys, name, where) for name, marked in landed.items() if _marked(marked)}
+    except CONVERTER_ERRORS as error:
         reason = " ".join(str(error).split())[:120]
         raise CheckpointError(
             f"{where}: seems to be a {stem} model, but diffusers' converter cannot read it "
             f"({type(error).__name__}: {reason}). Is it whole?"
         ) from None
-    keys = list(bare.values())
-    return stem, {name: pieces_of(marked, keys, name, where) for name, marked in landed.items() if _marked(marked)}
 
 
 def _own(key: str) -> bool:
@@ -106,7 +106,7 @@ def _converter(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, Callable[...
     shells = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
     try:
         kind = "".join(letter for letter in infer_diffusers_model_type(shells) if letter.isalnum())
-    except (KeyError, IndexError, ValueError, UnboundLocalError):
+    except CONVERTER_ERRORS:
         kind = ""
     if not kind or kind == "v1":  # diffusers' answer to keys it does not know
         kind = "sd3" if "joint_blocks.0.x_block.attn.qkv.weight" in shapes else ""

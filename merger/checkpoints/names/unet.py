@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping
 import torch
 
 from benchmark.adapters.original_names import DENOISER_PREFIX, keys_of, land, unet_converter
+from merger.checkpoints.names.pieces import CONVERTER_ERRORS
 from merger.errors import CheckpointError
 
 VAE_PREFIX = "first_stage_model."
@@ -41,11 +42,12 @@ def denoiser_names(unet_config: Mapping[str, object]) -> dict[str, str]:
     return _complete(names, keys_of(names, blocks), DENOISER_PREFIX, "U-Net")
 
 
-def denoiser_names_in(keys: Iterable[str], prefix: str = DENOISER_PREFIX) -> dict[str, str]:
+def denoiser_names_in(keys: Iterable[str], prefix: str = DENOISER_PREFIX, where: str = "the file") -> dict[str, str]:
     """Translate the U-Net keys that a file really has, without a configuration.
 
-    keys: all keys of the file; those that begin with `prefix` are the denoiser's. Returns {diffusers name: key} without
-    the keys that diffusers' converter does not know. The numbers of levels and blocks are counted from the keys.
+    keys: all keys of the file; those that begin with `prefix` are the denoiser's. where: the file, for messages.
+    Returns {diffusers name: key} without the keys that diffusers' converter does not know. The numbers of levels and
+    blocks are counted from the keys. Raises CheckpointError if the converter lacks keys that it needs.
     """
     bare = [key.removeprefix(prefix) for key in keys if key.startswith(prefix)]
     inputs = {key.split(".")[1] for key in bare if key.startswith("input_blocks.")}
@@ -53,7 +55,14 @@ def denoiser_names_in(keys: Iterable[str], prefix: str = DENOISER_PREFIX) -> dic
     blocks, odd = divmod(len(inputs), levels)
     if odd or blocks < 2:
         return {}
-    found = land(bare, unet_converter(blocks - 1, _conditioning(set(bare))))
+    try:
+        found = land(bare, unet_converter(blocks - 1, _conditioning(set(bare))))
+    except CONVERTER_ERRORS as error:
+        reason = " ".join(str(error).split())[:120]
+        raise CheckpointError(
+            f"{where}: seems to be a U-Net, but diffusers' converter cannot read it "
+            f"({type(error).__name__}: {reason}). Is it whole?"
+        ) from None
     return {name: prefix + key for name, key in found.items()}
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save, save_file
 
 from merger.checkpoints.headers import CODES, Header, bytes_of, pack_header, read_header
-from merger.checkpoints.weight_files import reader
+from merger.checkpoints.weight_files import open_weights, reader
 from merger.errors import CheckpointError
 
 TENSORS = {
@@ -169,3 +171,70 @@ def test_a_header_that_lies_is_refused(tmp_path: Path, entries: object) -> None:
 def test_a_header_nested_without_end_is_refused(tmp_path: Path) -> None:
     text = b"[" * 100_000
     assert "damaged" in refusal(tmp_path, len(text).to_bytes(8, "little") + text)
+
+
+def headed(header: bytes, body: bytes = b"") -> bytes:
+    return len(header).to_bytes(8, "little") + header + body
+
+
+def entry(shape: str) -> bytes:
+    return b'{"a":{"dtype":"F32","shape":' + shape.encode() + b',"data_offsets":[0,0]}}'
+
+
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        (entry("[" + "9" * 18 + ",9" * 500_000 + "]"), "dimensions"),
+        (entry("[" + ",".join(["9" * 4000] * 500) + "]"), "dimensions"),
+        (entry("[" + ",".join(["9" * 4000] * 16) + "]"), "no shape"),
+        (entry("[" + "9" * 5000 + "]"), "damaged"),
+        (entry("[1000000000,0]"), "no shape of a tensor without elements"),
+        (b"[" * 1_000_000, "stands more than"),
+        (b"{" + b",".join(b'"%d":[]' % i for i in range(60_000)) + b"}", "60000 tensors are more"),
+        (b"{" + b",".join(b'"%d":0' % i for i in range(3_500_000)) + b"}", "is larger than"),
+        (b'{"__metadata__":{"a":' + b'{"":' * 100_000 + b"0" + b"}" * 100_000 + b"}}", "damaged"),
+        (b"{" + b" " * 30_000_000 + b"}", "is larger than"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_no_header_takes_long_or_much_memory(header: bytes, said: str, tmp_path: Path) -> None:
+    file = written(tmp_path, headed(header))
+    tracemalloc.start()
+    began = time.process_time()
+    with pytest.raises(CheckpointError, match=said):
+        read_header(file)
+    seconds, peak = time.process_time() - began, tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert seconds < 2, "tracing itself slows this down"
+    assert peak < 200_000_000
+
+
+@pytest.mark.parametrize(
+    ("metadata", "said"),
+    [
+        ('{"format":"pt","epoch":3}', "its metadata hold int under 'epoch'"),
+        ('{"ss":{"a":1}}', "its metadata hold dict under 'ss'"),
+        ('{"a":null}', "its metadata hold NoneType under 'a'"),
+        ("[]", "its metadata are a list"),
+        ('{"a":"1","a":"2"}', "'a' is there twice"),
+    ],
+)
+def test_metadata_that_safetensors_refuses_are_refused_here(metadata: str, said: str, tmp_path: Path) -> None:
+    file = written(tmp_path, headed(b'{"__metadata__":' + metadata.encode() + b"}"))
+    with pytest.raises(CheckpointError, match=said):
+        read_header(file)
+
+
+def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
+    once = b'"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}'
+    assert "'a' is there twice" in refusal(tmp_path, headed(b"{" + once + b"," + once + b"}", bytes(1)))
+
+
+def test_whatever_safetensors_refuses_is_refused_when_a_file_is_opened(tmp_path: Path) -> None:
+    """Its JSON reader takes no half of a surrogate pair and no NaN, Python's takes both."""
+    about = b'"dtype":"U8","shape":[1],"data_offsets":[0,1]'
+    for header in (b'{"\\ud800":{' + about + b"}}", b'{"a":{' + about + b',"note":NaN}}'):
+        file = written(tmp_path, headed(header, bytes(1)))
+        assert read_header(file).tensors
+        with pytest.raises(CheckpointError, match="cannot be read"):
+            open_weights(file)
