@@ -1,4 +1,4 @@
-"""What a person did wrong, in one line: what, where, how to mend it."""
+"""Errors that a person can mend: one line that says what is wrong, where, and what to do."""
 
 from __future__ import annotations
 
@@ -19,13 +19,29 @@ class InputError(Exception):
 
 
 class WriteError(InputError):
-    """What a disk does not take. Its text says that nothing was left behind, and what to do."""
+    """A file that cannot be written. Its text says that nothing was left behind, and what to do."""
+
+
+UNFORESEEN = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    NameError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What libraries raise for a model file whose content they did not expect: any of Python's own errors."""
 
 
 def did_you_mean(word: str, known: Iterable[str], *, most: int = 12) -> str:
-    """The end of an error message about an unknown `word`: the nearest known one, or what there is.
+    """The end of an error message about an unknown `word`: the nearest known word, or the first `most` known ones.
 
-    Starts with a space, so that it can be put straight after a sentence. Empty where nothing is known.
+    It starts with a space, to follow a sentence. It is empty if nothing is known.
     """
     names = list(dict.fromkeys(known))
     lowered = {name.lower(): name for name in reversed(names)}
@@ -39,20 +55,20 @@ def did_you_mean(word: str, known: Iterable[str], *, most: int = 12) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or its type where it has none."""
+    """The first line of an error's text, or its type if it has no text."""
     return next((line for line in str(error).strip().splitlines() if line), type(error).__name__)
 
 
 @contextmanager
 def memory_said() -> Iterator[None]:
-    """Within it, memory that does not suffice is an `InputError`, whose line says what to do; all else goes through.
+    """Within it, an error about lack of memory becomes an `InputError` that says what to do. Others pass unchanged.
 
-    On a GPU torch has a type of its own for that, on a CPU only words.
+    torch has a type of its own for a GPU's memory; for a CPU's, only the text of the error tells.
     """
     try:
         yield
     except RuntimeError as error:
-        torch = sys.modules.get("torch")  # not imported here: it was, where it raised this
+        torch = sys.modules.get("torch")  # imported already if it raised this
         on_gpu = torch is not None and isinstance(error, torch.OutOfMemoryError)
         if not on_gpu and "DefaultCPUAllocator" not in str(error):
             raise

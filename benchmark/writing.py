@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, whatever the disk says."""
+"""Files and folders that appear whole or not at all, even on a full disk."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _LEFT = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)\.(?P<kind>partial|before)", re
 
 @contextmanager
 def whole_or_nothing(output: Path) -> Iterator[Path]:
-    """Yields where to write: a path beside `output`, which takes its place where the block ends well.
+    """Yields a path beside `output` to write a file or folder to, which replaces `output` if the block succeeds.
 
-    A file or a folder may be written there. Where the block fails, what was written goes, and so do folders that had to
-    be made for it; what was at `output` stays. Raises WriteError, in one line, for what the disk refuses.
+    If the block fails, what was written is removed, with the folders that were made for it, and `output` stays as it
+    was. Raises WriteError, in one line, if the disk refuses.
     """
     partial, before = _beside(output, "partial"), _beside(output, "before")
     missing = [folder for folder in output.parents if not there(folder)]  # the innermost first
@@ -135,7 +135,7 @@ def write_arrays(output: Path, arrays: Mapping[str, Any]) -> None:
 
 
 def write_picture(output: Path, image: Image, **options: Any) -> None:
-    """A picture in the format that the name ends in. options: of Pillow's writer of that format."""
+    """A picture in the format of the name's ending. options: for Pillow's writer of that format."""
     from PIL import Image as Pillow
 
     with whole_or_nothing(output) as partial:
@@ -143,9 +143,9 @@ def write_picture(output: Path, image: Image, **options: Any) -> None:
 
 
 def _reason(error: OSError) -> str:
-    """Why something cannot be written, and what to do, as the end of a line."""
+    """Why something cannot be written, and what to do: the end of an error message."""
     words = error.strerror or str(error)
-    if isinstance(error, shutil.Error):  # of a folder that was copied: (from, to, why) of each file that was not
+    if isinstance(error, shutil.Error):  # of a copied folder: (from, to, why) of each file that failed
         words = str(error.args[0][0][2])
     full = error.errno in _FULL or any(os.strerror(code) in words for code in _FULL)
     room = " Make room and try again." if full else ""

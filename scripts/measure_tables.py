@@ -39,8 +39,8 @@ def synthetic_rows(output: Path, model: int, prompts: tuple[Prompt, ...], tags: 
     """Complete rows of one model on disk: two taggers, CLIP's embeddings and a classifier's classes."""
     draw = np.random.default_rng(model)
     roles = {"tagger": "1", "judge": "2"}
-    looks = {"clip": "3", "classes": "4"}
-    rows = Rows(output, RowSpec(f"model-{model}", str(model), GenerationSettings(), prompts, tags, roles, looks))
+    extractors = {"clip": "3", "classes": "4"}
+    rows = Rows(output, RowSpec(f"model-{model}", str(model), GenerationSettings(), prompts, tags, roles, extractors))
     shape = (len(prompts), len(tags))
     said = {role: draw.random(shape, dtype=np.float32) ** (0.7 + 0.1 * model) for role in roles}
     features = {
@@ -68,7 +68,7 @@ def timed(what: str, times: dict[str, float], work: Callable[[], Made]) -> Made:
     return made
 
 
-def measure(models: int, prompts: int, images: int, tags: int, looks: bool) -> dict[str, object]:
+def measure(models: int, prompts: int, images: int, tags: int, features: bool) -> dict[str, object]:
     """Seconds to read the rows, to score them, and to write tables and page."""
     draw = np.random.default_rng(0)
     names = tuple(f"tag_{number}" for number in range(tags))
@@ -82,7 +82,7 @@ def measure(models: int, prompts: int, images: int, tags: int, looks: bool) -> d
     with tempfile.TemporaryDirectory() as folder:
         rows = {f"model-{model}": synthetic_rows(Path(folder), model, made, names) for model in range(models)}
         evaluations = timed("read", times, lambda: {name: one.evaluation() for name, one in rows.items()})
-    if not looks:
+    if not features:
         evaluations = {name: replace(done, features={}) for name, done in evaluations.items()}
     reference = {"clip": draw.normal(size=(500, WIDTH))}
     references = References(draw.normal(size=(prompts, WIDTH)), {"clip": "clip"}, reference)
@@ -93,7 +93,7 @@ def measure(models: int, prompts: int, images: int, tags: int, looks: bool) -> d
     timed("tables", times, lambda: as_markdown(scored))
     timed("json", times, lambda: json.dumps(as_json(scored), allow_nan=False))
     timed("page", times, lambda: as_html(scored, settings, []))
-    size = {"models": models, "prompts": prompts, "images": len(made), "tags": tags, "looks": looks}
+    size = {"models": models, "prompts": prompts, "images": len(made), "tags": tags, "features": features}
     return {**size, "seconds": times, "total_seconds": round(sum(times.values()), 3)}
 
 
@@ -104,9 +104,9 @@ def main() -> int:
     parser.add_argument("--prompts", type=int, default=1000)
     parser.add_argument("--images", type=int, default=2, help="of each prompt (%(default)s)")
     parser.add_argument("--tags", type=int, default=200, help="of the vocabulary (%(default)s)")
-    parser.add_argument("--looks", action="store_true", help="the scores of CLIP and of a classifier too")
+    parser.add_argument("--features", action="store_true", help="the scores of CLIP and of a classifier too")
     given = parser.parse_args()
-    print(json.dumps(measure(given.models, given.prompts, given.images, given.tags, given.looks)))
+    print(json.dumps(measure(given.models, given.prompts, given.images, given.tags, given.features)))
     return 0
 
 

@@ -281,6 +281,32 @@ def tiny_wd_tagger(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_ml_danbooru(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny.onnx` (any size of NCHW RGB 0..1; logits linear in the three mean colours) with `classes.json`."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    folder = tmp_path_factory.mktemp("mld")
+    tags = ["smile", "hat", "glasses", "blue_hair"]
+    weights = np.random.default_rng(70).normal(0, 8, (3, len(tags))).astype(np.float32)
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["input"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["flat"], axis=1),
+        helper.make_node("MatMul", ["flat", "weights"], ["output"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "tiny_ml_danbooru",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 3, "height", "width"])],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["batch", len(tags)])],
+        [numpy_helper.from_array(weights, "weights")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), folder / "tiny.onnx")
+    (folder / "classes.json").write_text(json.dumps(tags))
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_timm_tagger(tiny_wd_tagger: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`tiny_wd_tagger` with its weights beside it as timm keeps them; `timm`, below, opens them."""
     import onnx

@@ -10,6 +10,7 @@
     DoRA   magnitude m, over one of the above          delta = m (W + delta) / |W + delta| - W, norms over inputs (m is
                                                        [o, 1], or PEFT's row_magnitude) or over outputs (m is [1, i])
     full   diff                                        delta = diff
+    bias   up_bias [o]                                 delta = scale * up_bias, of the module's bias (PEFT's lora_bias)
 
 Sources: Hu et al. 2021 (LoRA), Hyeon-Woo et al. 2022 (LoHa), LyCORIS (Yeh et al. 2023), Liu et al. 2024 (DoRA).
 """
@@ -25,13 +26,20 @@ if TYPE_CHECKING:
 Parts: TypeAlias = "Mapping[str, Tensor]"  # float32, under the names above
 
 
-def delta(parts: Parts, weight: Tensor, alpha: float | None) -> Tensor:
+_LORA, _LOHA = {"up", "down", "mid"}, {"w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2"}
+_LOKR = {"k1", "k1_a", "k1_b", "k2", "k2_a", "k2_b", "kt2"}
+_MAGNITUDES = {"magnitude", "row_magnitude"}
+_RANKS = ("down", "w1_b", "k1_b", "k2_b")  # parts whose first dimension is the rank
+
+
+def delta(parts: Parts, weight: Tensor, alpha: float | None, scale: float | None = None) -> Tensor:
     """What an adapter at strength 1 adds to `weight`; same shape, float32. `weight` matters to DoRA and for its shape.
 
-    Raises ValueError if the parts make no known kind, or something of another shape.
+    scale: in place of alpha / r, where the adapter's settings say the whole factor. Raises ValueError if the parts make
+    no known kind, or something of another shape.
     """
-    change = _change(parts, weight, alpha)
-    if change.numel() != weight.numel():
+    change = _change(parts, weight, alpha, scale)
+    if _rows(change) != _rows(weight):
         raise ValueError(f"gives {list(change.shape)} for a weight of {list(weight.shape)}")
     change = change.reshape(weight.shape)
     if "row_magnitude" in parts:
@@ -39,20 +47,67 @@ def delta(parts: Parts, weight: Tensor, alpha: float | None) -> Tensor:
     return _decomposed(change, weight, parts["magnitude"]) if "magnitude" in parts else change
 
 
-def _change(parts: Parts, weight: Tensor, alpha: float | None) -> Tensor:
-    if "diff" in parts:
+def check(shapes: Mapping[str, tuple[int, ...]], weight: tuple[int, ...]) -> None:
+    """Make sure that parts of these shapes change a weight of this shape, without reading them.
+
+    shapes: {part: shape}, without alpha. Raises ValueError with the reason, as the end of a sentence.
+    """
+    import torch
+
+    try:
+        hollow = {part: torch.empty(shape, device="meta") for part, shape in shapes.items()}
+        delta(hollow, torch.empty(weight, device="meta"), 1.0)
+    except (RuntimeError, IndexError, TypeError, KeyError, OverflowError):
+        listed = ", ".join(f"{part} {list(shape)}" for part, shape in shapes.items())
+        raise ValueError(f"has shapes that make no change of a weight of {list(weight)} ({listed})") from None
+
+
+def rank_of(shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+    """The rank of an adapter's parts {part: shape}; None if they have none."""
+    return next((shapes[part][0] for part in _RANKS if shapes.get(part)), None)
+
+
+def _change(parts: Parts, weight: Tensor, alpha: float | None, scale: float | None) -> Tensor:
+    kind, known = _kind(parts)
+    if over := sorted(parts.keys() - known - _MAGNITUDES):
+        raise ValueError(f"has '{over[0]}' beside '{kind}', which are of two kinds of change")
+    if parts.keys() >= _MAGNITUDES:
+        raise ValueError("has two magnitudes")
+    if kind == "diff":
         return parts["diff"]
-    if "up" in parts and "down" in parts:
+    if kind == "up_bias":
+        return parts["up_bias"] * _scale(alpha, parts["down"].shape[0], scale)
+    if kind == "up":
         up, down = parts["up"], parts["down"]
-        scale = _scale(alpha, down.shape[0])
+        factor = _scale(alpha, down.shape[0], scale)
         if "mid" in parts:
-            return _tucker(parts["mid"], up.flatten(1).T, down.flatten(1)) * scale
-        return (up.flatten(1) @ down.flatten(1)) * scale
-    if {"w1_a", "w1_b", "w2_a", "w2_b"} <= parts.keys():
-        return _hadamard(parts) * _scale(alpha, parts["w1_b"].shape[0])
-    if ("k1" in parts or {"k1_a", "k1_b"} <= parts.keys()) and ("k2" in parts or {"k2_a", "k2_b"} <= parts.keys()):
-        return _kronecker(parts, weight, alpha)
-    raise ValueError(f"is incomplete: it has only {', '.join(sorted(parts))}")
+            return _tucker(parts["mid"], up.flatten(1).T, down.flatten(1)) * factor
+        return (up.flatten(1) @ down.flatten(1)) * factor
+    if kind == "w1_a":
+        return _hadamard(parts) * _scale(alpha, parts["w1_b"].shape[0], scale)
+    return _kronecker(parts, weight, alpha, scale)
+
+
+def _rows(tensor: Tensor) -> tuple[int, int]:
+    """(rows, elements): equal for a matrix and the convolution that it is another view of."""
+    return (tensor.shape[0] if tensor.dim() else 1), tensor.numel()
+
+
+def _kind(parts: Parts) -> tuple[str, set[str]]:
+    """(a part that names the kind of change, the parts that it may have). Raises ValueError for an incomplete one."""
+    held = parts.keys()
+    if "diff" in held:
+        return "diff", {"diff"}
+    if {"up_bias", "down"} <= held:
+        return "up_bias", {"up_bias", "down"}
+    if {"up", "down"} <= held:
+        return "up", _LORA
+    if {"w1_a", "w1_b", "w2_a", "w2_b"} <= held and ("t1" in held) == ("t2" in held):
+        return "w1_a", _LOHA
+    if ("k1" in held or {"k1_a", "k1_b"} <= held) and ("k2" in held or {"k2_a", "k2_b"} <= held):
+        extra = {"k1_a", "k1_b"} if "k1" in held else set()
+        return "k1", _LOKR - extra - ({"k2_a", "k2_b", "kt2"} if "k2" in held else set())
+    raise ValueError(f"is incomplete: it has only {', '.join(sorted(held))}")
 
 
 def _hadamard(parts: Parts) -> Tensor:
@@ -62,7 +117,7 @@ def _hadamard(parts: Parts) -> Tensor:
     return (parts["w1_a"] @ parts["w1_b"]) * (parts["w2_a"] @ parts["w2_b"])
 
 
-def _kronecker(parts: Parts, weight: Tensor, alpha: float | None) -> Tensor:
+def _kronecker(parts: Parts, weight: Tensor, alpha: float | None, scale: float | None) -> Tensor:
     import torch
 
     rank = next((parts[part].shape[0] for part in ("k1_b", "k2_b") if part in parts), None)
@@ -77,7 +132,9 @@ def _kronecker(parts: Parts, weight: Tensor, alpha: float | None) -> Tensor:
         second = second.reshape(second.shape[0], -1, *weight.shape[2:])
         first = first[:, :, None, None]
     whole = torch.kron(first.contiguous(), second.contiguous())
-    return whole * (_scale(alpha, rank) if rank is not None else 1.0)
+    if rank is None and scale is None:
+        return whole  # LyCORIS counts whole matrices once, whatever alpha says
+    return whole * _scale(alpha, rank, scale)
 
 
 def _tucker(core: Tensor, left: Tensor, right: Tensor) -> Tensor:
@@ -101,5 +158,9 @@ def _decomposed(change: Tensor, weight: Tensor, magnitude: Tensor) -> Tensor:
     return whole * (magnitude.reshape(shape) / norm) - weight
 
 
-def _scale(alpha: float | None, rank: int) -> float:
-    return 1.0 if alpha is None else alpha / rank
+def _scale(alpha: float | None, rank: int | None, scale: float | None) -> float:
+    if rank == 0:
+        raise ValueError("has rank 0")
+    if scale is not None:
+        return scale
+    return 1.0 if alpha is None or rank is None else alpha / rank

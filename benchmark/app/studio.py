@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.adapters.lora import Lora, add_lora
+from benchmark.adapters.peft_config import CONFIG, adapter_file
 from benchmark.errors import InputError, did_you_mean
 from benchmark.hashing import joint_fingerprint, model_fingerprint
 from benchmark.hub_ids import is_hub_id
@@ -56,10 +57,11 @@ class Studio:
         device = args.device or _default_device()
         if args.lora is None:
             return cls(models, settings, args.pipeline, device, args.dtype, compiled=args.compile)
-        check_single_file(args.lora)
-        pairs = {name: f"{name} + {args.lora.stem}" for name in models}
+        lora = adapter_file(args.lora)
+        check_single_file(lora)
+        pairs = {name: f"{name} + {(args.lora if args.lora.is_dir() else lora).stem}" for name in models}
         both = {key: path for name, path in models.items() for key in (name, pairs[name])}
-        loras = dict.fromkeys(pairs.values(), Lora(args.lora, args.lora_scale))
+        loras = dict.fromkeys(pairs.values(), Lora(lora, args.lora_scale))
         return cls(both, settings, args.pipeline, device, args.dtype, loras, pairs, args.compile)
 
     def mark(self, name: str) -> str:
@@ -71,6 +73,8 @@ class Studio:
         if name in self.loras:
             lora = self.loras[name]
             parts += [model_fingerprint(lora.path), repr(lora.scale)]
+            if (config := lora.path.parent / CONFIG).is_file():  # which may say how strongly it counts
+                parts.append(model_fingerprint(config))
         if self.compiled:
             parts.append("compiled")  # its kernels round otherwise
         return joint_fingerprint(parts)

@@ -63,11 +63,6 @@ class Evaluation:
             repeated += first.setdefault(int(self.digests[row]), prompt) != prompt
         return repeated
 
-    @property
-    def images_per_second(self) -> float:
-        """Images drawn and tagged per second."""
-        return len(self.prompts) / self.seconds if self.seconds > 0 else float("nan")
-
     def found(self, tagger: str, threshold: float = THRESHOLD) -> Floats:
         """[I, T]: 1.0 where the tagger finds the tag, asked for or not."""
         return scores.found(self.probabilities[tagger], threshold)
@@ -78,7 +73,7 @@ class Evaluation:
 
     def accuracy(self, tagger: str, threshold: float = THRESHOLD) -> Estimate:
         """Tag accuracy: tags asked for and found / tags asked for (their recall)."""
-        return scores.estimate(self.tally(tagger, threshold))
+        return scores.tag_accuracy(self.probabilities[tagger], self.asked, self.prompt_of, threshold)
 
     def mean_probability(self, tagger: str) -> Estimate:
         """The mean probability of the tags asked for."""

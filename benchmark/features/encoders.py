@@ -11,11 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmark.errors import InputError
+from benchmark.errors import UNFORESEEN, InputError
 from benchmark.features.extractor import Features
 from benchmark.images import Images
 from benchmark.prompts.text import plain_text
-from benchmark.taggers.networks import CONFIG, PREPROCESSOR, WEIGHTS, TransformersNetwork, load_tokenizer, read_config
+from benchmark.taggers.networks import (
+    CONFIG,
+    PREPROCESSOR,
+    WEIGHTS,
+    TransformersNetwork,
+    load_tokenizer,
+    natural_size,
+    read_config,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,13 +96,12 @@ class PooledEncoder(TransformersNetwork):
         """E, from embedding noise twice. Raises InputError for what takes no images, or embeds one in two ways."""
         import torch
 
-        side = getattr(self.model.config, "image_size", None)
-        side = side if isinstance(side, int) else 224
-        noise = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)).to(self._device)
+        size = natural_size(folder, self.model.config)
+        noise = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(self._device)
         try:
             with torch.inference_mode():
                 first, second = self._pooled(noise), self._pooled(noise)
-        except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+        except UNFORESEEN as error:
             reason = " ".join(str(error).split())[:120]
             raise InputError(f"{folder}: is no image encoder; it does not take an image ({reason}).") from None
         if not torch.allclose(first, second):

@@ -16,6 +16,7 @@ import numpy as np
 from benchmark.evaluate import scores
 from benchmark.evaluate.runner import Evaluation
 from benchmark.evaluate.scores import Bools, Estimate, Floats, Integers, Rate, Tally
+from benchmark.metrics.changes import Change, changes
 from benchmark.metrics.secondary import References, feature_scores, secondary
 from benchmark.prompts.vocabulary import normal_tag
 
@@ -28,7 +29,7 @@ class ModelScores:
     """One model's figures. Keys of the outer mappings are taggers' roles, of the inner ones categories and so on.
 
     The first model has no differences. `tags`: how often each was found in images that asked for it; `added`: in images
-    that did not.
+    that did not; `tag_changes`: what was gained and lost against the first model.
     """
 
     name: str
@@ -48,6 +49,7 @@ class ModelScores:
     position_difference: Mapping[str, Mapping[int, Estimate]]
     tags: Mapping[str, Mapping[str, Rate]]
     added: Mapping[str, Mapping[str, Rate]]
+    tag_changes: Mapping[str, tuple[Change, ...]]
     added_per_image: Mapping[str, Estimate]
     metrics: Mapping[str, Estimate]
     metric_difference: Mapping[str, Estimate]
@@ -75,6 +77,7 @@ def compare(
             thresholds,
             tallies[name],
             None if name == first else tallies[first],
+            None if name == first else evaluations[first],
             secondary(measured[name], evaluation.prompt_of),
             {} if name == first else secondary(measured[name], evaluation.prompt_of, measured[first]),
         )
@@ -111,6 +114,7 @@ def _model(
     thresholds: Mapping[str, float],
     mine: Tallies,
     first: Tallies | None,
+    against: Evaluation | None,
     metrics: Mapping[str, Estimate],
     metric_difference: Mapping[str, Estimate],
 ) -> ModelScores:
@@ -147,6 +151,9 @@ def _model(
         position_difference=differences("position"),
         tags={role: scores.per_tag(found[role], asked, prompt_of, evaluation.tags) for role in thresholds},
         added={role: scores.per_tag(found[role], ~asked, prompt_of, evaluation.tags) for role in thresholds},
+        tag_changes={}
+        if against is None
+        else {role: changes(evaluation, against, role, threshold) for role, threshold in thresholds.items()},
         added_per_image={role: _added_per_image(evaluation, found[role]) for role in thresholds},
         metrics=metrics,
         metric_difference=metric_difference,

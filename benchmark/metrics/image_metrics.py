@@ -18,16 +18,11 @@ from benchmark.evaluate.scores import LEVEL, Bools, Estimate, Floats, Integers
 GROUPS = 10  # of prompts, for the intervals of scores that are no means
 
 
-def diversity(embeddings: Floats, prompt_of: Integers) -> Estimate:
-    """1 - the mean cosine similarity of consecutive images of one prompt: 0 if all are alike.
-
-    NaN if no prompt has two images.
-    """
-    return mean_of(distances(embeddings, prompt_of), prompt_of)
-
-
 def distances(embeddings: Floats, prompt_of: Integers) -> Floats:
-    """[I]: 1 - the cosine similarity of each image to the one before it; NaN for the first of a prompt."""
+    """[I]: 1 - the cosine similarity of each image to the one before it; NaN for the first of a prompt.
+
+    Their mean is the diversity: 0 if the images of a prompt are all alike.
+    """
     unit = _unit(embeddings)
     values = np.full(len(unit), np.nan)
     second = np.flatnonzero(prompt_of[1:] == prompt_of[:-1]) + 1
@@ -35,29 +30,18 @@ def distances(embeddings: Floats, prompt_of: Integers) -> Floats:
     return values
 
 
-def clip_score(embeddings: Floats, texts: Floats, prompt_of: Integers) -> Estimate:
-    """The mean of 100 x the cosine similarity of image and prompt, not below 0 (Hessel et al. 2021; scale of 100)."""
-    return mean_of(clip_scores(embeddings, texts, prompt_of), prompt_of)
-
-
 def clip_scores(embeddings: Floats, texts: Floats, prompt_of: Integers) -> Floats:
-    """[I]: each image's own CLIP score, 0 to 100."""
+    """[I]: 100 x the cosine similarity of image and prompt, at least 0 (Hessel et al. 2021; here the scale is 100)."""
     similarity = (_unit(embeddings) * _unit(texts)[prompt_of]).sum(axis=1)
     return np.asarray(100.0 * np.maximum(similarity, 0.0))
 
 
-def r_precision(
-    embeddings: Floats, texts: Floats, prompt_of: Integers, *, candidates: int = 100, seed: int = 0
-) -> Estimate:
-    """How often an image is nearer to its own prompt than to `candidates` - 1 others (Xu et al. 2018, R = 1).
-
-    The others are drawn at random for each image, from `seed`; all are used if there are fewer. A tie is a miss.
-    """
-    return mean_of(nearest(embeddings, texts, prompt_of, candidates=candidates, seed=seed), prompt_of, bounded=True)
-
-
 def nearest(embeddings: Floats, texts: Floats, prompt_of: Integers, *, candidates: int = 100, seed: int = 0) -> Floats:
-    """[I]: 1.0 if an image is nearer to its own prompt than to the others, else 0.0; see `r_precision`."""
+    """[I]: 1.0 if an image is nearer to its own prompt than to `candidates` - 1 others, else 0.0. A tie is 0.0.
+
+    Their mean is the R-precision (Xu et al. 2018, R = 1). The others are drawn at random for each image, from `seed`;
+    all are used if there are fewer.
+    """
     similarity = _unit(embeddings) @ _unit(texts).T
     own = similarity[np.arange(len(embeddings)), prompt_of]
     draw, others = np.random.default_rng(seed), min(candidates, len(texts)) - 1
@@ -94,18 +78,14 @@ def _information(p: Floats) -> float:
     return float(np.vdot(p, np.log(np.where(p > 0, p, 1.0))))
 
 
-def frechet_distance(a: Floats, b: Floats) -> float:
-    """The Frechet distance of two sets of features [I, E] and [J, E], each taken as a Gaussian (FID's formula).
+def frechet_from(a: Floats) -> Callable[[Floats], float]:
+    """The Frechet distance from a set of features [I, E] to any other [J, E], each taken as a Gaussian (FID's formula).
 
     |mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)), with unbiased covariances A and B (Heusel et al. 2017). The trace
-    of the root is the sum of the roots of the eigenvalues of A^(1/2) B A^(1/2), which is symmetric. It is biased
-    upwards by small sets: compare sets of one size only. Raises ValueError for sets of fewer than two.
+    of the root is the sum of the roots of the eigenvalues of A^(1/2) B A^(1/2), which is symmetric; A's root is
+    computed once for all sets. The distance is biased upwards for small sets: compare sets of one size only. Raises
+    ValueError for sets of fewer than two.
     """
-    return frechet_from(a)(b)
-
-
-def frechet_from(a: Floats) -> Callable[[Floats], float]:
-    """The Frechet distance from one set to any other; the root of A is taken once. Raises ValueError as above."""
     if len(a) < 2:
         raise ValueError(f"a Frechet distance needs two images or more on each side, not {len(a)}")
     mean, first = _gaussian(a)
@@ -123,19 +103,12 @@ def frechet_from(a: Floats) -> Callable[[Floats], float]:
     return distance
 
 
-def jackknife(statistic: Callable[[Bools], float], prompt_of: Integers) -> Estimate:
-    """The value of a statistic that is no mean, with an interval from leaving out one group of prompts after another.
-
-    `statistic` is given which of the I images to use, [I]. There are `GROUPS` groups, fewer for fewer prompts; error
-    and interval are NaN below four. The interval is Student's (Efron and Tibshirani, An Introduction to the Bootstrap,
-    ch. 11). The bootstrap is not suitable: sets drawn with repeats are narrower, which these scores take for a worse
-    model.
-    """
-    return from_replicates(replicates(statistic, prompt_of))
-
-
 def replicates(statistic: Callable[[Bools], float], prompt_of: Integers) -> Floats:
-    """[1 + groups]: the value of all images, then those without one group of prompts after another."""
+    """[1 + groups]: a statistic of all images, then of those without one group of prompts after another.
+
+    `statistic` is given which of the I images to use, [I]. There are `GROUPS` groups, fewer for fewer prompts, and none
+    below four.
+    """
     prompts, position = np.unique(np.asarray(prompt_of), return_inverse=True)
     groups = min(GROUPS, len(prompts))
     used = [np.ones(len(position), dtype=np.bool_), *(position % groups != group for group in range(groups))]
@@ -143,7 +116,12 @@ def replicates(statistic: Callable[[Bools], float], prompt_of: Integers) -> Floa
 
 
 def from_replicates(values: Floats) -> Estimate:
-    """The estimate that `jackknife` gives; of a difference of two statistics, from the difference of theirs."""
+    """The jackknife estimate from `replicates`, or from the difference of two statistics' replicates.
+
+    Error and interval are NaN without groups. The interval is Student's (Efron and Tibshirani, An Introduction to the
+    Bootstrap, ch. 11). The bootstrap is not suitable: sets drawn with repeats are narrower, which these statistics take
+    for a worse model.
+    """
     from scipy.stats import t as student
 
     value, left, groups = float(values[0]), values[1:], len(values) - 1

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmark.errors import InputError
 from benchmark.hub_ids import is_hub_id
 from benchmark.pipelines import hub
+from benchmark.pipelines.file_parts import holds, open_single_file, read_part, refuse_strays
 from benchmark.pipelines.model_index import NAME, component_class, parts_of, read_index
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ def configuration_of(path: Path, config: str | None) -> Path:
     config: a folder, or a hub id, which is fetched if it is not in the cache. Raises InputError if there is none.
     """
     if config is None:
-        repository = default_repository(_shapes(path))
+        repository = default_repository(open_single_file(path).shapes)
         if repository is None:
             raise InputError(f"{path}: diffusers does not know its family. Name its pipeline's configuration folder.")
         try:
@@ -34,7 +35,7 @@ def configuration_of(path: Path, config: str | None) -> Path:
     return folder if folder.exists() or not is_hub_id(config) else hub.fetch(config, "configuration")
 
 
-def default_repository(shapes: dict[str, tuple[int, ...]]) -> str | None:
+def default_repository(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
     """The hub id whose configuration diffusers would read a file of these tensors with; None if it knows none."""
     import torch
     from diffusers.loaders.single_file_utils import DIFFUSERS_DEFAULT_PIPELINE_PATHS, infer_diffusers_model_type
@@ -49,25 +50,25 @@ def default_repository(shapes: dict[str, tuple[int, ...]]) -> str | None:
 
 
 def components_beside(path: Path, folder: Path, dtype: torch.dtype, to_fill: Collection[str] = ()) -> dict[str, Any]:
-    """{name: part} of the VAE and text encoders that a single file lacks, read from its configuration's folder.
+    """{name: part} of the networks that diffusers would not find in a single file.
 
-    A part without weights there comes untrained if `to_fill` names it. Raises InputError if it does not, and as
-    `read_index` and `component_class` do.
+    A VAE or text encoder that the file lacks is read from its configuration's folder; one without weights there comes
+    untrained if `to_fill` names it. What the file holds in another spelling (`key_names`) is read from the file. Raises
+    InputError for a part that is in neither, for one that the file holds where it cannot be read, and as `read_index`
+    and `component_class` do.
     """
-    from diffusers.loaders.single_file_utils import is_clip_model_in_single_file, is_t5_in_single_file
-
-    keys = dict.fromkeys(_shapes(path))
+    file = open_single_file(path)
+    parts = dict(parts_of(read_index(folder), folder / NAME))
+    refuse_strays(file, parts, to_fill)
+    respelled = "denoiser" in file.kinds_respelled()
     found: dict[str, Any] = {}
-    for name, (library, class_name) in parts_of(read_index(folder), folder / NAME):
-        if not name.startswith(("vae", "text_encoder")):
+    for name, (library, class_name) in parts.items():
+        if not (name.startswith(("vae", "text_encoder")) or (name in ("unet", "transformer") and respelled)):
             continue
         kind = component_class(folder, name, library, class_name)
-        if name.startswith("vae"):
-            held = any(key.startswith(("first_stage_model.", "vae.")) for key in keys)
-        else:
-            t5 = class_name.startswith(("T5", "UMT5"))
-            held = is_t5_in_single_file(keys) if t5 else is_clip_model_in_single_file(kind, keys)
-        if held:
+        if holds(file, name, class_name, folder):
+            if (part := read_part(file, kind, name, folder, dtype)) is not None:
+                found[name] = part
             continue
         if any((folder / name).glob("*.safetensors")):
             found[name] = kind.from_pretrained(folder / name, torch_dtype=dtype, local_files_only=True)
@@ -86,7 +87,7 @@ def as_marked(path: Path, scheduler: Any) -> Any:
 
     Models with and without markers share one configuration, which names another prediction type.
     """
-    keys = _shapes(path)
+    keys = open_single_file(path).shapes
     if "v_pred" not in keys:
         return scheduler
     changes: dict[str, Any] = {"prediction_type": "v_prediction"}
@@ -100,11 +101,3 @@ def _untrained(kind: Any, folder: Path) -> Any:
     if getattr(kind, "config_class", None) is not None:  # transformers'
         return kind(kind.config_class.from_pretrained(folder))
     return kind.from_config(kind.load_config(folder))
-
-
-def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """{key: shape}, from the header alone."""
-    from safetensors import safe_open
-
-    with safe_open(path, framework="numpy") as file:
-        return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - no iterator

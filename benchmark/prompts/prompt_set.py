@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmark.errors import InputError
-from benchmark.prompts.text import escaped
+from benchmark.prompts.text import escaped, filled
 from benchmark.prompts.vocabulary import Vocabulary, spoken
+
+_BALANCED, _FREE = 32, 512  # draws, with balance and without, for a prompt that is unlike earlier ones
 
 
 @dataclass(frozen=True)
@@ -41,13 +43,17 @@ def make_prompts(
     seed: int,
     template: str = "{tags}",
     images: int = 1,
+    unlike: Sequence[Prompt] = (),
 ) -> tuple[Prompt, ...]:
     """`count` prompts of random, balanced tags, each `images` times with different noise: `count * images` values.
 
     `tags_per_prompt`: a number, or a range with both ends. `template`: the prompt with `{tags}` in place of the tags;
-    it may have emphasis, `(like this:1.2)`. Parentheses of tags are escaped, so that they are not read as emphasis.
+    it may have emphasis, `(like this:1.2)`. No character of a tag is read as emphasis (`escaped`, `filled`).
     The same arguments give the same prompts on every machine. Give each purpose (search, validation, test) its own
-    `derive_seed(seed, purpose)`. Raises InputError if the vocabulary cannot fill a prompt.
+    `derive_seed(seed, purpose)`, and the prompts of earlier purposes as `unlike`: a prompt with the text of one of them
+    is drawn again, with other tags; if a small vocabulary has none left, with tags in another order; and if it has not
+    even that, it stays the same (`repeated` counts these). Prompts before the first that is drawn again do not change.
+    Raises InputError if the vocabulary cannot fill a prompt.
     """
     least, most = (tags_per_prompt, tags_per_prompt) if isinstance(tags_per_prompt, int) else tags_per_prompt
     if count < 1 or images < 1:
@@ -66,12 +72,15 @@ def make_prompts(
     draw = random.Random(seed)
     asked = dict.fromkeys(vocabulary.tags, 0)
     prompts = []
+    taken = {frozenset(prompt.tags) for prompt in unlike}, {prompt.tags for prompt in unlike}
     for index in range(count):
         size = least + int(draw.random() * (most - least + 1))
         tags = _least_asked(vocabulary, asked, size, draw)
+        if tags in taken[1]:
+            tags = _others(vocabulary, asked, (least, most), tags, taken, derive_seed(seed, index, "again"))
         for tag in tags:
             asked[tag] += 1
-        text = template.replace("{tags}", ", ".join(escaped(spoken(tag)) for tag in tags))
+        text = filled(template, ", ".join(escaped(spoken(tag)) for tag in tags))
         prompts += [Prompt(index, text, tags, derive_seed(seed, index, number)) for number in range(images)]
     return tuple(prompts)
 
@@ -90,6 +99,41 @@ def _least_asked(vocabulary: Vocabulary, asked: Mapping[str, int], size: int, dr
         if len(chosen) == size:
             break
     return tuple(sorted(chosen, key=lambda _: draw.random()))
+
+
+def _others(
+    vocabulary: Vocabulary,
+    asked: Mapping[str, int],
+    sizes: tuple[int, int],
+    tags: tuple[str, ...],
+    taken: tuple[Collection[frozenset[str]], Collection[tuple[str, ...]]],
+    seed: int,
+) -> tuple[str, ...]:
+    """Tags that are not `taken`, as (sets, orders); else some in an order that is not taken; else `tags` themselves.
+
+    Draws with balance first, then without, of any size in `sizes`. It has a seed of its own, so that the draws after it
+    are the same whether it was needed or not.
+    """
+    draw = random.Random(seed)
+    for _ in range(_BALANCED):
+        found = _least_asked(vocabulary, asked, len(tags), draw)
+        if frozenset(found) not in taken[0]:
+            return found
+    alike = dict.fromkeys(vocabulary.tags, 0)
+    other_order = None
+    for _ in range(_FREE):
+        found = _least_asked(vocabulary, alike, sizes[0] + int(draw.random() * (sizes[1] - sizes[0] + 1)), draw)
+        if frozenset(found) not in taken[0]:
+            return found
+        if other_order is None and found not in taken[1]:
+            other_order = found
+    return other_order or tags
+
+
+def repeated(prompts: Sequence[Prompt], earlier: Sequence[Prompt]) -> int:
+    """How many of the prompts have the text of an earlier one. Images of one prompt count once."""
+    texts = {prompt.text for prompt in earlier}
+    return len({prompt.index for prompt in prompts if prompt.text in texts})
 
 
 def fingerprint(prompts: Sequence[Prompt]) -> str:

@@ -1,7 +1,8 @@
 """The words of a prompt with their emphasis, as web UIs read them. Pure.
 
 `(tag)` is 1.1 times stronger, `((tag))` 1.21 times, `(tag:1.3)` 1.3 times, `[tag]` 1.1 times weaker, and `\\(` is an
-ordinary parenthesis. `benchmark.pipelines.clip_text` encodes such prompts.
+ordinary parenthesis. `benchmark.pipelines.clip_text` encodes such prompts. The grammar is that of `prompt_parser.py`
+in AUTOMATIC1111/stable-diffusion-webui (`re_attention`).
 """
 
 from __future__ import annotations
@@ -67,3 +68,33 @@ def plain_text(prompt: str) -> str:
 def escaped(text: str) -> str:
     """The text with its brackets and backslashes escaped, so that none is read as emphasis."""
     return re.sub(r"([()\[\]\\])", r"\\\1", text)
+
+
+def filled(template: str, words: str) -> str:
+    """The template with `words` (escaped) in every place of `{tags}`, so that the words are read as they are.
+
+    The words may end like a weight: `({tags})` with the tag `:3` would be `(:3)`, nothing three times as strong. No web
+    UI has an escape for a colon, so the weight that the bracket has anyway is written out: `(:3:1.1)`.
+    """
+    pieces = template.split("{tags}")
+    text, inserted = pieces[0], list[tuple[int, int]]()
+    for piece in pieces[1:]:
+        if (len(text) - len(text.rstrip("\\"))) % 2 and words[:1] in tuple("()[]\\"):
+            text += "\\"  # a backslash of the template would escape the tag's first character
+        inserted.append((len(text), len(text) + len(words)))
+        text += words + piece
+    opened: list[str] = []
+    ends: list[int] = []  # of brackets whose weight is written out
+    for match in _PIECES.finditer(text):
+        piece, last = match[0], opened[-1] if opened else ""
+        if piece in "([":
+            opened.append(piece)
+        elif (piece == ")" and last == "(") or (piece == "]" and last == "["):
+            opened.pop()
+        elif piece[0] == ":" and piece[-1] == ")" and last == "(":
+            opened.pop()
+            if any(start < match.end() - 1 and match.start() < end for start, end in inserted):
+                ends.append(match.end() - 1)
+    for end in reversed(ends):
+        text = f"{text[:end]}:{_STEP}{text[end:]}"
+    return text

@@ -8,10 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from benchmark.evaluate.scores import Estimate, Rate
+from benchmark.metrics.changes import FALSE_DISCOVERIES, FEWEST_PROMPTS, GAIN, LOSS, TOO_FEW, Change
 from benchmark.metrics.comparison import ModelScores
 from benchmark.metrics.secondary import FRECHET, STYLE_CAUTION, STYLE_LOSS
 from benchmark.prompts.vocabulary import spoken
 
+_NAMED = 10  # gains or losses
 _LISTED = 5  # tags named as most and least reliable, and as drawn without being asked for
 
 
@@ -49,7 +51,9 @@ def make_tables(models: Sequence[ModelScores], more: Sequence[Table] = ()) -> tu
     if models[0].metrics:
         tables.append(_secondary(models))
     roles = list(models[0].accuracy)
-    by_tag = [_reliability(models, role) for role in roles] + [_added(models, role) for role in roles]
+    by_tag = [_reliability(models, role) for role in roles]
+    by_tag += [_changed(models, role) for role in roles if len(models) > 1]
+    by_tag += [_added(models, role) for role in roles]
     return (*tables, *more, *_titled_once(by_tag))
 
 
@@ -145,6 +149,34 @@ def _reliability(models: Sequence[ModelScores], role: str) -> Table:
     note = "The share of the times asked that a tag was found, and how often it was asked for."
     head = ("model", f"most reliable tags, by {role}", f"least reliable tags, by {role}")
     return Table(head, tuple(rows), "Tag by tag", note)
+
+
+def _changed(models: Sequence[ModelScores], role: str) -> Table:
+    """The tags that each model gained and lost against the first beyond chance."""
+    rows = []
+    for model in models[1:]:
+        found = model.tag_changes.get(role, ())
+        lost = [_change(change) for change in found if change.verdict == LOSS]
+        gained = [_change(change) for change in reversed(found) if change.verdict == GAIN]
+        rows.append((Cell(model.name), *(Cell(", ".join(_first(tags)) or "–") for tags in (lost, gained))))
+    note = (
+        "Shares found, for tags whose probabilities moved beyond chance; about "
+        f"{FALSE_DISCOVERIES:.0%} of those named are expected to be chance (false-discovery rate)."
+    )
+    few = sum(change.verdict == TOO_FEW for change in models[1].tag_changes.get(role, ()))
+    note += f" Below {FEWEST_PROMPTS} prompts, as for {few} of the tags, nothing can be told." if few else ""
+    head = ("model", f"lost against {models[0].name}, by {role}", f"gained against {models[0].name}, by {role}")
+    return Table(head, tuple(rows), "Gains and losses", note)
+
+
+def _change(change: Change) -> str:
+    return f"{spoken(change.key)} {change.before:.2f} to {change.after:.2f} (n = {change.prompts})"
+
+
+def _first(tags: Sequence[str]) -> list[str]:
+    """The first few, and how many more there are."""
+    more = len(tags) - _NAMED
+    return [*tags[:_NAMED], *([f"and {more} more"] if more > 0 else [])]
 
 
 def _added(models: Sequence[ModelScores], role: str) -> Table:

@@ -6,7 +6,6 @@ both sides then rounded down to multiples of 4; out come logits, one for each ta
 
 from __future__ import annotations
 
-import json
 from functools import cached_property
 from pathlib import Path
 
@@ -17,8 +16,9 @@ from PIL import Image
 from benchmark.errors import InputError
 from benchmark.hashing import files_fingerprint
 from benchmark.images import Images, check_images
-from benchmark.taggers.onnx_models import open_onnx
-from benchmark.taggers.tagger import Probabilities
+from benchmark.reading import read_json
+from benchmark.taggers.onnx_models import OnnxModel
+from benchmark.taggers.tagger import Probabilities, check_answers, check_width
 
 SIDE, ALIGN = 512, 4
 
@@ -32,22 +32,19 @@ class MLDanbooruTagger:
             raise InputError(f"{folder}: needs one .onnx beside classes.json, and has {len(models)}.")
         self.name = folder.resolve().name
         self._files = [models[0], folder / "classes.json"]
-        try:
-            tags = json.loads((folder / "classes.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(f"{folder / 'classes.json'}: cannot be read as JSON ({error}).") from None
-        if not isinstance(tags, list) or not tags or not all(isinstance(tag, str) for tag in tags):
+        tags = read_json(folder / "classes.json")
+        if not isinstance(tags, list) or not tags or not all(isinstance(tag, str) and tag.strip() for tag in tags):
             raise InputError(f"{folder / 'classes.json'}: must be a list of tags.")
         self.tags = tuple(tags)
         self.general = self.tags
-        self._session = open_onnx(models[0], device=device, threads=threads)
+        self._model = OnnxModel(models[0], device=device, threads=threads)
         self._batch_size = batch_size
-        width = self._session.get_outputs()[0].shape[-1]
-        if isinstance(width, int) and width != len(self.tags):
+        check_width(folder, self._model.width, len(tags), f"classes.json {len(tags)} tags")
+        if self._model.shape[1] == 3 and any(isinstance(size, int) for size in self._model.shape[2:]):
             raise InputError(
-                f"{folder}: the model has {width} outputs, classes.json {len(self.tags)} tags; mixed files?"
+                f"{models[0]}: its input is {list(self._model.shape)}; that of ML-Danbooru has any height and width."
             )
-        self._input, self._output = self._session.get_inputs()[0].name, self._session.get_outputs()[0].name
+        check_answers(self, folder)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -60,7 +57,7 @@ class MLDanbooruTagger:
         parts = [np.empty((0, len(self.tags)), dtype=np.float32)]
         for start in range(0, len(images), self._batch_size):
             batch = ml_danbooru_input(images[start : start + self._batch_size])
-            logits = self._session.run([self._output], {self._input: batch})[0]
+            logits = self._model(batch)
             parts.append((1 / (1 + np.exp(-np.clip(logits, -80, 80)))).astype(np.float32))
         return np.concatenate(parts)
 

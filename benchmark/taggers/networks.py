@@ -5,7 +5,8 @@ B images, E numbers for each.
 
 from __future__ import annotations
 
-import json
+import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -15,16 +16,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmark.errors import InputError, first_line
+from benchmark.errors import UNFORESEEN, InputError, first_line
 from benchmark.hashing import files_fingerprint
 from benchmark.images import Images, check_images
-from benchmark.taggers.preprocessing import Preprocessing, read_preprocessing
+from benchmark.reading import read_json
+from benchmark.taggers.preprocessing import MOST_SIDE, Preprocessing, is_side, read_preprocessing
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 WEIGHTS, CONFIG, PREPROCESSOR = "model.safetensors", "config.json", "preprocessor_config.json"
-_LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, ImportError)
+_SPARE = 10**7  # numbers that a model may have beyond twice those in its file: buffers, and a part that is left out
+_MOST_NUMBER = 10**7  # of any count in a configuration
+_MOST_LAYERS = 512
+_MOST_LABELS = 10**6
+_LAYERS = re.compile(r"layer|depth|block|stage", re.IGNORECASE)
 
 
 class ImageNetwork:
@@ -42,7 +48,10 @@ class ImageNetwork:
         return files_fingerprint(self._files)
 
     def show(self, images: Images, see: Callable[[Tensor], Tensor], width: int) -> NDArray[np.float32]:
-        """uint8 [B, H, W, 3] -> what `see` makes of float32 [b, 3, H, W] in 0..1, batch by batch: [B, width]."""
+        """uint8 [B, H, W, 3] -> what `see` makes of float32 [b, 3, H, W] in 0..1, batch by batch: [B, width].
+
+        Raises InputError for images of a size that the model does not take.
+        """
         import torch
 
         check_images(images)
@@ -51,7 +60,11 @@ class ImageNetwork:
             for start in range(0, len(images), self._batch_size):
                 batch = torch.from_numpy(np.ascontiguousarray(images[start : start + self._batch_size]))
                 pixels = batch.to(self._device).permute(0, 3, 1, 2).to(torch.float32) / 255
-                parts.append(see(pixels).cpu().numpy())
+                try:
+                    parts.append(see(pixels).cpu().numpy())
+                except (ValueError, TypeError, LookupError) as error:  # a size that it cannot take
+                    size = f"{images.shape[2]} x {images.shape[1]}"
+                    raise InputError(f"{self.name}: does not take images of {size} ({first_line(error)}).") from None
         return np.concatenate(parts)
 
 
@@ -79,7 +92,9 @@ class TransformersNetwork(ImageNetwork):
         self.preprocessing = Preprocessing(None, None, None, "bilinear", None, None)
         if PREPROCESSOR in needed:
             self.preprocessing = read_preprocessing(folder / PREPROCESSOR)
-        self.check(folder, read_config(folder))
+        config = read_config(folder)
+        check_config(folder / CONFIG, config)
+        self.check(folder, config)
         model = load_transformers(folder, kind, spare)
         super().__init__(folder, needed, model, device=device, batch_size=batch_size)
 
@@ -89,11 +104,56 @@ class TransformersNetwork(ImageNetwork):
 
 def read_config(folder: Path) -> dict[str, Any]:
     """A folder's `config.json`. Raises InputError if it cannot be read."""
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder / CONFIG}: cannot be read as JSON ({error}).") from None
-    return config if isinstance(config, dict) else {}
+    config = read_json(folder / CONFIG)
+    if not isinstance(config, dict):
+        raise InputError(f"{folder / CONFIG}: is no table of settings.")
+    return config
+
+
+def check_config(path: Path, config: Mapping[str, Any]) -> None:
+    """Raise InputError for numbers in a `config.json` that no model has, before anything is made from them.
+
+    A model is made before its weights are compared with it, so a wrong number could take all memory or hours.
+    """
+    for key, value in _numbers(config, ""):
+        most = _MOST_NUMBER
+        if _LAYERS.search(key):
+            most = _MOST_LAYERS
+        elif "num_labels" in key or "num_classes" in key:
+            most = _MOST_LABELS
+        if isinstance(value, int) and abs(value) > most:
+            raise InputError(f"{path}: {key} {str(value)[:20]} is beyond {most}.")
+    labels = config.get("id2label")
+    if labels is not None and not (
+        isinstance(labels, dict) and all(key.isascii() and key.isdecimal() and len(key) < 8 for key in labels)
+    ):
+        raise InputError(f"{path}: id2label must be a table from the number of an output to its tag.")
+
+
+def _numbers(value: Any, key: str) -> Iterator[tuple[str, int | float]]:
+    """(key, number) of every number in a configuration, at any depth; the key is the nearest one above it."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _numbers(inner, name)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _numbers(inner, key)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield key, value
+
+
+def natural_size(folder: Path, config: Any) -> tuple[int, int]:
+    """(height, width) of the images that a model of transformers was made for; 224 if it does not say.
+
+    Raises InputError for a size that no image has.
+    """
+    size = getattr(config, "image_size", None)
+    if size is None:
+        return (224, 224)
+    pair = (size, size) if isinstance(size, int) else size
+    if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(is_side(side) for side in pair):
+        raise InputError(f"{folder / CONFIG}: image_size {str(size)[:40]}: give 1 to {MOST_SIDE} pixels.")
+    return (int(pair[0]), int(pair[1]))
 
 
 def check_weights(folder: Path) -> None:
@@ -103,7 +163,7 @@ def check_weights(folder: Path) -> None:
     try:
         with safe_open(folder / WEIGHTS, framework="numpy"):
             pass
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{folder / WEIGHTS}: is no safetensors file, or was cut short ({error}).") from None
 
 
@@ -115,10 +175,12 @@ def load_transformers(folder: Path, kind: str, spare: str | None = None) -> Any:
     """
     import torch
     import transformers
+    from huggingface_hub.errors import StrictDataclassError
 
     check_weights(folder)
     with _quiet():
         try:
+            _check_size(folder, kind)
             model, told = getattr(transformers, kind).from_pretrained(
                 folder,
                 local_files_only=True,
@@ -127,7 +189,7 @@ def load_transformers(folder: Path, kind: str, spare: str | None = None) -> Any:
                 dtype=torch.float32,
                 output_loading_info=True,
             )
-        except _LOADING_ERRORS as error:
+        except (*UNFORESEEN, StrictDataclassError) as error:
             raise InputError(f"{folder}: transformers cannot load it ({first_line(error)}).") from None
     missing = sorted(told["missing_keys"])
     if missing and spare and missing == sorted(key for key in model.state_dict() if key.startswith(f"{spare}.")):
@@ -137,14 +199,38 @@ def load_transformers(folder: Path, kind: str, spare: str | None = None) -> Any:
     return model.eval().requires_grad_(False)
 
 
+def _check_size(folder: Path, kind: str) -> None:
+    """Raise InputError if the model that `config.json` describes is far larger than the file of its weights.
+
+    It is made on torch's meta device, which takes no memory. Otherwise transformers makes every tensor that does not
+    fit the file before it says so.
+    """
+    import torch
+    import transformers
+    from safetensors import safe_open
+
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    made = getattr(transformers, kind)
+    with torch.device("meta"):
+        model = made.from_config(config) if hasattr(made, "from_config") else made(config)
+    described = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
+    with safe_open(folder / WEIGHTS, framework="numpy") as file:
+        there = sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
+    if described > 2 * there + _SPARE:
+        raise InputError(
+            f"{folder}: {CONFIG} describes a model of {described:,} numbers, {WEIGHTS} holds {there:,}; mixed files?"
+        )
+
+
 def load_tokenizer(folder: Path) -> Any:
     """The tokenizer of a transformers folder. Raises InputError."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoTokenizer
 
     with _quiet():
         try:
             return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        except _LOADING_ERRORS as error:
+        except (*UNFORESEEN, StrictDataclassError) as error:
             raise InputError(f"{folder}: its tokenizer cannot be loaded ({first_line(error)}).") from None
 
 

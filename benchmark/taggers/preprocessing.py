@@ -6,17 +6,21 @@ processor does, but for that one rounding resized pictures to whole bytes.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from benchmark.errors import InputError
+from benchmark.reading import read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+MOST_SIDE = 2048
+"""Pixels of a side that a tagger or another image encoder may ask for; theirs are 224 to 1024."""
+
 _RESAMPLE = {0: "nearest-exact", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers -> torch's names
+_SIZES = (("height", "width"), ("shortest_edge",), ("side",))
 _IGNORED = {"image_processor_type", "feature_extractor_type", "processor_class", "do_convert_rgb", "rescale_factor"}
 _IGNORED |= {
     "data_format",
@@ -72,43 +76,84 @@ class Preprocessing:
 
 
 def read_preprocessing(path: Path) -> Preprocessing:
-    """Read a `preprocessor_config.json`. Raises InputError for an option that is not understood, by name."""
-    try:
-        options: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as JSON ({error}).") from None
+    """Read a `preprocessor_config.json`. Raises InputError for what is not understood, and for impossible values."""
+    options = read_json(path)
+    if not isinstance(options, dict):
+        raise InputError(f"{path}: is no table of settings.")
     edge = size = crop = None
-    if options.pop("do_resize", True) and options.get("size") is not None:
-        edge, size = _edge_or_size(path, options["size"])
-    if options.pop("do_center_crop", False):
+    resize = options.get("do_resize")
+    if _switch(path, options, "do_resize", True) and (options.get("size") is not None or resize):
+        edge, size = _edge_or_size(path, options.get("size"))
+    if _switch(path, options, "do_center_crop", False):
         crop = _edge_or_size(path, options.get("crop_size"), square=True)[1]
     ratio = options.pop("crop_pct", None)
     if edge is not None and "ConvNext" in str(options.get("image_processor_type")):  # resizes, then crops small sizes
-        edge, size, crop = (
-            (None, (edge, edge), None) if edge >= 384 else (int(edge / (ratio or 224 / 256)), None, (edge, edge))
-        )
+        ratio = 224 / 256 if ratio is None else _number(path, "crop_pct", ratio, least=0.1, most=1.0)
+        edge, size, crop = (None, (edge, edge), None) if edge >= 384 else (int(edge / ratio), None, (edge, edge))
     resample = options.pop("resample", 2)
-    if resample not in _RESAMPLE:
-        raise InputError(f"{path}: resample {resample} is not supported. Use one of {sorted(_RESAMPLE)}.")
-    factor = float(options.get("rescale_factor") or 1 / 255) if options.pop("do_rescale", True) else 1.0
+    if not isinstance(resample, int) or isinstance(resample, bool) or resample not in _RESAMPLE:
+        raise InputError(f"{path}: resample {_short(resample)} is not supported. Use one of {sorted(_RESAMPLE)}.")
+    factor = 1.0
+    if _switch(path, options, "do_rescale", True):
+        given = options.get("rescale_factor")
+        factor = 1 / 255 if given is None else _number(path, "rescale_factor", given, least=1e-6, most=1e6)
     mean = std = None
-    if options.pop("do_normalize", False):
-        mean, std = (tuple(float(v) for v in options[key]) for key in ("image_mean", "image_std"))
+    if _switch(path, options, "do_normalize", False):
+        mean = three_numbers(path, "image_mean", options.get("image_mean"))
+        std = three_numbers(path, "image_std", options.get("image_std"), positive=True)
     for used in ("size", "crop_size", "image_mean", "image_std", *_IGNORED):
         options.pop(used, None)
     unknown = [name for name, value in options.items() if value not in (None, False)]
     if unknown:
-        raise InputError(f"{path}: the option '{unknown[0]}' is not supported.")
+        raise InputError(f"{path}: the option '{_short(unknown[0])}' is not supported.")
     return Preprocessing(edge, size, crop, _RESAMPLE[resample], mean, std, factor * 255)
+
+
+def is_side(value: Any) -> TypeGuard[int]:
+    """Whether a value is a number of pixels that an image may have on a side."""
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST_SIDE
+
+
+def three_numbers(path: Path, name: str, value: Any, *, positive: bool = False) -> tuple[float, ...]:
+    """A number for each channel; one number counts for all. Raises InputError. positive: each must be above 0."""
+    values = list(value) if isinstance(value, list | tuple) else [value] * 3
+    if len(values) != 3:
+        raise InputError(f"{path}: {name} {_short(value)}: give three numbers, one for each of red, green and blue.")
+    return tuple(_number(path, name, each, least=1e-6 if positive else -1e6, most=1e6) for each in values)
+
+
+def _switch(path: Path, options: dict[str, Any], name: str, default: bool) -> bool:
+    """A setting that is on or off, taken out of the options; none given is the default."""
+    value = options.pop(name, default)
+    if value is None:
+        return False
+    if not isinstance(value, bool):
+        raise InputError(f"{path}: {name} {_short(value)}: give true or false.")
+    return value
+
+
+def _number(path: Path, name: str, value: Any, *, least: float, most: float) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value <= most:
+        raise InputError(f"{path}: {name} {_short(value)}: give a number from {least:g} to {most:g}.")
+    return float(value)
 
 
 def _edge_or_size(path: Path, size: Any, *, square: bool = False) -> tuple[int | None, tuple[int, int] | None]:
     """(shorter edge, None) or (None, (height, width)) from the forms that `size` takes."""
-    if isinstance(size, int):
-        return (None, (size, size))
-    if isinstance(size, dict) and {"height", "width"} <= size.keys():
-        return None, (int(size["height"]), int(size["width"]))
-    if isinstance(size, dict) and set(size) == {"shortest_edge"}:
-        edge = int(size["shortest_edge"])
-        return (None, (edge, edge)) if square else (edge, None)
-    raise InputError(f"{path}: the size {size} is not supported; give height and width, or shortest_edge.")
+    named = size if isinstance(size, dict) else {"side": size}
+    wanted = next((names for names in _SIZES if set(names) <= named.keys()), ())
+    if not wanted or (wanted == ("shortest_edge",) and len(named) > 1):  # a longest edge is not understood
+        raise InputError(f"{path}: the size {_short(size)} is not supported; give height and width, or shortest_edge.")
+    sides = [side for side in (named[name] for name in wanted) if is_side(side)]
+    if len(sides) < len(wanted):
+        raise InputError(f"{path}: the size {_short(size)}: give 1 to {MOST_SIDE} pixels.")
+    if wanted == ("shortest_edge",) and not square:
+        return sides[0], None
+    return None, (sides[0], sides[-1])
+
+
+def _short(value: Any) -> str:
+    """A value in an error's line."""
+    text = repr(value) if not isinstance(value, str) else value
+    text = " ".join(text.split())
+    return text if len(text) <= 60 else f"{text[:60]}…"

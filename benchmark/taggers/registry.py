@@ -5,7 +5,6 @@ To add a format, write a class as `TaggerFormat` describes it, and register an e
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from benchmark.errors import InputError, did_you_mean, first_line
 from benchmark.hub_ids import is_hub_id
+from benchmark.reading import read_json
 
 if TYPE_CHECKING:
     from benchmark.taggers.tagger import Tagger
@@ -52,8 +52,8 @@ def _is_timm(folder: Path) -> bool | None:
     None if it cannot be read; what opens the folder then reports it.
     """
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        config = read_json(folder / "config.json")
+    except InputError:
         return None
     return isinstance(config, dict) and "architecture" in config
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmark.errors import InputError, did_you_mean
+from benchmark.errors import UNFORESEEN, InputError, did_you_mean, memory_said
 from benchmark.images import Images, check_images, grid_side
 from benchmark.prompts.vocabulary import normal_tag
 
@@ -52,6 +53,31 @@ def columns_of(tagger: Tagger, tags: Sequence[str]) -> NDArray[np.intp]:
             f"The tagger {tagger.name} does not know the tag '{missing[0]}'{more}.{did_you_mean(missing[0], known)}"
         )
     return np.array([known[normal_tag(tag)] for tag in tags], dtype=np.intp)
+
+
+def check_width(folder: Path, width: object, tags: int, listed: str) -> None:
+    """Raise InputError if a model says how many outputs it has, and they are not as many as its tags.
+
+    listed: the file of the tags with their number, for the message.
+    """
+    if isinstance(width, int) and width != tags:
+        raise InputError(f"{folder}: the model has {width} outputs, {listed}; mixed files?")
+
+
+def check_answers(tagger: Tagger, folder: Path, size: tuple[int, int] = (64, 64)) -> None:
+    """Show a tagger noise of `size` (height, width): what cannot compute is found before a search begins.
+
+    Raises InputError if it fails, or answers with another number of tags or with what is no probability.
+    """
+    noise = np.random.default_rng(0).integers(0, 256, (1, *size, 3), dtype=np.uint8)
+    try:
+        with memory_said():
+            said = tagger.probabilities(noise)
+    except UNFORESEEN as error:
+        raise InputError(f"{folder}: cannot be asked about an image ({' '.join(str(error).split())[:200]}).") from None
+    check_width(folder, said.shape[1], len(tagger.tags), f"its list {len(tagger.tags)} tags")
+    if not np.all((said >= -1e-3) & (said <= 1 + 1e-3)):  # also of NaN
+        raise InputError(f"{folder}: answers {said.min():g} to {said.max():g}, which are no probabilities.")
 
 
 class FakeTagger:

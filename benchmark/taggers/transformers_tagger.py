@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from benchmark.errors import InputError
 from benchmark.images import Images
-from benchmark.taggers.networks import CONFIG, PREPROCESSOR, WEIGHTS, TransformersNetwork
-from benchmark.taggers.tagger import Probabilities
+from benchmark.taggers.networks import CONFIG, PREPROCESSOR, WEIGHTS, TransformersNetwork, natural_size
+from benchmark.taggers.tagger import Probabilities, check_answers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,8 +27,11 @@ class TransformersTagger(TransformersNetwork):
         kind = "AutoModelForImageClassification"
         super().__init__(folder, kind, "tagger's folder", needed, device=device, batch_size=batch_size)
         labels = {int(index): str(tag) for index, tag in self.model.config.id2label.items()}
-        self.tags = tuple(labels[index] for index in sorted(labels))
+        if sorted(labels) != list(range(len(labels))) or not all(tag.strip() for tag in labels.values()):
+            raise InputError(f"{folder / CONFIG}: id2label must name every output from 0 on, none of them empty.")
+        self.tags = tuple(labels[index] for index in range(len(labels)))
         self.general = self.tags
+        check_answers(self, folder, natural_size(folder, self.model.config))
 
     def check(self, folder: Path, config: Mapping[str, Any]) -> None:
         """Raise InputError for a classifier of one class an image."""

@@ -7,7 +7,6 @@ The contract: NHWC float32, BGR, 0..255, one square size; the picture is padded 
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,8 +19,10 @@ from PIL import Image
 from benchmark.errors import InputError
 from benchmark.hashing import files_fingerprint
 from benchmark.images import Images, check_images
-from benchmark.taggers.onnx_models import open_onnx
-from benchmark.taggers.tagger import Probabilities
+from benchmark.prompts.vocabulary import read_csv
+from benchmark.taggers.onnx_models import OnnxModel
+from benchmark.taggers.preprocessing import MOST_SIDE
+from benchmark.taggers.tagger import Probabilities, check_answers, check_width
 
 GENERAL = 0  # the category of tags that describe the picture
 TAGS_FILE, MODEL_FILE = "selected_tags.csv", "model.onnx"
@@ -38,16 +39,13 @@ class TagRow:
 
 def read_selected_tags(path: Path) -> tuple[TagRow, ...]:
     """The rows of a `selected_tags.csv`, in the order of the model's outputs. Raises InputError with the line."""
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: cannot be read as CSV ({error}).") from None
     tags = []
-    for number, row in enumerate(rows, start=2):
+    for number, row in read_csv(path):
         try:
             tags.append(TagRow(row["name"], int(row["category"]), int(row.get("count") or 0)))
-        except (KeyError, TypeError, ValueError):
+            if not row["name"].strip():
+                raise ValueError
+        except (KeyError, ValueError):
             raise InputError(
                 f"{path}, line {number}: needs name, category and count, as tag_id,name,category,count."
             ) from None
@@ -71,17 +69,16 @@ class WDTagger:
         rows = read_selected_tags(folder / TAGS_FILE)
         self.tags = tuple(row.name for row in rows)
         self.general = general_tags(rows)
-        self._session = open_onnx(folder / MODEL_FILE, device=device, threads=threads)
+        self._model = OnnxModel(folder / MODEL_FILE, device=device, threads=threads)
         self._batch_size = batch_size
-        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        shape, width = inputs[0].shape, outputs[0].shape[-1]
-        if len(shape) != 4 or shape[3] != 3 or not isinstance(shape[1], int) or shape[1] != shape[2]:
-            raise InputError(f"{folder / MODEL_FILE}: its input is {shape}, a WD tagger's is [batch, side, side, 3].")
-        if isinstance(width, int) and width != len(self.tags):
+        _, side, other, channels = self._model.shape
+        if channels != 3 or side != other or not isinstance(side, int) or not 1 <= side <= MOST_SIDE:
             raise InputError(
-                f"{folder}: the model has {width} outputs, {TAGS_FILE} {len(self.tags)} rows; mixed files?"
+                f"{folder / MODEL_FILE}: its input is {list(self._model.shape)}, a WD tagger's [batch, side, side, 3]."
             )
-        self._side, self._input, self._output = int(shape[1]), inputs[0].name, outputs[0].name
+        check_width(folder, self._model.width, len(rows), f"{TAGS_FILE} {len(rows)} rows")
+        self._side = side
+        check_answers(self, folder)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -92,9 +89,7 @@ class WDTagger:
         """[B, H, W, 3] uint8 RGB -> [B, T] float32."""
         check_images(images)
         parts = [
-            self._session.run(
-                [self._output], {self._input: wd_input(images[start : start + self._batch_size], self._side)}
-            )[0]
+            self._model(wd_input(images[start : start + self._batch_size], self._side))
             for start in range(0, len(images), self._batch_size)
         ]
         return np.concatenate(parts) if parts else np.empty((0, len(self.tags)), dtype=np.float32)

@@ -12,11 +12,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmark.errors import InputError, first_line
+from benchmark.errors import UNFORESEEN, InputError, first_line, memory_said
 from benchmark.images import Images
-from benchmark.taggers.networks import CONFIG, WEIGHTS, ImageNetwork, check_weights
-from benchmark.taggers.preprocessing import Preprocessing
-from benchmark.taggers.tagger import Probabilities
+from benchmark.taggers.networks import CONFIG, WEIGHTS, ImageNetwork, check_config, check_weights, read_config
+from benchmark.taggers.preprocessing import Preprocessing, is_side, three_numbers
+from benchmark.taggers.tagger import Probabilities, check_answers, check_width
 from benchmark.taggers.wd import TAGS_FILE, general_tags, read_selected_tags
 
 if TYPE_CHECKING:
@@ -32,13 +32,12 @@ class TimmTagger(ImageNetwork):
     def __init__(self, folder: Path, *, device: str = "cpu", threads: int | None = None, batch_size: int = 32):
         rows = read_selected_tags(folder / TAGS_FILE)
         model = _load(folder)
-        width = int(model.num_classes)
-        if width != len(rows):
-            raise InputError(f"{folder}: the model has {width} outputs, {TAGS_FILE} {len(rows)} rows; mixed files?")
+        check_width(folder, model.num_classes, len(rows), f"{TAGS_FILE} {len(rows)} rows")
         self.tags = tuple(row.name for row in rows)
         self.general = general_tags(rows)
         self.preprocessing = _preprocessing(folder, model.pretrained_cfg)
         super().__init__(folder, (TAGS_FILE, CONFIG, WEIGHTS), model, device=device, batch_size=batch_size)
+        check_answers(self, folder)
 
     def logits(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] in 0..1 -> [B, T], differentiable in the images; the model's weights get no gradients."""
@@ -62,25 +61,36 @@ def _load(folder: Path) -> Any:
     from safetensors.torch import load_file
 
     check_weights(folder)
+    check_config(folder / CONFIG, read_config(folder))
     try:
-        model = timm.create_model(f"local-dir:{folder}")
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        with memory_said():
+            model = timm.create_model(f"local-dir:{folder}")
+    except UNFORESEEN as error:
         raise InputError(f"{folder / CONFIG}: timm cannot make this model ({first_line(error)}).") from None
     try:
         model.load_state_dict(load_file(folder / WEIGHTS))
-    except RuntimeError as error:
+    except UNFORESEEN as error:
         raise InputError(f"{folder / WEIGHTS}: does not fit {CONFIG} ({first_line(error)}).") from None
     return model.float().eval().requires_grad_(False)
 
 
 def _preprocessing(folder: Path, config: Any) -> Preprocessing:
     """What timm's configuration of a pretrained model asks of a square picture. Raises InputError."""
-    channels, *size = config["input_size"]
-    if channels != 3 or size[0] != size[1] or config["interpolation"] != "bicubic" or config["crop_pct"] != 1.0:
-        has = ", ".join(f"{key} {config[key]}" for key in ("input_size", "interpolation", "crop_pct"))
-        raise InputError(f"{folder / CONFIG}: a WD tagger sees all of a square, resized bicubically, not {has}.")
-    mean, std = tuple(config["mean"]), tuple(config["std"])
-    return Preprocessing(None, (size[0], size[1]), None, "bicubic", mean, std)
+    try:
+        size, interpolation, crop = (config[key] for key in ("input_size", "interpolation", "crop_pct"))
+        mean, std = config["mean"], config["std"]
+    except UNFORESEEN:
+        raise InputError(
+            f"{folder / CONFIG}: pretrained_cfg lacks input_size, interpolation, crop_pct, mean or std."
+        ) from None
+    side = size[2] if isinstance(size, list | tuple) and len(size) == 3 else None
+    if not is_side(side) or tuple(size) != (3, side, side) or interpolation != "bicubic" or crop != 1.0:
+        raise InputError(
+            f"{folder / CONFIG}: a WD tagger sees all of a square, resized bicubically, not input_size {size}, "
+            f"interpolation {interpolation}, crop_pct {crop}."
+        )
+    normal = three_numbers(folder / CONFIG, "mean", mean), three_numbers(folder / CONFIG, "std", std, positive=True)
+    return Preprocessing(None, (side, side), None, "bicubic", *normal)
 
 
 def _squared(images: Tensor) -> Tensor:

@@ -200,6 +200,12 @@ def _export_options(parser: argparse.ArgumentParser) -> None:
         help="diffusers: write a folder (default: the base's form)",
     )
     parser.add_argument("--pipeline", type=Path, metavar="FOLDER", help="pipeline configuration of a single file")
+    parser.add_argument(
+        "--nonfinite",
+        choices=("refuse", "clamp", "keep"),
+        default="refuse",
+        help="NaN and infinite values: refuse; clamp values beyond a type's range; keep them (default: refuse)",
+    )
     parser.add_argument("--mecha", type=Path, metavar="FILE", help="also write the recipe in sd-mecha's form")
     _json(parser)
 

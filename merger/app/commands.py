@@ -26,8 +26,12 @@ def search(args: argparse.Namespace) -> int:
     config = load_config(args.config, overrides)
     name = config.name or args.config.stem
     run = Run(ROOT.absolute() / name)
-    if run.exists():  # its folder may have been renamed since
-        return _search(config.model_copy(update={"name": run.study_name(run.config())}), run, args, create=_lost(run))
+    if run.exists():
+        begun = run.config()
+        kept = {"name": run.study_name(begun)}  # its folder may have been renamed since
+        if "block_names" not in config.model_fields_set:
+            kept["block_names"] = begun.block_names  # a run that began with an earlier version keeps its layers
+        return _search(config.model_copy(update=kept), run, args, create=_lost(run))
     run.check_free()  # before anything is loaded
     return _search(config.model_copy(update={"name": name}), run, args, create=True)
 
@@ -164,6 +168,7 @@ def export(args: argparse.Namespace) -> int:
         _configuration(args) or config.pipeline,
         args.mecha,
         replace_folder=args.output is None,  # a name of ours, in the run's own folder
+        nonfinite=args.nonfinite,
     )
     ending = "" if is_folder(sources.base, how) else ".safetensors"
     output = args.output or run.folder / f"{name}{suffix}{'-denoiser' if args.denoiser_only else ''}{ending}"
@@ -180,14 +185,16 @@ def export(args: argparse.Namespace) -> int:
 
 def merge(args: argparse.Namespace) -> int:
     """`merger merge`: a file from a recipe alone."""
-    from merger.checkpoints.compatibility import check_compatible, remarks
+    from merger.checkpoints.compatibility import check_compatible, mixed_prediction, remarks
     from merger.export.forms import ExportOptions, export_as
     from merger.export.recipe_files import open_recipe
 
     recipe, base, donors = open_recipe(args.recipe, allow_pickle=args.allow_pickle)
-    for remark in remarks(donors, check_compatible(base, donors)):
+    for remark in (*remarks(donors, check_compatible(base, donors)), *mixed_prediction(base, donors)):
         print(remark, file=sys.stderr)
-    how = ExportOptions(args.dtype, args.denoiser_only, args.format, _configuration(args), args.mecha)
+    how = ExportOptions(
+        args.dtype, args.denoiser_only, args.format, _configuration(args), args.mecha, nonfinite=args.nonfinite
+    )
     sweep(args.output.parent, args.output.name)
     written = export_as(recipe, args.output, how, base=base, donors=donors)
     print(json.dumps({"file": str(written)}) if args.json else _shown(written))

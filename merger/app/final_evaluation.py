@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from benchmark.evaluate.runner import Evaluation
 from benchmark.taggers.tagger import Tagger
@@ -21,10 +21,19 @@ class FinalEvaluation:
     """Evaluates blends on the prompt sets `validation` and `test`. See `merger.scoring.selection.Evaluate`.
 
     On validation prompts, where the winner is chosen, the tagger also sees every image slightly changed. A Ctrl-C ends
-    an evaluation after the current batch of images, with `KeyboardInterrupt`.
+    an evaluation after the current batch of images, with `KeyboardInterrupt`. check: raises an error if the sources of
+    the blends have changed; asked before an evaluation is kept.
     """
 
-    def __init__(self, runtime: Runtime, run: Run, progress: SearchProgress, interrupt: Interrupt) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        run: Run,
+        progress: SearchProgress,
+        interrupt: Interrupt,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.check = check
         self.runtime, self.progress, self.interrupt = runtime, progress, interrupt
         exam = runtime.exam
         self.taggers: Mapping[str, Mapping[str, Tagger]] = {
@@ -55,6 +64,7 @@ class FinalEvaluation:
             keep_images=SHOWN if which == "test" else 0,
             extractors={THUMBNAILS: Thumbnails()} if which == "validation" else None,
         )
+        self.check()
         self.caches[which].put(which, weights, evaluation)
         accuracy = evaluation.accuracy(TAGGER, exam.thresholds[TAGGER])
         self.progress.say(f"{which} prompts: {accuracy.value:.4f} ± {accuracy.stderr:.4f}")

@@ -19,6 +19,7 @@ from merger.app.sources import BlendSources
 from merger.config.config import Config
 from merger.errors import StudyError
 from merger.layers.components import DENOISER
+from merger.layers.unet import EARLIER
 from merger.scoring.objective import TAGGER
 from merger.search.sampler_choice import Choice
 from merger.search.study import describe_difference
@@ -26,6 +27,7 @@ from merger.search.study import describe_difference
 MAY_CHANGE = {
     "name",  # another name is another study, which has an identity of its own
     "allow_pickle",  # decides whether a file may be read, not what is in it
+    "allow_mixed_prediction",  # decides whether donors may be used, not what they are
     "trials",  # a limit: earlier trials do not depend on it
     "patience",  # a limit
     "time_limit",  # a limit
@@ -50,6 +52,7 @@ BY_CONTENT = {
     "text_encoders_from": ("text_encoders_from",),
     "components": ("components",),
     "granularity": ("granularity",),
+    "block_names": ("block names",),
     "bounds": ("weights searched",),
     "frozen": ("frozen",),
     "tied": ("weights searched",),
@@ -64,6 +67,7 @@ BY_CONTENT = {
     "vocabulary.top": _PROMPTS,
     "tags_per_prompt": _PROMPTS,
     "template": _PROMPTS,
+    "distinct_prompts": _PROMPTS,
     "prompts": ("search prompts", "number of search prompts"),
     "validation_prompts": ("validation prompts", "number of validation prompts"),
     "test_prompts": ("test prompts", "number of test prompts"),
@@ -114,6 +118,8 @@ def identity_of_sources(sources: BlendSources) -> dict[str, str]:
     named = {f"source {source.name}": source.sha256 for source in (sources.base, *sources.donors)}
     granularity = sources.granularity
     named["granularity"] = granularity if isinstance(granularity, str) else json.dumps(granularity)
+    if granularity == "block" and sources.block_names != EARLIER:  # which earlier versions took for granted
+        named["block names"] = sources.block_names
     if sources.components != (DENOISER,):  # which earlier versions took for granted
         named["components"] = json.dumps(sources.components)
     return named
@@ -122,7 +128,8 @@ def identity_of_sources(sources: BlendSources) -> dict[str, str]:
 def check_sources(stored: Mapping[str, str], sources: BlendSources, name: str) -> None:
     """Raises `StudyError` if the study `name`, whose identity is `stored`, began with other sources or layers."""
     now = identity_of_sources(sources)
-    before = {key: stored[key] for key in stored if key in now or key.startswith("source ") or key == "components"}
+    optional = ("components", "block names")
+    before = {key: stored[key] for key in stored if key in now or key.startswith("source ") or key in optional}
     if differences := describe_difference(before, now):
         raise StudyError(f"'{name}' began differently, so its weights mean another blend: {'; '.join(differences)}")
 

@@ -11,9 +11,13 @@ from typing import Any
 
 from merger.config.renamed import REMOVED, RENAMED, RENAMED_VALUES
 from merger.errors import StudyError
+from merger.layers.unet import EARLIER
 
 _OFF = {"polish": 0, "coarse_to_fine": {}}
 """The values at which removed settings did nothing."""
+
+_THEN = {"block_names": EARLIER, "distinct_prompts": False}
+"""Settings that 0.1.0 did not have, at the values that do what it did. Later run folders name every setting."""
 
 _RESULT = {"luck": "optimism"}
 _FINALIST = {"diversity": "thumbnail_spread"}
@@ -21,7 +25,8 @@ _FINALIST = {"diversity": "thumbnail_spread"}
 
 def translated_config(raw: Mapping[str, Any]) -> dict[str, Any]:
     """A run's configuration as read from its file, with today's keys. Removed settings are left out."""
-    return {RENAMED.get(key, key): _translated_value(key, value) for key, value in raw.items() if key not in REMOVED}
+    now = {RENAMED.get(key, key): _translated_value(key, value) for key, value in raw.items() if key not in REMOVED}
+    return _THEN | now
 
 
 def check_can_continue(raw: Mapping[str, Any], name: str) -> None:

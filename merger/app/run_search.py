@@ -9,13 +9,15 @@ from typing import Any
 
 from merger.app.final_evaluation import FinalEvaluation
 from merger.app.gradient_memory import GradientSearch, fit_into_memory
-from merger.app.identity import identity_of
+from merger.app.identity import check_sources, identity_of
 from merger.app.interrupt import Interrupt
 from merger.app.method import choose_as_begun, choose_method, search_settings
 from merger.app.outputs import write_outputs
 from merger.app.runs import Run
 from merger.app.runtime import Runtime, load_runtime
 from merger.app.session import Session
+from merger.checkpoints.finite import check_finite
+from merger.checkpoints.watch import SourceWatch
 from merger.errors import InputError, NoRoom
 from merger.report.progress import SearchProgress
 from merger.scoring.selection import select_winner
@@ -45,20 +47,23 @@ def run_search(session: Session, run: Run, interrupt: Interrupt, *, create: bool
     run.check_free()
     create = not run.exists() if create is None else create
     choice = choose_method(session)
+    kept = f"What is finished is kept: fix that, then `merger resume {run.folder}`."
+    watch = SourceWatch((session.sources.base, *session.sources.donors), kept)
     identity = identity_of(session.config, session.sources, session.exam, choice)
+    check_finite(session.sources.base, session.sources.donors, drawn=True)  # hashing has looked at the values already
     runtime = load_runtime(session, gradients=choice.follows_gradients)
+    watch.check()
     interrupt.stop_if_asked()
     choice, gradient, no_gradients = _with_gradients_if_they_fit(session, runtime, choice)
     interrupt.stop_if_asked()
     new = not run.folder.exists() or not any(run.folder.iterdir())
     run.make_folder()
-    kept = f"What is finished is kept: fix that, then `merger resume {run.folder}`."
     storage = run.storage(session.config)
     with run.held(storage, run.study_name(session.config), new), refusals_said(storage, kept):
         study = _open(session, run, identity, new=new, create=create)
         choice = choose_as_begun(session, choice, study.noted("method"), run.name, no_gradients)
         plan = _Plan(choice, gradient if choice.follows_gradients else None)
-        return _search(session, runtime, plan, study, run, interrupt)
+        return _search(session, runtime, plan, study, run, interrupt, watch)
 
 
 def _with_gradients_if_they_fit(
@@ -76,7 +81,13 @@ def _with_gradients_if_they_fit(
 
 
 def _search(
-    session: Session, runtime: Runtime, plan: _Plan, study: Study, run: Run, interrupt: Interrupt
+    session: Session,
+    runtime: Runtime,
+    plan: _Plan,
+    study: Study,
+    run: Run,
+    interrupt: Interrupt,
+    watch: SourceWatch,
 ) -> dict[str, Any]:
     config, sources, exam = session.config, session.sources, session.exam
     baselines = baselines_of(sources.space, sources.base.name, config.baselines)
@@ -92,11 +103,11 @@ def _search(
         progress.start(f"trial {number}")
 
     reason = search(
-        runtime.objective,
+        watch.around(runtime.objective),
         study,
         search_settings(session, method),
-        take_step=plan.gradient.steps if plan.gradient else None,
-        pruned=runtime.pruned_objective if config.pruning else None,
+        take_step=watch.around(plan.gradient.steps) if plan.gradient else None,
+        pruned=watch.around(runtime.pruned_objective) if config.pruning else None,
         interrupted=interrupt,
         report=progress.drawn,
         on_start=start,
@@ -111,7 +122,7 @@ def _search(
     selection = select_winner(
         records,
         (*baselines, *outcomes(sources.space, sources.base.name, config.baselines, records)),
-        FinalEvaluation(runtime, run, progress, interrupt),
+        FinalEvaluation(runtime, run, progress, interrupt, watch.check),
         thresholds=exam.thresholds,
         category_of=exam.vocabulary.category,
         name=run.study_name(config),
@@ -120,6 +131,8 @@ def _search(
     )
     interrupt.stop_if_asked()
     interrupt.doing = "writing the results"
+    watch.check()
+    check_sources(study.identity, session.sources, run.study_name(config))
     write_outputs(session, run, study.identity, method, records, selection)
     return selection.result
 
@@ -139,6 +152,8 @@ def _say_beginning(
     )
     most = most_trials(sources.space, session.config.baselines)
     progress.say(f"baselines take at most {most} trials, {most * prompts} images")
+    for remark in session.exam.remarks():
+        progress.say(remark)
     if plan.gradient is not None:
         progress.say(str(plan.gradient.memory))
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from merger.checkpoints.adapter import open_donor
 from merger.checkpoints.checkpoint import Checkpoint, open_checkpoint, read_unet_config
-from merger.checkpoints.compatibility import check_compatible, remarks
+from merger.checkpoints.compatibility import check_compatible, mixed_prediction, remarks
 from merger.checkpoints.components import check_configuration
 from merger.checkpoints.text_encoders import components_of, with_text_encoders
 from merger.checkpoints.weight_files import refuse_pickled_base
@@ -16,6 +16,7 @@ from merger.config.config import Config
 from merger.errors import ConfigError
 from merger.export.recipe import Recipe
 from merger.layers.grouping import group
+from merger.layers.unet import COMMUNITY, BlockNames
 from merger.search.space import Space, Weights, make_space
 
 
@@ -29,10 +30,18 @@ class BlendSources:
     space: Space
     granularity: str | Mapping[str, str]
     components: tuple[str, ...]
+    block_names: BlockNames = COMMUNITY
 
     def recipe(self, weights: Weights) -> Recipe:
         """How to rebuild the blend of these weights. Hashes every source once."""
-        return Recipe.of(self.base, self.donors, self.granularity, weights, components=self.components)
+        return Recipe.of(
+            self.base,
+            self.donors,
+            self.granularity,
+            weights,
+            components=self.components,
+            block_names=self.block_names,
+        )
 
 
 def open_sources(config: Config) -> BlendSources:
@@ -53,13 +62,17 @@ def open_sources(config: Config) -> BlendSources:
         open_donor(donor.path, base, name=name, allow_pickle=config.allow_pickle)
         for donor, name in zip(config.donors, config.donor_names, strict=True)
     )
-    for remark in remarks(donors, check_compatible(base, donors)):
+    left_out = check_compatible(base, donors)
+    mixed = mixed_prediction(base, donors, config.pipeline)
+    if mixed and not config.allow_mixed_prediction:
+        raise ConfigError(f"{mixed[0]}. Leave it out, or set allow_mixed_prediction: true")
+    for remark in (*remarks(donors, left_out), *mixed):
         print(remark, file=sys.stderr)
     if base.text and all(len(donor.lent) == len(components_of(base.text)) for donor in donors):
         raise ConfigError(
             "components: no donor has a text encoder, so there is none to blend: leave out 'text_encoder'"
         )
-    layers = group(base.blended, config.granularity)
+    layers = group(base.blended, config.granularity, config.block_names)
     own_bounds = zip(config.donor_names, config.donors, strict=True)
     space = make_space(
         tuple(layers),
@@ -69,4 +82,4 @@ def open_sources(config: Config) -> BlendSources:
         frozen=config.frozen,
         tied=config.tied,
     )
-    return BlendSources(base, donors, layers, space, config.granularity, config.components)
+    return BlendSources(base, donors, layers, space, config.granularity, config.components, config.block_names)

@@ -40,15 +40,24 @@ def blend(
     *,
     dtype: torch.dtype | None = None,
     chunk: int | None = None,
+    clamp: bool = False,
 ) -> Tensor:
     """Blend flat tensors: `base + sum(weight * difference)`.
 
-    base: [P]. differences: D of [P] each. weights: [D], finite. Returns a new [P] of `dtype` (the base's own by
-    default) on the base's device. Raises ValueError on lengths that do not agree and on weights that are not finite.
+    base: [P]. differences: D of [P] each. weights: [D], finite. clamp: whether values beyond the range of the dtype
+    become its largest number instead of infinite. Returns a new [P] of `dtype` (the base's own by default) on the
+    base's device. Raises ValueError on lengths that do not agree and on weights that are not finite.
     """
-    out = torch.empty(base.shape, dtype=dtype or base.dtype, device=base.device)
-    blend_into(out, base, differences, weights, stored=out.dtype, chunk=chunk)
-    return out
+    through = dtype or base.dtype
+    if not clamp:
+        out = torch.empty(base.shape, dtype=through, device=base.device)
+        blend_into(out, base, differences, weights, stored=through, chunk=chunk)
+        return out
+    # held in a type that rounds nothing away, then clamped and rounded once
+    inputs = {base.dtype, *(difference.donor.dtype for difference in differences)}
+    wide = torch.float64 if torch.float64 in inputs else torch.float32
+    unrounded = blend(base, differences, weights, dtype=wide, chunk=chunk)
+    return rounded(unrounded, through, clamp=True)
 
 
 def blend_into(
@@ -76,7 +85,7 @@ def blend_into(
     through = stored or out.dtype
     if not active or (len(active) == 1 and active[0][1] == 1.0):
         source = active[0][0].donor if active else base
-        out.copy_(_rounded(source, through))
+        out.copy_(rounded(source, through))
         return
     step = chunk or (GPU_CHUNK if out.is_cuda else CPU_CHUNK)
     scratch = torch.empty((3, min(step, max(out.numel(), 1))), dtype=torch.float32, device=out.device)
@@ -91,7 +100,20 @@ def blend_into(
         if through.itemsize > 1 and through in (torch.float32, out.dtype):
             out[here].copy_(total)
         else:
-            out[here].copy_(_rounded(total, through))
+            out[here].copy_(rounded(total, through))
+
+
+def rounded(values: Tensor, dtype: torch.dtype, *, clamp: bool = False) -> Tensor:
+    """`values` as `dtype`.
+
+    Values that overflow an 8-bit float would become NaN, so they become its largest number. clamp: whether they do so
+    in wider types as well, where they would become infinite.
+    """
+    if clamp or (dtype.itemsize == 1 and values.dtype != dtype):
+        end = torch.finfo(dtype).max
+        wide = values if values.dtype == torch.float64 else values.to(torch.float32)
+        return wide.clamp(-end, end).to(dtype)
+    return values.to(dtype)
 
 
 def common_dtype(dtypes: Iterable[torch.dtype]) -> torch.dtype:
@@ -101,14 +123,6 @@ def common_dtype(dtypes: Iterable[torch.dtype]) -> torch.dtype:
         known = {torch.float16 if dtype.itemsize == 1 else dtype for dtype in known}
     widest = functools.reduce(torch.promote_types, known)
     return torch.float32 if widest == torch.float64 else widest
-
-
-def _rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """`values` as `dtype`. Values that overflow an 8-bit float would become NaN, so they become its largest number."""
-    if dtype.itemsize == 1 and values.dtype != dtype:
-        end = torch.finfo(dtype).max
-        return values.to(torch.float32).clamp(-end, end).to(dtype)
-    return values.to(dtype)
 
 
 def _as_float32(weight: float) -> float:

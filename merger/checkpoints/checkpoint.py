@@ -34,7 +34,7 @@ class Checkpoint:
     tensors: every tensor of those files by its key, in their order. prediction, zero_snr: as
     `merger.checkpoints.families.prediction_of` says it. text: {name: TensorInfo} of the text encoders, if they are
     blended too, with names of `merger.checkpoints.names.text`. lent: the text encoders that it does not hold itself
-    and has the base's in their place.
+    and has the base's in their place. notes: lines on what a user should know of how it was read.
     """
 
     name: str
@@ -51,6 +51,7 @@ class Checkpoint:
     _open: dict[Path, WeightFile] = field(default_factory=dict, repr=False)
     text: Mapping[str, TensorInfo] = field(default_factory=dict, repr=False)
     lent: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @functools.cached_property
     def blended(self) -> Mapping[str, TensorInfo]:
@@ -62,11 +63,19 @@ class Checkpoint:
         """SHA-256 of the file, in hex; of a folder or of shards, that of their weight files' names and hashes."""
         if self.path.is_file() and self.files == (self.path,):
             return file_sha256(self.path)
-        folder = self.layout == "folder"
-        files = sorted(self.path.rglob("*.safetensors")) if folder else sorted(self.files)
-        start = self.path if folder else self.path.parent
-        lines = [f"{file_sha256(file)}  {file.relative_to(start).as_posix()}\n" for file in files or self.files]
+        start = self.path if self.layout == "folder" else self.path.parent
+        lines = [f"{file_sha256(file)}  {file.relative_to(start).as_posix()}\n" for file in self.weight_files]
         return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    @property
+    def weight_files(self) -> tuple[Path, ...]:
+        """All files with weights: of a diffusers folder those of every component, else `files`; sorted."""
+        found = sorted(self.path.rglob("*.safetensors")) if self.layout == "folder" else sorted(self.files)
+        return tuple(found) or self.files
+
+    def keys_of(self, file: Path) -> tuple[str, ...]:
+        """The keys of one of `files`."""
+        return tuple(self._open[file].header.tensors)
 
     @property
     def parameters(self) -> int:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-from merger.checkpoints.checkpoint import Checkpoint
+from merger.checkpoints.checkpoint import Checkpoint, read_scheduler_config
+from merger.checkpoints.families import prediction_of
 from merger.errors import CheckpointError
 from merger.layers.components import TEXT_ENCODERS
 
@@ -53,6 +55,7 @@ def remarks(donors: Sequence[Checkpoint], left_out: Mapping[str, Sequence[str]])
         f"{name}: the blend leaves out {len(extra)} tensors, first '{extra[0]}'" for name, extra in left_out.items()
     ]
     for donor in donors:
+        lines += [f"{donor.name}: {note}" for note in donor.notes]
         if donor.layout == "lora" and donor.other_keys:
             lines.append(
                 f"{donor.name}: the blend leaves out what it has for text encoders ({len(donor.other_keys)} tensors), "
@@ -62,6 +65,43 @@ def remarks(donors: Sequence[Checkpoint], left_out: Mapping[str, Sequence[str]])
             layers = ", ".join(TEXT_ENCODERS[component] for component in donor.lent)
             has = "changes" if donor.layout == "lora" else "holds"
             lines.append(f"{donor.name}: {has} no text encoder for {layers}, where its weights change nothing")
+    return lines
+
+
+def predicts(checkpoint: Checkpoint, pipeline: Path | None = None) -> tuple[str, bool]:
+    """What a checkpoint's denoiser predicts, and whether its noise schedule ends at pure noise.
+
+    pipeline: the configuration folder that a single file is read with; its scheduler decides if the file does not say.
+    """
+    if checkpoint.prediction != "unknown" or pipeline is None:
+        return checkpoint.prediction, checkpoint.zero_snr
+    scheduler = read_scheduler_config(pipeline)
+    return prediction_of(checkpoint.family, checkpoint.tensors, checkpoint.metadata, scheduler)
+
+
+def in_words(prediction: str, zero_snr: bool) -> str:
+    """What a denoiser predicts, as a phrase: `predicts v, zero terminal SNR`."""
+    words = {"v": "predicts v", "epsilon": "predicts noise", "flow": "predicts flow"}
+    unknown = "predicts noise (512) or v (768-v): the file does not say, the pipeline's scheduler must"
+    return words.get(prediction, unknown) + (", zero terminal SNR" if zero_snr else "")
+
+
+def mixed_prediction(base: Checkpoint, donors: Sequence[Checkpoint], pipeline: Path | None = None) -> list[str]:
+    """A line for each donor that was trained to predict something else than the base, or for another noise schedule.
+
+    A blend is used as the base is, so such a donor alone would be drawn wrongly, and a blend pulls towards that.
+    Adapters predict nothing by themselves, and what nobody knows is not compared.
+    """
+    wanted = predicts(base, pipeline)
+    lines = []
+    for donor in donors:
+        given = predicts(donor)
+        if donor.layout == "lora" or "unknown" in (given[0], wanted[0]) or given == wanted:
+            continue
+        lines.append(
+            f"{donor.name} {in_words(*given)}, but the base {base.name} {in_words(*wanted)}: "
+            "a blend is used as the base is, which is wrong for this donor"
+        )
     return lines
 
 

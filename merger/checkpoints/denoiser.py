@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from benchmark.pipelines.key_names import by_usual_key
 from merger.checkpoints.families import markers, transformer_family, unet_family
 from merger.checkpoints.headers import FLOATING
 from merger.checkpoints.kinds import is_controlnet, kind_of
@@ -33,6 +34,7 @@ _UNET_PARTS = (
 )
 SCALES = (".scale_weight", ".weight_scale", "scaled_fp8")
 """Ends of the keys that say that a file's weights are scaled, so quantised."""
+_EMA = "model_ema.diffusion_model"
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -52,19 +54,40 @@ def find_denoiser(path: Path, shapes: Shapes) -> FoundDenoiser:
     Raises NoDenoiser, with the kind of weights they are, if there is none, and CheckpointError if diffusers' converter
     cannot read it.
     """
-    if not is_controlnet(shapes):  # half of a ControlNet looks like a denoiser
-        if (unet := _find_unet(shapes)) is not None:
-            return unet
-        stem, names = transformer_names_in(shapes, str(path), markers())
-        if names:
-            own = all(len(each) == 1 and each[0].key.endswith(name) for name, each in names.items())
-            return FoundDenoiser(stem or transformer_family(names), own, names)
-    kind, words = kind_of(shapes)
+    try:
+        kept = by_usual_key(shapes)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    usual = {key: shapes[own] for key, own in kept.items()}
+    if (found := _find(path, usual)) is not None:
+        names = {
+            name: tuple(replace(piece, key=kept[piece.key]) for piece in each) for name, each in found.names.items()
+        }
+        return replace(found, names=names)
+    if any(key.startswith(_EMA) for key in usual):
+        words = "only an EMA copy of a denoiser ('model_ema.'), whose names have lost their dots"
+        raise NoDenoiser(f"{path}: holds {words}. Use the file with the model itself.", "ema", words)
+    kind, words = kind_of(usual)
     if kind != "unknown":
         raise NoDenoiser(f"{path}: is {words}. There is no denoiser in it.", kind, words)
     first = next(iter(shapes), "")
     why = f"holds no denoiser that is known here ({len(shapes)} tensors, first '{first}')."
     raise NoDenoiser(f"{path}: {why}", kind, words)
+
+
+def _find(path: Path, shapes: Shapes) -> FoundDenoiser | None:
+    """The denoiser among keys in diffusers' spelling; None if there is none."""
+    if is_controlnet(shapes):  # half of a ControlNet looks like a denoiser
+        return None
+    if (unet := _find_unet(shapes)) is not None:
+        return unet
+    if kind_of(shapes)[0] == "lora":  # whose keys begin as a transformer's do
+        return None
+    stem, names = transformer_names_in(shapes, str(path), markers())
+    if not names:
+        return None
+    own = all(len(each) == 1 and each[0].key.endswith(name) for name, each in names.items())
+    return FoundDenoiser(stem or transformer_family(names), own, names)
 
 
 def _find_unet(shapes: Shapes) -> FoundDenoiser | None:

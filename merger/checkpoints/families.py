@@ -22,8 +22,11 @@ class Family:
     name: what files, recipes and messages call it. marker: the diffusers name of a tensor that only this family's
     network has; empty if the structure tells. prediction: what its denoiser predicts if the file does not say.
     architecture: ModelSpec's identifier; empty if ModelSpec has none, and the name then stands for it. architectures:
-    {prediction: identifier} if it depends on that. mecha: sd-mecha's name for files of its original layout, if it has
-    one. not_from_text: why prompts alone cannot score it, in words; empty if they can.
+    {prediction: identifier} if it depends on that. resolution: width and height that its models are made for, as
+    ModelSpec writes it; empty if they are made for any. resolutions: {prediction: resolution} if it depends on that.
+    implementation: the codebase that original files of it have the keys of, as ModelSpec wants it named. mecha:
+    sd-mecha's name for files of its original layout, if it has one. not_from_text: why prompts alone cannot score it,
+    in words; empty if they can.
     """
 
     name: str
@@ -32,6 +35,9 @@ class Family:
     prediction: Prediction = "unknown"
     architecture: str = ""
     architectures: Mapping[str, str] = field(default_factory=dict)
+    resolution: str = ""
+    resolutions: Mapping[str, str] = field(default_factory=dict)
+    implementation: str = "sgm"
     mecha: str = ""
     not_from_text: str = ""
 
@@ -44,6 +50,13 @@ class Family:
         """ModelSpec's identifier of a model that predicts this, or the family's name if ModelSpec has none."""
         return self.architectures.get(prediction, self.architecture or self.name)
 
+    def resolution_of(self, prediction: str) -> str:
+        """The resolution that a model which predicts this is made for; empty if it is made for any."""
+        return self.resolutions.get(prediction, self.resolution)
+
+
+_MARKED = ("", "model.diffusion_model.")
+"""Where marker keys are: beside a denoiser's keys, or under its prefix, where loaders of a denoiser alone see them."""
 
 # U-Nets that take more than latents, in channels or as an embedding -> why prompts alone cannot score them. Inpainting
 # models can be scored: everything is masked.
@@ -57,25 +70,56 @@ _VARIANTS = {
 _EXTRA_INPUTS = {1: "depth", 3: "upscaler", 4: "instruct-pix2pix", 5: "inpainting"}
 """How many input channels a U-Net has beyond those of its latents -> what they make it."""
 
+# Resolutions are those of kohya's sd-scripts (library/sai_model_spec.py, determine_resolution), which names the sources
+# of original files in the same place (determine_implementation); `sgm` is ModelSpec's own example for Stable Diffusion.
 _TABLE = (
-    Family("sd1", "unet", prediction="epsilon", architecture="stable-diffusion-v1", mecha="sd1-ldm"),
+    Family(
+        "sd1",
+        "unet",
+        prediction="epsilon",
+        architecture="stable-diffusion-v1",
+        resolution="512x512",
+        mecha="sd1-ldm",
+    ),
     # SD 2 came as 512 (epsilon) and 768-v (v) with the same tensors, and the v ones have it in their scheduler.
     Family(
         "sd2",
         "unet",
         architecture="stable-diffusion-v2",
         architectures={"v": "stable-diffusion-v2-768-v", "epsilon": "stable-diffusion-v2-512"},
+        resolution="512x512",
+        resolutions={"v": "768x768"},
     ),
-    Family("sd2-inpainting", "unet", prediction="epsilon", architecture="stable-diffusion-v2-inpainting"),
+    Family(
+        "sd2-inpainting",
+        "unet",
+        prediction="epsilon",
+        architecture="stable-diffusion-v2-inpainting",
+        resolution="512x512",
+    ),
     Family(
         "sd2-depth",
         "unet",
         prediction="epsilon",
         architecture="stable-diffusion-v2-depth",
+        resolution="512x512",
         not_from_text=_VARIANTS["depth"],
     ),
-    Family("sdxl", "unet", prediction="epsilon", architecture="stable-diffusion-xl-v1-base", mecha="sdxl-sgm"),
-    Family("sdxl-refiner", "unet", prediction="epsilon", architecture="stable-diffusion-xl-v1-refiner"),
+    Family(
+        "sdxl",
+        "unet",
+        prediction="epsilon",
+        architecture="stable-diffusion-xl-v1-base",
+        resolution="1024x1024",
+        mecha="sdxl-sgm",
+    ),
+    Family(
+        "sdxl-refiner",
+        "unet",
+        prediction="epsilon",
+        architecture="stable-diffusion-xl-v1-refiner",
+        resolution="1024x1024",
+    ),
     Family("unet", "unet", prediction="epsilon"),
     Family(
         "sd3",
@@ -83,6 +127,7 @@ _TABLE = (
         "pos_embed.proj.weight",
         prediction="flow",
         architecture="stable-diffusion-3",
+        resolution="1024x1024",
         mecha="sd3-comfyui",
     ),
     Family(
@@ -91,6 +136,8 @@ _TABLE = (
         "single_transformer_blocks.0.proj_mlp.weight",
         prediction="flow",
         architecture="flux-1",
+        resolution="1024x1024",
+        implementation="https://github.com/black-forest-labs/flux",
         mecha="flux-flux",
     ),
     Family(
@@ -99,6 +146,8 @@ _TABLE = (
         "time_caption_embed.caption_embedder.0.weight",
         prediction="flow",
         architecture="lumina-2",
+        resolution="1024x1024",
+        implementation="https://github.com/Alpha-VLLM/Lumina-Image-2.0",
     ),
     Family("zimage", "transformer", "all_x_embedder.2-1.weight", prediction="flow", architecture="z-image"),
     Family("qwenimage", "transformer", "txt_norm.weight", prediction="flow", architecture="qwen-image"),
@@ -169,12 +218,13 @@ def prediction_of(
     order: marker keys of the file (`v_pred`, `ztsnr`), the scheduler, ModelSpec metadata, the family's record.
     """
     known = set(keys)
+    marked = {marker for marker in ("v_pred", "ztsnr") for start in _MARKED if start + marker in known}
     scheduler = scheduler or {}
     usual = family_named(family).prediction
-    zero = "ztsnr" in known or bool(scheduler.get("rescale_betas_zero_snr"))
+    zero = "ztsnr" in marked or bool(scheduler.get("rescale_betas_zero_snr"))
     said = str(scheduler.get("prediction_type", "")) or metadata.get("modelspec.prediction_type", "")
     architecture = metadata.get("modelspec.architecture", "")
-    if "v_pred" in known or said in ("v", "v_prediction") or "768-v" in architecture:
+    if "v_pred" in marked or said in ("v", "v_prediction") or "768-v" in architecture:
         return "v", zero
     if "flow" in str(scheduler.get("_class_name", "")).lower() or usual == "flow":
         return "flow", zero

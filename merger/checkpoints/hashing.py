@@ -1,25 +1,115 @@
-"""SHA-256 of files, computed once per file and process: a search asks for the same gigabytes several times."""
+"""What the bytes of a file say: their SHA-256, and which tensors hold values that are no finite numbers.
+
+Both come from one pass over the file, which is computed once per file and process: a search asks for the same gigabytes
+several times.
+"""
 
 from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 
+import numpy as np
+import torch
+from torch import Tensor
+
+from merger.checkpoints.headers import Header, raw_bytes, read_header
 from merger.errors import CheckpointError
+
+_BLOCK = 1 << 22
+"""Bytes that are read, hashed and checked at a time: a multiple of every type's width that fits into the caches."""
+
+# Type -> (numpy's integers of its width, its infinity shifted left by one bit). The shift drops the sign, so a value is
+# infinite if it equals the number and NaN if it is larger. Patterns: IEEE 754, and OCP's 8-bit formats; E4M3 has no
+# infinity, and its only NaN is 0x7F.
+_PATTERNS: dict[torch.dtype, tuple[str, int]] = {
+    torch.float64: ("<u8", 0xFFE0_0000_0000_0000),
+    torch.float32: ("<u4", 0xFF00_0000),
+    torch.float16: ("<u2", 0xF800),
+    torch.bfloat16: ("<u2", 0xFF00),
+    torch.float8_e5m2: ("u1", 0xF8),
+    torch.float8_e4m3fn: ("u1", 0xFD),
+}
+NAN, INFINITE = "NaN", "infinite values"
+
+
+@dataclass(frozen=True)
+class Contents:
+    """sha256: of all bytes, in hex. nonfinite: {key of a tensor: `NaN` or `infinite values`}, in the file's order."""
+
+    sha256: str
+    nonfinite: Mapping[str, str]
 
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, in hex. Raises CheckpointError if it cannot be read."""
+    return file_contents(path).sha256
+
+
+def file_contents(path: Path) -> Contents:
+    """What a file's bytes say. In a file of another format than safetensors no tensor is looked at.
+
+    Raises CheckpointError if it cannot be read.
+    """
     try:
         status = path.stat()
-        return _computed(path.resolve(), status.st_size, status.st_mtime_ns)
+        # whoever sets a file's time of change back cannot set back when its entry was changed
+        state = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+        return _computed(path.resolve(), state)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from None
 
 
+def nonfinite_in(tensor: Tensor) -> str:
+    """`NaN` or `infinite values` if a tensor holds such; empty if all its values are finite numbers."""
+    return _worst(raw_bytes(tensor).numpy(), tensor.dtype) if tensor.dtype in _PATTERNS else ""
+
+
 @functools.cache
-def _computed(path: Path, size: int, changed: int) -> str:
-    """size, changed: only part of the cache's key, so that another file under the same name is hashed anew."""
+def _computed(path: Path, state: tuple[int, ...]) -> Contents:
+    """state: only part of the cache's key, so that another file under the same name is read anew."""
+    try:
+        header = read_header(path)
+    except CheckpointError:  # another format, or damaged: whoever opens it says so; its bytes have a hash all the same
+        header = None
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        if header is None:
+            return Contents(hashlib.file_digest(file, "sha256").hexdigest(), {})
+        return _read_through(path, file, header)
+
+
+def _read_through(path: Path, file: BufferedReader, header: Header) -> Contents:
+    """Hash a safetensors file and check its tensors, block by block in the order of its bytes."""
+    hashed = hashlib.sha256()
+    length = file.read(8)
+    hashed.update(length)
+    hashed.update(file.read(int.from_bytes(length, "little")))
+    block = bytearray(_BLOCK)
+    found = {}
+    for key, entry in header.tensors.items():
+        worst = ""
+        for start in range(entry.start, entry.end, _BLOCK):
+            here = memoryview(block)[: min(_BLOCK, entry.end - start)]
+            if file.readinto(here) < len(here):
+                raise CheckpointError(f"{path}: became shorter while it was read. Fetch it again.")
+            hashed.update(here)
+            if worst != NAN and entry.dtype in _PATTERNS:
+                worst = _worst(np.frombuffer(here, np.uint8), entry.dtype) or worst
+        if worst:
+            found[key] = worst
+    for rest in iter(lambda: file.read(_BLOCK), b""):  # what was added since the header was read
+        hashed.update(rest)
+    return Contents(hashed.hexdigest(), found)
+
+
+def _worst(values: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], dtype: torch.dtype) -> str:
+    """`nonfinite_in` of bytes. values: [N] uint8, a whole number of elements."""
+    if not values.size:
+        return ""
+    integers, infinity = _PATTERNS[dtype]
+    largest = int(np.left_shift(values.view(integers), 1).max())
+    return "" if largest < infinity else INFINITE if largest == infinity else NAN

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from merger.checkpoints.adapter import open_lora
-from merger.checkpoints.checkpoint import Checkpoint, open_checkpoint, read_scheduler_config, read_unet_config
-from merger.checkpoints.compatibility import check_compatible
-from merger.checkpoints.families import family_named, prediction_of
+from merger.checkpoints.checkpoint import Checkpoint, open_checkpoint, read_unet_config
+from merger.checkpoints.compatibility import check_compatible, in_words, mixed_prediction, predicts
+from merger.checkpoints.families import family_named
 from merger.checkpoints.hub import on_this_disk
 from merger.checkpoints.recipe_metadata import origin_of
 from merger.checkpoints.text_encoders import text_tensors
@@ -24,7 +24,7 @@ from merger.layers.text import group_text
 def inspect_files(paths: Sequence[Path], pipeline: Path | None = None, *, allow_pickle: bool = False) -> dict[str, Any]:
     """Describe checkpoints; the first is the base that the others must be compatible with.
 
-    Returns {"files": [...], "fit": {"ok", "problem", "left_out"}}. Each file is one of three:
+    Returns {"files": [...], "fit": {"ok", "problem", "left_out", "remarks"}}. Each file is one of three:
     - a checkpoint: {name, path, family, layout, prediction, zero_snr, bytes, tensors, parameters, dtypes,
       other_tensors, sha256, layers, text_encoders, recipe}, with `layers` {block: parameters} and `text_encoders`
       {text encoder: parameters};
@@ -59,12 +59,13 @@ def inspect_files(paths: Sequence[Path], pipeline: Path | None = None, *, allow_
                 raise
             refused.append(str(error))
             files.append({"name": name, "path": str(path), "problem": str(error)})
-    fit: dict[str, Any] = {"ok": True, "problem": None, "left_out": {}}
+    fit: dict[str, Any] = {"ok": True, "problem": None, "left_out": {}, "remarks": []}
     try:
         if refused and len(paths) > 1:
             raise CheckpointError(refused[0])
         if opened:
             fit["left_out"] = {name: list(extra) for name, extra in check_compatible(opened[0], opened[1:]).items()}
+            fit["remarks"] = mixed_prediction(opened[0], opened[1:], pipeline)
     except CheckpointError as error:
         fit |= {"ok": False, "problem": str(error)}
     return {"files": files, "fit": fit}
@@ -96,6 +97,7 @@ def format_inspection(found: dict[str, Any]) -> str:
         lines.append("they fit together" if found["fit"]["ok"] else f"they do not fit: {found['fit']['problem']}")
     for name, extra in found["fit"]["left_out"].items():
         lines.append(f"a blend leaves out {len(extra)} tensors of {name}, first '{extra[0]}'")
+    lines += [f"note: {remark}" for remark in found["fit"]["remarks"]]
     return "\n".join(lines)
 
 
@@ -112,9 +114,10 @@ def _lines(file: dict[str, Any]) -> list[str]:
             lines.append(f"  changes {file['changes']} tensors of the base's denoiser{left}")
         return lines
     network = family_named(file["family"]).network_in_words
+    predicted = in_words(file["prediction"], file["zero_snr"])
     lines = [
         f"{file['path']}",
-        f"  {file['family']} {network}, {file['layout']} layout, {_size(file['bytes'])}; {_predicts(file)}",
+        f"  {file['family']} {network}, {file['layout']} layout, {_size(file['bytes'])}; {predicted}",
         f"  denoiser: {file['parameters']:,} parameters in {file['tensors']} tensors ({dtypes}); "
         f"{file['other_tensors']} other tensors",
         f"  SHA-256 {file['sha256']}",
@@ -125,12 +128,6 @@ def _lines(file: dict[str, Any]) -> list[str]:
     if file["recipe"]:
         lines.append(f"  a blend made by layermerge {file['recipe']['version']} from {', '.join(file['recipe']['of'])}")
     return lines
-
-
-def _predicts(file: dict[str, Any]) -> str:
-    words = {"v": "predicts v", "epsilon": "predicts noise", "flow": "predicts flow"}
-    unknown = "predicts noise (512) or v (768-v): the file does not say, the pipeline's scheduler must"
-    return words.get(file["prediction"], unknown) + (", zero terminal SNR" if file["zero_snr"] else "")
 
 
 def _describe_other(path: Path, name: str, found: NoDenoiser, allow_pickle: bool) -> dict[str, Any]:
@@ -147,10 +144,7 @@ def _describe_other(path: Path, name: str, found: NoDenoiser, allow_pickle: bool
 
 
 def _describe(checkpoint: Checkpoint, pipeline: Path | None) -> dict[str, Any]:
-    scheduler = read_scheduler_config(pipeline) if pipeline is not None else None
-    prediction, zero_snr = checkpoint.prediction, checkpoint.zero_snr
-    if prediction == "unknown":
-        prediction, zero_snr = prediction_of(checkpoint.family, checkpoint.tensors, checkpoint.metadata, scheduler)
+    prediction, zero_snr = predicts(checkpoint, pipeline)
     elements = {name: math.prod(info.shape) for name, info in checkpoint.denoiser.items()}
     text = {name: math.prod(info.shape) for name, info in text_tensors(checkpoint).items()}
     return {

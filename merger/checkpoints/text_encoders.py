@@ -9,7 +9,7 @@ from pathlib import Path
 from merger.checkpoints.checkpoint import Checkpoint
 from merger.checkpoints.denoiser import SCALES
 from merger.checkpoints.headers import FLOATING
-from merger.checkpoints.names.text import folder_keys, names_of_folder, text_names_in
+from merger.checkpoints.names.text import folder_keys, names_of_folder, stray_text_in, text_names_in
 from merger.checkpoints.source import TensorInfo, assembled
 from merger.checkpoints.weight_files import INDEX, open_weights, shards
 from merger.errors import CheckpointError
@@ -86,6 +86,11 @@ def with_text_of(donor: Checkpoint, base: Checkpoint) -> Checkpoint:
     _check_types(donor.path, own)
     held = components_of(own)
     lent = tuple(component for component in components_of(base.text) if component not in held)
+    if lent and donor.layout != "folder" and (stray := stray_text_in(donor.tensors)):
+        raise CheckpointError(
+            f"{donor.path}: holds a text encoder under keys that are not read here (first '{stray}'), so it cannot be "
+            "blended. Rename them as in other files of its family, or leave 'text_encoder' out of the components."
+        )
     borrowed = {name: info for name, info in base.text.items() if component_of(name) in lent}
     return replace(donor, text=own | borrowed, lent=lent, _open={**base._open, **donor._open})
 

@@ -35,6 +35,7 @@ from merger.config.parts import (
     name_of,
 )
 from merger.layers.components import DENOISER, TEXT, components_problem
+from merger.layers.unet import COMMUNITY, BlockNames
 from merger.search.registry import CHOOSERS, no_method, sampler_names
 
 Granularity = Annotated[Literal["stage", "block", "module", "tensor"] | dict[str, str], TableOfLayers]
@@ -77,6 +78,12 @@ class Config(Settings):
         "by default, because opening a pickle in other programs can run any code.",
     )
 
+    allow_mixed_prediction: bool = Field(
+        default=False,
+        description="Whether donors may predict something else than the base (noise, v or flow), or be made for "
+        "another noise schedule (zero terminal SNR). Images are generated as the base wants it, so such a donor alone "
+        "looks wrong.",
+    )
     components: tuple[str, ...] = Field(
         default=(DENOISER,),
         description="What is blended: `[denoiser]`, or `[denoiser, text_encoder]` for the text encoders as well.",
@@ -85,6 +92,11 @@ class Config(Settings):
         default="block",
         description="Which tensors share one weight per donor: `stage`, `block` (the community's layer names), "
         "`module`, `tensor`, or a table of your own (`pattern: layer`, in place or as a YAML file).",
+    )
+    block_names: BlockNames = Field(
+        default=COMMUNITY,
+        description="Whose names of a U-Net's blocks `granularity: block` has: `community`, or `layermerge-0.1`, in "
+        "which the last normalisation and convolution belong to `BASE`. Runs of version 0.1 keep the latter.",
     )
     bounds: Bounds = Field(
         default=(-0.5, 1.5),
@@ -136,6 +148,12 @@ class Config(Settings):
         default=256,
         description="Number of images per model in the final table, which nothing is chosen on. The tag accuracy there "
         "is the recall of the tags asked for.",
+    )
+
+    distinct_prompts: bool = Field(
+        default=True,
+        description="Whether search, validation and test prompts share no text, as far as the vocabulary is large "
+        "enough. Runs of version 0.1.0 are continued without it, as they began.",
     )
 
     steps: Annotated[int, Field(ge=1, le=1000)] = Field(default=20, description="Number of sampling steps of an image.")

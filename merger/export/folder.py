@@ -19,6 +19,7 @@ from merger.checkpoints.text_encoders import TEXT_FILE, components_of
 from merger.errors import CheckpointError
 from merger.export.layout import DTYPES, Form
 from merger.export.recipe import Recipe
+from merger.export.values import Nonfinite, ValueCheck
 from merger.export.write import write_file
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -35,13 +36,15 @@ def export_folder(
     dtype: str | None = None,
     extra_metadata: Mapping[str, str] | None = None,
     replace_folder: bool = False,
+    nonfinite: Nonfinite = "refuse",
 ) -> Path:
     """Write the blend that `recipe` describes as a diffusers folder.
 
     pipeline: the configuration folder of a base that is a single file. dtype: of the denoiser and, if the base is a
     single file, of the other components. replace_folder: whether the new folder replaces an existing one once it is
-    whole. The metadata of the denoiser's file hold the recipe. Raises CheckpointError for an output that exists, for a
-    single file without its pipeline's configuration, and for a base that is no whole pipeline.
+    whole. nonfinite: what is done with values that are no finite numbers. The metadata of the denoiser's file hold the
+    recipe. Raises CheckpointError for an output that exists, for a single file without its pipeline's configuration,
+    for a base that is no whole pipeline, and for values that are no finite numbers.
     """
     output = Path(output)
     if output.exists() and not (replace_folder and output.is_dir()):
@@ -49,6 +52,8 @@ def export_folder(
     if any(output.resolve() == source.path.resolve() for source in (base, *donors)):
         raise CheckpointError(f"{output}: is one of the blend's own sources. Choose another name.")
     text = components_of(base.text)
+    values = ValueCheck(nonfinite)
+    values.sources(recipe, base, donors)
     with whole_or_nothing(output) as partial:
         if base.layout == "folder":
             _copy(base.path, partial, text)
@@ -67,6 +72,7 @@ def export_folder(
                 form=form,
                 extra_metadata=extra_metadata,
                 title=output.name,
+                values=values,
             )
     return output
 

@@ -13,6 +13,7 @@ from merger.errors import ConfigError
 from merger.export.folder import export_folder
 from merger.export.mecha import mecha_beside
 from merger.export.recipe import Recipe
+from merger.export.values import Nonfinite
 from merger.export.write import export
 
 
@@ -22,7 +23,7 @@ class ExportOptions:
 
     dtype: `fp16`, `bf16`, `fp32`; None as the base has it. pipeline: configuration folder, for a single file that
     becomes a folder. mecha: where to write sd-mecha's recipe as well. replace_folder: whether an existing folder may be
-    replaced.
+    replaced. nonfinite: what is done with values that are no finite numbers.
     """
 
     dtype: str | None = None
@@ -31,6 +32,7 @@ class ExportOptions:
     pipeline: Path | None = None
     mecha: Path | None = None
     replace_folder: bool = False
+    nonfinite: Nonfinite = "refuse"
 
 
 AS_IT_IS = ExportOptions()
@@ -64,10 +66,18 @@ def export_as(
                 dtype=how.dtype,
                 extra_metadata=extra_metadata,
                 replace_folder=how.replace_folder,
+                nonfinite=how.nonfinite,
             )
         form: Literal["base", "denoiser"] = "denoiser" if how.denoiser_only else "base"
         return export(
-            recipe, output, base=base, donors=donors, dtype=how.dtype, form=form, extra_metadata=extra_metadata
+            recipe,
+            output,
+            base=base,
+            donors=donors,
+            dtype=how.dtype,
+            form=form,
+            extra_metadata=extra_metadata,
+            nonfinite=how.nonfinite,
         )
 
 

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from benchmark.pipelines.loading import dtypes
-from merger.blend.arithmetic import blend
+from merger.blend.arithmetic import blend, rounded
 from merger.blend.differences import Difference
 from merger.checkpoints.checkpoint import Checkpoint
 from merger.checkpoints.compatibility import check_compatible
+from merger.checkpoints.hashing import nonfinite_in
 from merger.checkpoints.headers import FLOATING, aligned, check_codes
+from merger.checkpoints.names.unet import DENOISER_PREFIX
 from merger.checkpoints.source import TensorInfo
 from merger.checkpoints.text_encoders import component_of, components_of, encoder_file
 from merger.checkpoints.weight_files import PICKLES
@@ -25,9 +27,11 @@ from merger.layers.grouping import group
 
 DTYPES = dtypes()
 # base: every tensor of the base's files, under its keys. denoiser: those of the denoiser, and the markers that say how
-# it is to be used. diffusers: the denoiser alone, under diffusers names and in diffusers' shapes. text_encoder...: that
-# one alone, under the names it has in a diffusers folder.
-Form = Literal["base", "denoiser", "diffusers", "text_encoder", "text_encoder_2", "text_encoder_3"]
+# it is to be used. marked-denoiser: the same, with the markers under the denoiser's prefix as well. diffusers: the
+# denoiser alone, under diffusers names and in diffusers' shapes. text_encoder...: that one alone, under the names it
+# has in a diffusers folder.
+Form = Literal["base", "denoiser", "marked-denoiser", "diffusers", "text_encoder", "text_encoder_2", "text_encoder_3"]
+DENOISER_FORMS = ("denoiser", "marked-denoiser")
 FORM_KEY = "layermerge.form"
 _MARKERS = ("v_pred", "ztsnr", "edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min")
 
@@ -51,7 +55,8 @@ class Layout:
     """The tensors of one exported file, in its order. Raises RecipeError if recipe and checkpoints do not match.
 
     donors: the recipe's donors that have a weight. weights: {blended tensor: its weight per donor}. key_rows: {key: the
-    rows of its tensor that are blended}.
+    rows of its tensor that are blended}. clamped: keys of the tensors yielded so far that had values beyond the range
+    of their type, if the recipe clamps such values.
     """
 
     def __init__(self, recipe: Recipe, base: Checkpoint, donors: Sequence[Checkpoint], form: Form = "base") -> None:
@@ -62,13 +67,12 @@ class Layout:
                 f"the recipe needs '{missing[0]}', which was not opened.{did_you_mean(missing[0], named)}"
             )
         self.donors = [named[donor.name] for donor in recipe.used]
-        for source, opened in zip((recipe.base, *recipe.used), (base, *self.donors), strict=True):
-            if opened.sha256 != source.sha256:
-                raise RecipeError(changed_source(opened, source))
+        self._sources = list(zip((recipe.base, *recipe.used), (base, *self.donors), strict=True))
+        self.check_sources()
         if bool(base.text) != (TEXT in recipe.components):
             raise RecipeError(f"the recipe blends {', '.join(recipe.components)}: {base.name} was opened for another.")
         check_compatible(base, self.donors)
-        layers = group(base.blended, recipe.granularity)
+        layers = group(base.blended, recipe.granularity, recipe.block_names)
         if unknown := [layer for layer in recipe.weights if layer not in layers]:
             raise RecipeError(f"the recipe weighs '{unknown[0]}', not a layer here.{did_you_mean(unknown[0], layers)}")
         rows = {layer: [recipe.weights.get(layer, {}).get(d.name, 0.0) for d in self.donors] for layer in layers}
@@ -76,18 +80,27 @@ class Layout:
         self.dtype = DTYPES.get(recipe.dtype)
         self.key_rows = key_rows_of(base)
         self.form = form
-        if form == "denoiser" and (lost := [name for name in base.text if any(self.weights[name])]):
+        self.clamp = recipe.clamp
+        self.clamped: list[str] = []
+        if form in DENOISER_FORMS and (lost := [name for name in base.text if any(self.weights[name])]):
             raise RecipeError(
                 f"the blend changes text encoders as well ('{lost[0]}'), which a file of the denoiser alone would lose."
             )
+        self._marks = marked_twice(base) if form == "marked-denoiser" else {}
         # A diffusers folder's forms: {key: (the blended tensor that it is, if any, what the base has)}
         self._renamed: dict[str, tuple[str, TensorInfo]] = {}
         if form == "diffusers":
             self._renamed = {name: (name, info) for name, info in base.denoiser.items()}
         elif form in components_of(base.text):
             self._renamed = encoder_file(base, form)
-        elif form not in ("base", "denoiser"):
+        elif form not in ("base", *DENOISER_FORMS):
             raise RecipeError(f"{base.name}: has no {form} that is blended.")
+
+    def check_sources(self) -> None:
+        """Raise RecipeError for a source whose bytes are not the recipe's; a file that is unchanged is hashed once."""
+        for source, opened in self._sources:
+            if opened.sha256 != source.sha256:
+                raise RecipeError(changed_source(opened, source))
 
     def entries(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
         """{key: (dtype, shape)} in the order of the file.
@@ -98,50 +111,83 @@ class Layout:
             infos = {key: info for key, (_, info) in self._renamed.items()}
         else:
             infos = dict(self.base.tensors)
-            if self.form == "denoiser":
+            if self.form in DENOISER_FORMS:
                 own = {key for key, rows in self.key_rows.items() if not component_of(rows[0].name)}
                 infos = {key: info for key, info in infos.items() if key in own or key.endswith(_MARKERS)}
+                infos |= {key: infos[mark] for key, mark in self._marks.items()}
         check_codes(self.base.path, {key: info.dtype for key, info in infos.items()})
         entries = {key: (self._dtype_of(info.dtype), info.shape) for key, info in infos.items()}
         # tensors of other widths or order than in the base's file must still begin on a multiple of their own width
         as_it_was = self.dtype is None and not self._renamed and self.base.path.suffix not in PICKLES
         return entries if as_it_was else aligned(entries)
 
+    def as_it_was(self, key: str, dtype: torch.dtype) -> bool:
+        """Whether the file's tensor of this dtype is the base's own, neither blended nor converted."""
+        if self._renamed:
+            name, info = self._renamed[key]
+            return not name and info.dtype == dtype
+        return key not in self.key_rows and self.base.tensors[self._marks.get(key, key)].dtype == dtype
+
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """(key, tensor) one at a time, in the order of `entries`."""
         for key, (dtype, shape) in self.entries().items():
-            if self._renamed:
-                name, info = self._renamed[key]
-                if name:
-                    yield key, self._blend(name, self.base.read(name), slice(None), dtype).reshape(shape)
-                else:
-                    yield key, self.base.read_key(key, info.file).to(dtype)
-            elif key not in self.key_rows:
-                yield key, self.base.read_key(key).to(dtype)
-            else:
-                yield key, self._blend_key(key, dtype).reshape(shape)
+            tensor = self._tensor(key, dtype, clamp=False)
+            if self.clamp and not self.as_it_was(key, dtype) and nonfinite_in(tensor):
+                self.clamped.append(key)
+                tensor = self._tensor(key, dtype, clamp=True)
+            yield key, tensor.reshape(shape)
 
-    def _blend_key(self, key: str, dtype: torch.dtype) -> Tensor:
+    def _tensor(self, key: str, dtype: torch.dtype, *, clamp: bool) -> Tensor:
+        if self._renamed:
+            name, info = self._renamed[key]
+            if name:
+                return self._blend(name, self.base.read(name), slice(None), dtype, clamp=clamp)
+            return self._kept(self.base.read_key(key, info.file), dtype, clamp=clamp)
+        if key not in self.key_rows:
+            return self._kept(self.base.read_key(self._marks.get(key, key)), dtype, clamp=clamp)
+        return self._blend_key(key, dtype, clamp=clamp)
+
+    def _kept(self, tensor: Tensor, dtype: torch.dtype, *, clamp: bool) -> Tensor:
+        """A tensor that is not blended."""
+        return tensor if tensor.dtype == dtype else rounded(tensor, dtype, clamp=clamp)
+
+    def _blend_key(self, key: str, dtype: torch.dtype, *, clamp: bool) -> Tensor:
         kept = self.base.read_key(key)
         parts = self.key_rows[key]
         if len(parts) == 1 and parts[0].whole:
-            return self._blend(parts[0].name, kept, slice(None), dtype, turned=parts[0].turned)
-        made = kept.to(dtype, copy=True)
+            return self._blend(parts[0].name, kept, slice(None), dtype, turned=parts[0].turned, clamp=clamp)
+        made = self._kept(kept, dtype, clamp=clamp).clone()
         for part in parts:
             here = kept[part.start : part.stop]
-            blended = self._blend(part.name, here, slice(part.at, part.at + part.stop - part.start), dtype)
-            made[part.start : part.stop] = blended.reshape(here.shape)
+            rows = slice(part.at, part.at + part.stop - part.start)
+            made[part.start : part.stop] = self._blend(part.name, here, rows, dtype, clamp=clamp).reshape(here.shape)
         return made
 
-    def _blend(self, name: str, kept: Tensor, rows: slice, dtype: torch.dtype, *, turned: bool = False) -> Tensor:
+    def _blend(
+        self, name: str, kept: Tensor, rows: slice, dtype: torch.dtype, *, turned: bool = False, clamp: bool
+    ) -> Tensor:
         """Rows of one tensor, blended, flat. kept: the base's. turned: with its dimensions exchanged, as `kept` is."""
         used = [(donor, weight) for donor, weight in zip(self.donors, self.weights[name], strict=True) if weight != 0]
         read = [_rows(donor.read(name), rows) for donor, _ in used]
         differences = [Difference((tensor.T if turned else tensor).reshape(-1)) for tensor in read]
-        return blend(kept.reshape(-1), differences, [weight for _, weight in used], dtype=dtype)
+        return blend(kept.reshape(-1), differences, [weight for _, weight in used], dtype=dtype, clamp=clamp)
 
     def _dtype_of(self, stored: torch.dtype) -> torch.dtype:
         return self.dtype if self.dtype is not None and stored in FLOATING else stored
+
+
+def marked_twice(base: Checkpoint) -> dict[str, str]:
+    """{marker key under the denoiser's prefix: the base's own key of that marker}, of those that it lacks there.
+
+    ComfyUI's loader of a denoiser alone keeps only the keys under the prefix if it finds more than five of them
+    (`unet_prefix_from_state_dict` in comfy/model_detection.py, `load_diffusion_model_state_dict` in comfy/sd.py, as of
+    2025), and then asks for `v_pred` without a prefix (`SDXL.model_type` in comfy/supported_models.py). Its loader of
+    whole checkpoints, Forge and diffusers ask for the marker beside the prefix, so the markers are in both places.
+    """
+    if not any(key.startswith(DENOISER_PREFIX) for key in base.tensors):
+        return {}
+    marks = [key for key in base.tensors if key in _MARKERS]
+    return {DENOISER_PREFIX + key: key for key in marks if DENOISER_PREFIX + key not in base.tensors}
 
 
 def key_rows_of(base: Checkpoint) -> dict[str, list[KeyRows]]:

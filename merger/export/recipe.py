@@ -13,6 +13,7 @@ from benchmark.hub_ids import id_of
 from merger.checkpoints.recipe_metadata import METADATA_KEY
 from merger.errors import RecipeError, did_you_mean
 from merger.layers.components import DENOISER, components_problem
+from merger.layers.unet import BLOCK_NAMES, COMMUNITY, EARLIER, BlockNames
 from merger.version import __version__
 
 DTYPES = ("base", "fp16", "bf16", "fp32")
@@ -55,8 +56,10 @@ class Recipe:
     granularity: one of `merger.layers.grouping.GRANULARITIES`, or the table {pattern: layer} itself, in its order.
     weights: {layer: {donor name: weight}}; weights that are missing are 0. dtype: `base` (every tensor as the base file
     has it) or `fp16`, `bf16`, `fp32` for all floating tensors. method: `linear`, as in `merger.blend.arithmetic`.
-    version: of this program. components: what is blended, some of `merger.layers.components.COMPONENTS`. Raises
-    RecipeError for an unknown dtype, method, component or donor, and for a weight that is not finite.
+    version: of this program. components: what is blended, some of `merger.layers.components.COMPONENTS`. clamp: whether
+    values beyond the range of a tensor's type become its largest number, instead of infinite. block_names: whose names
+    of a U-Net's blocks the weights have, for granularity `block`. Raises RecipeError for an unknown dtype, method,
+    component or donor, and for a weight that is not finite.
     """
 
     base: RecipeSource
@@ -67,11 +70,17 @@ class Recipe:
     method: str = "linear"
     version: str = __version__
     components: tuple[str, ...] = (DENOISER,)
+    clamp: bool = False
+    block_names: BlockNames = COMMUNITY
 
     def __post_init__(self) -> None:
         if problem := components_problem(self.components):
             raise RecipeError(f"recipe: components: {problem}")
-        for what, value, known in (("dtype", self.dtype, DTYPES), ("method", self.method, METHODS)):
+        for what, value, known in (
+            ("dtype", self.dtype, DTYPES),
+            ("method", self.method, METHODS),
+            ("block_names", self.block_names, BLOCK_NAMES),
+        ):
             if value not in known:
                 raise RecipeError(f"recipe: {what} '{value}' is unknown.{did_you_mean(value, known)}")
         names = [donor.name for donor in self.donors]
@@ -93,6 +102,7 @@ class Recipe:
         weights: Mapping[str, Mapping[str, float]],
         dtype: str = "base",
         components: Sequence[str] = (DENOISER,),
+        block_names: BlockNames = COMMUNITY,
     ) -> Recipe:
         """The recipe of a blend of opened checkpoints; hashes their files, which takes a second or so a gigabyte."""
         noted = [
@@ -100,7 +110,8 @@ class Recipe:
             for each in (base, *donors)
         ]
         rows = {layer: dict(row) for layer, row in weights.items()}
-        return cls(noted[0], tuple(noted[1:]), granularity, rows, dtype, components=tuple(components))
+        of = {"components": tuple(components), "block_names": block_names}
+        return cls(noted[0], tuple(noted[1:]), granularity, rows, dtype, **of)  # type: ignore[arg-type]
 
     @property
     def used(self) -> tuple[RecipeSource, ...]:
@@ -121,6 +132,11 @@ class Recipe:
         }
         if self.components != (DENOISER,):  # earlier versions blended the denoiser only, and had no such key
             table["components"] = list(self.components)
+        if self.clamp:
+            table["clamp"] = True
+        # A recipe of an earlier version has no such key, so a program of that version refuses a recipe that has it.
+        if self.granularity == "block" and self.block_names != EARLIER:
+            table["block_names"] = self.block_names
         return json.dumps(table, ensure_ascii=False)
 
     @classmethod
@@ -131,11 +147,12 @@ class Recipe:
         except ValueError as error:
             raise RecipeError(f"recipe: not JSON ({error})") from None
         if isinstance(table, dict):
-            table = {"components": [DENOISER]} | table
+            names = EARLIER if table.get("granularity") == "block" else COMMUNITY
+            table = {"components": [DENOISER], "clamp": False, "block_names": names} | table
         table = _exactly(table, {field.name for field in fields(cls)}, "recipe")
         if not isinstance(table["donors"], list) or not isinstance(table["weights"], dict):
             raise RecipeError("recipe: 'donors' must be a list and 'weights' a table")
-        for key in ("dtype", "method", "version"):
+        for key in ("dtype", "method", "version", "block_names"):
             _text(table[key], f"recipe: '{key}'")
         if isinstance(table["granularity"], dict):
             for pattern, layer in table["granularity"].items():
@@ -146,6 +163,8 @@ class Recipe:
         donors = tuple(_source(donor, f"donor {i + 1}") for i, donor in enumerate(table["donors"]))
         if not isinstance(table["components"], list):
             raise RecipeError("recipe: 'components' must be a list")
+        if not isinstance(table["clamp"], bool):
+            raise RecipeError("recipe: 'clamp' must be true or false")
         read = {"base": _source(table["base"], "base"), "donors": donors, "weights": weights}
         return cls(**table | read | {"components": tuple(table["components"])})
 

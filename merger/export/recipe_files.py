@@ -8,13 +8,15 @@
      "components": ["denoiser", "text_encoder"]}
 
 Paths are relative to the file's own folder. A layer may be a pattern (`*`, `?`, `[...]`); later lines overwrite earlier
-ones. A hash that is given must be the file's. What `Recipe.to_json` writes is such a file, too.
+ones. A hash that is given must be the file's. What `Recipe.to_json` writes is such a file, too; if an earlier version
+wrote it (it has a `version` and no `block_names`), its blocks are named as that version named them.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -29,8 +31,9 @@ from merger.export.layout import changed_source
 from merger.export.recipe import METHODS, Recipe, RecipeSource
 from merger.layers.components import DENOISER, TEXT, components_problem
 from merger.layers.grouping import group
+from merger.layers.unet import BLOCK_NAMES, COMMUNITY, EARLIER
 
-_KEYS = ("base", "donors", "granularity", "weights", "dtype", "method", "version", "components")
+_KEYS = ("base", "donors", "granularity", "weights", "dtype", "method", "version", "components", "clamp", "block_names")
 _SOURCE_KEYS = ("path", "name", "sha256", "hub")
 
 
@@ -61,11 +64,20 @@ def open_recipe(path: Path, *, allow_pickle: bool = False) -> tuple[Recipe, Chec
     granularity = table.get("granularity", "block")
     if not isinstance(granularity, (str, dict)):
         raise RecipeError(f"{path}: 'granularity' must be a word or a table")
-    weights = _weights(table["weights"], tuple(group(base.blended, granularity)), str(path))
+    block_names = table.get("block_names", EARLIER if "version" in table else COMMUNITY)
+    if block_names not in BLOCK_NAMES:
+        raise RecipeError(
+            f"{path}: block_names '{block_names}' is unknown.{did_you_mean(str(block_names), BLOCK_NAMES)}"
+        )
+    weights = _weights(table["weights"], tuple(group(base.blended, granularity, block_names)), str(path))
     if table.get("method", METHODS[0]) not in METHODS:
         raise RecipeError(f"{path}: method '{table['method']}' is unknown; there is only {', '.join(METHODS)}")
+    clamp = table.get("clamp", False)
+    if not isinstance(clamp, bool):
+        raise RecipeError(f"{path}: 'clamp' must be true or false")
     dtype = str(table.get("dtype", "base"))
-    return Recipe.of(base, donors, granularity, weights, dtype, components), base, donors
+    recipe = Recipe.of(base, donors, granularity, weights, dtype, components, block_names)
+    return replace(recipe, clamp=clamp), base, donors
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -23,9 +23,10 @@ from merger.checkpoints.headers import bytes_of, pack_header, raw_bytes, read_he
 from merger.checkpoints.text_encoders import TEXT_FILE, components_of, with_text_encoders
 from merger.checkpoints.weight_files import reader
 from merger.errors import CheckpointError, RecipeError
-from merger.export.layout import FORM_KEY, Form, Layout, changed_source
+from merger.export.layout import DENOISER_FORMS, FORM_KEY, Form, Layout, changed_source, marked_twice
 from merger.export.model_spec import HASH_KEY, UNKNOWN_HASH, metadata_of
 from merger.export.recipe import Recipe, RecipeSource
+from merger.export.values import Nonfinite, ValueCheck
 from merger.layers.components import TEXT
 
 
@@ -50,18 +51,22 @@ def export(
     dtype: str | None = None,
     form: Form = "base",
     extra_metadata: Mapping[str, str] | None = None,
+    nonfinite: Nonfinite = "refuse",
 ) -> Path:
     """Write the blend that `recipe` describes as one `.safetensors` file.
 
     base, donors: the recipe's sources, opened, under the recipe's names (donors with no weight may be left out).
     dtype: `fp16`, `bf16`, `fp32` for all floating tensors; None is the recipe's own. form: `base` for all that the base
-    holds, `denoiser` for its denoiser alone, `diffusers` for the denoiser under diffusers names. The base's metadata is
-    kept; recipe, `merger.export.model_spec`'s and `extra_metadata` are added. The file appears whole or not at all.
-    Raises CheckpointError for an output that is a source and for a folder as base of a whole file, RecipeError for a
-    recipe that does not match the checkpoints, and WriteError if the disk refuses.
+    holds, `denoiser` for its denoiser alone (with its markers where loaders of such a file see them), `diffusers` for
+    the denoiser under diffusers names. Its metadata are `merger.export.model_spec`'s, `extra_metadata` and the recipe.
+    nonfinite: what is done with values that are no finite numbers. The file appears whole or not at all. Raises
+    CheckpointError for such values, for an output that is a source and for a folder as base of a whole file,
+    RecipeError for a recipe that does not match the checkpoints, and WriteError if the disk refuses.
     """
     output = Path(output)
     check_output(output, base, donors, form)
+    values = ValueCheck(nonfinite)
+    values.sources(recipe, base, donors)
     with whole_or_nothing(output) as partial:
         write_file(
             recipe,
@@ -72,6 +77,7 @@ def export(
             form=form,
             extra_metadata=extra_metadata,
             title=output.stem,
+            values=values,
         )
     return output
 
@@ -86,17 +92,18 @@ def write_file(
     form: Form = "base",
     extra_metadata: Mapping[str, str] | None = None,
     title: str,
+    values: ValueCheck,
 ) -> None:
     """`export` without checks of the output, written in place: for files of a folder that appears whole.
 
-    title: for the metadata. Raises OSError if the disk refuses.
+    title: for the metadata. values: checks what is written. Raises OSError if the disk refuses.
     """
     recipe = replace(recipe, dtype=dtype) if dtype is not None else recipe
+    recipe = replace(recipe, clamp=True) if values.how == "clamp" else recipe
+    form = "marked-denoiser" if form == "denoiser" and marked_twice(base) else form
     layout = Layout(recipe, base, donors, form)
-    # If the base is a blend itself, its recipe and score are not this one's.
-    kept = {key: value for key, value in base.metadata.items() if not key.startswith(("layermerge.", "modelspec.hash"))}
-    said = metadata_of(recipe, base, donors, title)
-    metadata = {**kept, "format": "pt", **said, **(extra_metadata or {}), **recipe.to_metadata()}
+    said = metadata_of(recipe, base, donors, title, own_keys=form in ("base", *DENOISER_FORMS))
+    metadata = {**said, **(extra_metadata or {}), **recipe.to_metadata()}
     if form != "base":
         metadata[FORM_KEY] = form
     head = pack_header(layout.entries(), metadata)
@@ -104,7 +111,8 @@ def write_file(
     with file.open("wb") as out:
         out.write(head)
         hashed = hashlib.sha256()
-        for _, tensor in layout.tensors():
+        for key, tensor in layout.tensors():
+            values.tensor(key, tensor, as_it_was=layout.as_it_was(key, tensor.dtype))
             content = bytes_of(tensor)
             hashed.update(content)
             out.write(content)
@@ -112,6 +120,8 @@ def write_file(
         out.write(f"0x{hashed.hexdigest()}".encode())
         out.flush()
         os.fsync(out.fileno())
+    layout.check_sources()  # they may have been replaced while they were read
+    values.finish(layout.clamped)
 
 
 def check_output(output: Path, base: Checkpoint, donors: Sequence[Checkpoint], form: Form = "base") -> None:

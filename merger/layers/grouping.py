@@ -12,20 +12,23 @@ from merger.errors import ConfigError, did_you_mean
 from merger.layers.rules import Rules, group_by_rules
 from merger.layers.text import group_text
 from merger.layers.transformer import group_transformer, is_transformer
-from merger.layers.unet import group_unet, is_unet
+from merger.layers.unet import COMMUNITY, BlockNames, group_unet, is_unet
 
 GRANULARITIES = ("stage", "block", "module", "tensor")
 
 
-def group(names: Iterable[str], granularity: str | Rules) -> dict[str, tuple[str, ...]]:
+def group(
+    names: Iterable[str], granularity: str | Rules, block_names: BlockNames = COMMUNITY
+) -> dict[str, tuple[str, ...]]:
     """Sort tensors into layers: {layer: its tensors}.
 
     The denoiser's layers come first, in the order that data passes through them and BASE last; then those of text
     encoders, if any are among the names. Every name is in exactly one layer, and the names of a layer are in the order
     given; no layer is empty.
 
-    granularity: one of `GRANULARITIES`, or a table {pattern: layer}. Raises ConfigError for an unknown granularity, for
-    a table that does not match the names, and if `stage`, `block` or `module` is asked of an unknown network.
+    granularity: one of `GRANULARITIES`, or a table {pattern: layer}. block_names: whose names of a U-Net's blocks, for
+    granularity `block`. Raises ConfigError for an unknown granularity, for a table that does not match the names, and
+    if `stage`, `block` or `module` is asked of an unknown network.
     """
     known = tuple(names)
     if not isinstance(granularity, str):
@@ -39,7 +42,7 @@ def group(names: Iterable[str], granularity: str | Rules) -> dict[str, tuple[str
     denoiser = tuple(name for name in known if name not in taken)
     if not is_unet(denoiser) and is_transformer(denoiser):
         return group_transformer(denoiser, granularity) | text
-    return group_unet(denoiser, granularity) | text
+    return group_unet(denoiser, granularity, block_names) | text
 
 
 def sizes(layers: Mapping[str, tuple[str, ...]], elements: Mapping[str, int]) -> dict[str, int]:

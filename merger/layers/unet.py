@@ -2,8 +2,11 @@
 
 A *block* is one of the community's merge-block-weighted names: `IN00` is the first convolution, `IN01`... the input
 blocks (each resnet with the attention behind it, each downsampler on its own), `M00` the middle, `OUT00`... the output
-blocks (an upsampler belongs to the block it ends), `BASE` whatever remains: time embedding and the last convolution.
-The other granularities cut the same line coarser or finer:
+blocks (an upsampler belongs to the block it ends), `BASE` whatever remains: the embeddings of time and size. The last
+normalisation and convolution (the original layout's `out.0`, `out.2`) belong to the last output block, as supermerger,
+meh and sd-mecha have it (sd-mecha 1.1.8, `convert_sd1_blocks` and `convert_sdxl_blocks`). Version 0.1 of this program
+had them in `BASE`; `layermerge-0.1` names those blocks still. The other granularities cut the same line coarser or
+finer, and have the last convolution in `BASE`:
 
     stage    DOWN0 .. DOWN3, MID, UP0 .. UP3, BASE     one resolution each (the first convolution is DOWN0's)
     block    IN00 .. IN11, M00, OUT00 .. OUT11, BASE
@@ -16,10 +19,18 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Literal
 
 from merger.errors import ConfigError
 
+BlockNames = Literal["community", "layermerge-0.1"]
+COMMUNITY: BlockNames = "community"
+EARLIER: BlockNames = "layermerge-0.1"
+BLOCK_NAMES: tuple[BlockNames, ...] = (COMMUNITY, EARLIER)
+"""Whose names of blocks: they differ in where the last normalisation and convolution of a U-Net belong."""
+
 _LEVELLED = re.compile(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.")
+_END = re.compile(r"^conv_(norm_)?out\.")
 _SECTIONS = ("IN", "M", "OUT", "BASE")  # in the order that data passes through them; BASE is beside the line
 _STAGES = {"IN": "DOWN", "M": "MID", "OUT": "UP", "BASE": "BASE"}
 # The parts of a block, in the order data passes them; the first pattern that is found decides.
@@ -32,7 +43,7 @@ _PARTS = (
     ("proj", re.compile(r"\.attentions\.")),
     ("sampler", re.compile(r"\.(down|up)samplers\.")),
     ("time", re.compile(r"^(time|add|class)_\w*embedding\.")),
-    ("out", re.compile(r"^conv_(norm_)?out\.")),
+    ("out", _END),
     ("rest", re.compile(r"")),
 )
 
@@ -52,7 +63,7 @@ class Structure:
         return 1 + list(accumulate((blocks + 1 for blocks in self.down), initial=0))[level]
 
     def output_block(self, level: int) -> int:
-        """Number of the level's first output block."""
+        """Number of the level's first output block; of one level too many, how many output blocks there are."""
         return list(accumulate(self.up, initial=0))[level]
 
 
@@ -85,21 +96,28 @@ def is_unet(names: Iterable[str]) -> bool:
     return any(_LEVELLED.match(name) for name in names)
 
 
-def layer_of(name: str, granularity: str, structure: Structure = Structure()) -> str:
+def layer_of(
+    name: str, granularity: str, structure: Structure = Structure(), block_names: BlockNames = COMMUNITY
+) -> str:
     """The layer `stage`, `block` or `module` of one tensor. structure: the network's, unless it is SD 1.x's."""
+    if granularity == "block" and block_names == COMMUNITY and _END.match(name):
+        return f"OUT{structure.output_block(len(structure.up)) - 1:02d}"
     return _called(_place(name, structure), granularity)
 
 
-def group_unet(names: Iterable[str], granularity: str) -> dict[str, tuple[str, ...]]:
+def group_unet(
+    names: Iterable[str], granularity: str, block_names: BlockNames = COMMUNITY
+) -> dict[str, tuple[str, ...]]:
     """Sort tensors into layers `stage`, `block` or `module`: {layer: its tensors}, BASE last; none is empty.
 
-    Raises ConfigError if the names are not those of a U-Net.
+    block_names: whose names of blocks, for granularity `block`. Raises ConfigError if the names are not those of a
+    U-Net.
     """
     known = tuple(names)
     structure = structure_of(known)
     layers: dict[str, list[str]] = {}
     for name in sorted(known, key=lambda name: _place(name, structure)):
-        layers.setdefault(layer_of(name, granularity, structure), []).append(name)
+        layers.setdefault(layer_of(name, granularity, structure, block_names), []).append(name)
     order = {name: i for i, name in enumerate(known)}
     return {layer: tuple(sorted(members, key=order.__getitem__)) for layer, members in layers.items()}
 

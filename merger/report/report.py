@@ -15,7 +15,9 @@ from benchmark.evaluate.runner import Evaluation
 from benchmark.prompts.prompt_set import Prompt
 from benchmark.writing import write_picture, write_text
 from merger.report.charts import heat_map, progress_chart
+from merger.report.gains_and_losses import gain_and_loss_lines, rows_of, too_few_lines
 from merger.report.progress import duration
+from merger.report.verdict import choice_line, verdict
 from merger.scoring.objective import TAGGER
 from merger.search.space import Space, Weights
 from merger.search.trials import STEP, TrialRecord
@@ -53,7 +55,7 @@ class ReportInput:
 
 
 def result_text(result: Mapping[str, Any]) -> str:
-    """The final table, what it measures, and its verdict, for a terminal."""
+    """The final table, what it measures, gains and losses by tag, and the verdict, for a terminal."""
     judged = any(model["judge_accuracy"] is not None for model in result["models"])
     width = max(len(model["name"]) for model in result["models"])
     head = f"{'model':{width}}  {'role':12}  accuracy" + (" " * 19 + "by the judge" if judged else "")
@@ -65,8 +67,8 @@ def result_text(result: Mapping[str, Any]) -> str:
         if judged:
             line += f"  {share(model['judge_accuracy'])} {between(model['judge_interval'])}"
         lines.append(line.rstrip())
-    findings = [*difference_lines(result), optimism_line(result), *passed_over_lines(result), verdict(result)]
-    return "\n".join([*lines, RECALL, "", *findings])
+    lines += [RECALL, choice_line(result), "", *difference_lines(result), *gain_and_loss_lines(result)]
+    return "\n".join([*lines, optimism_line(result), *passed_over_lines(result), verdict(result)])
 
 
 def passed_over_lines(result: Mapping[str, Any]) -> list[str]:
@@ -76,27 +78,6 @@ def passed_over_lines(result: Mapping[str, Any]) -> list[str]:
         for finalist in result.get("finalists", ())
         if finalist["passed_over"]
     ]
-
-
-def verdict(result: Mapping[str, Any]) -> str:
-    """What the table means, in a sentence."""
-    parent, named = result["best_parent"], result["winner"].get("name")
-    trial = f"trial {result['winner']['trial']}" + (f", {named}" if named else "")
-    finalists = result.get("finalists", ())
-    if finalists and all(finalist["passed_over"] for finalist in finalists):
-        return f"Every finalist seems to exploit the tagger, the winner ({trial}) too: use {parent}."
-    found = result["paired_difference_to_best_parent"]
-    mean, (low, _) = found[TAGGER]["mean"], found[TAGGER]["interval"]
-    if low is not None and low > 0:
-        judge = found.get("judge")
-        if judge and judge["interval"][0] <= 0:
-            return (
-                f"The winner ({trial}) beats the best parent ({parent}) by the tagger; the judge does not confirm it."
-            )
-        return f"The winner ({trial}) beats the best parent ({parent})."
-    if mean > 0:
-        return f"It is not shown that the winner ({trial}) beats the best parent ({parent}): use {parent}."
-    return f"The winner ({trial}) does not beat the best parent ({parent}): use {parent}."
 
 
 def difference_lines(result: Mapping[str, Any]) -> list[str]:
@@ -125,6 +106,7 @@ def write_report(path: Path, page: ReportInput) -> None:
     from markupsafe import Markup
 
     result, records = page.result, page.records
+    roles = list(result["paired_difference_to_best_parent"])
     baselines = {record.name: record.value for record in records if record.role in ("base", "donor", "uniform")}
     values = [np.nan if record.role == STEP else record.value for record in records]
     loader = PackageLoader("merger.report", ".")
@@ -136,6 +118,10 @@ def write_report(path: Path, page: ReportInput) -> None:
         differences=difference_lines(result),
         optimism=optimism_line(result),
         passed_over=passed_over_lines(result),
+        choice=choice_line(result),
+        changes={what: {role: rows_of(result, f"by_{what}", role) for role in roles} for what in ("category", "tag")},
+        too_few=too_few_lines(result),
+        signed=_number,
         judged=any(model["judge_accuracy"] is not None for model in result["models"]),
         duration=duration(result["seconds"]),
         share=share,

@@ -4,14 +4,16 @@ I  images of a prompt set, one per prompt        B  images of a batch, H x W pix
 
 A finalist is compared with the parents on the same prompts. An honest gain causes none of four signs:
 
-- Images without content (one colour, or NaN): more of them than of any parent, beyond a margin.
-- The same image for different prompts: more of them than of any parent, beyond chance.
-- Images that are much more alike than those of any parent.
+- Images without content (one colour, or NaN): more of them than of any parent, beyond a margin; or more than a fixed
+  share, whatever the parents do.
+- The same image for different prompts: more of them than of any parent, beyond chance; or more than a fixed share.
+- Images that are much more alike than those of any parent that draws pictures.
 - Tags that are found only as long as no pixel changes: the gain over the best parent is lost, beyond chance, in images
   that are changed a little.
 
-The margins of the first and the third sign are judgements, and no measured false alarms stand behind them. They are
-wide, because both signs are meant for a collapse, which is not subtle, and an alarm costs a winner.
+Fixed shares are needed because one broken parent (a donor with NaN, a donor that draws one picture) would excuse every
+blend. They and the margins of the first and the third sign are judgements, and no measured false alarms stand behind
+them. They are wide, because these signs are meant for a collapse, which is not subtle, and an alarm costs a winner.
 """
 
 from __future__ import annotations
@@ -37,6 +39,15 @@ No tag is found in a broken image, so no gain comes from breaking images: the si
 numerically unstable, which break many at once. The margin, two or three of 128 images, lets a blend have a few by
 chance. In the demo not even blends of random weights break an image.
 """
+
+MOST_BROKEN = 0.05
+"""Share of broken images above which a blend is passed over, whatever the parents do.
+
+Nobody wants one picture of twenty black. If every parent is worse than that, they or the settings are at fault.
+"""
+
+MOST_DUPLICATES = 0.25
+"""Share of whole images that repeat another prompt's above which a blend is passed over, whatever the parents do."""
 
 LEAST_SPREAD = 0.5
 """Share of the least spread-out parent's thumbnail spread that a blend must have.
@@ -196,14 +207,18 @@ def objections(
     ours, theirs = signs_of(blend, threshold), [signs_of(parent, threshold) for parent in parents]
     found = []
     most = max(parent.broken for parent in theirs)
-    if ours.broken > most + BROKEN_MARGIN:
-        found.append(f"{ours.broken:.1%} of its images have no content, of a parent's at most {most:.1%}")
+    if ours.broken > min(most + BROKEN_MARGIN, MOST_BROKEN):
+        allowed = f"of a parent's at most {most:.1%}" if most + BROKEN_MARGIN <= MOST_BROKEN else _fixed(MOST_BROKEN)
+        found.append(f"{ours.broken:.1%} of its images have no content, {allowed}")
     worst = max(theirs, key=lambda parent: parent.duplicates / max(parent.whole, 1))
     if more_duplicates(ours, worst):
         found.append(
             f"{ours.duplicates} of its images repeat that of another prompt, of a parent's at most {worst.duplicates}"
         )
-    least = min(parent.spread for parent in theirs)
+    elif ours.duplicates > MOST_DUPLICATES * ours.whole:
+        found.append(f"{ours.duplicates} of its images repeat that of another prompt, {_fixed(MOST_DUPLICATES)}")
+    # a parent without pictures has no spread (NaN) or that of a few pictures
+    least = min((parent.spread for parent in theirs if parent.broken <= MOST_BROKEN), default=float("nan"))
     if ours.spread < LEAST_SPREAD * least:
         found.append(
             f"its images are too much alike: thumbnail spread {ours.spread:.3f}, of a parent's at least {least:.3f}"
@@ -212,6 +227,10 @@ def objections(
     if fragile:
         found.append(fragile)
     return found
+
+
+def _fixed(share: float) -> str:
+    return f"and more than {share:.0%} are too many whatever the parents do"
 
 
 def more_duplicates(ours: Signs, theirs: Signs) -> bool:

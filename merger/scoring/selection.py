@@ -14,7 +14,12 @@ What is written (`Selection.result`, the file result.json):
     finalists                           each on the validation prompts: trial, role, name, passed_over (reasons) and the
                                         keys of `merger.scoring.reward_hacking.as_row`
     paired_difference_to_best_parent    winner - best parent on the test prompts, by tagger and judge: mean, interval
+    gains_and_losses                    of the winner against the best parent on the test prompts, by tag and category:
+                                        see `merger.scoring.gains_and_losses`
     best_parent                         the base or donor of the highest accuracy on the validation prompts
+    next_parent                         how far it was ahead of the next one there: name, mean, interval (null if there
+                                        is no other)
+    validation_prompts, test_prompts    how many there were
     recommended                         the winner (`trial N`) or the best parent
     optimism                            see `_optimism`
 """
@@ -29,6 +34,7 @@ from typing import Any
 
 from benchmark.evaluate.runner import Evaluation
 from benchmark.evaluate.scores import Estimate, paired_difference
+from merger.scoring.gains_and_losses import gains_and_losses
 from merger.scoring.objective import JUDGE, TAGGER
 from merger.scoring.reward_hacking import as_row, objections, signs_of
 from merger.search.baselines import Baseline
@@ -112,7 +118,11 @@ def select_winner(
             for trial in finalists_of(records)
         ],
         "paired_difference_to_best_parent": difference,
+        "gains_and_losses": gains_and_losses(tests[label], tests[best_parent.name], thresholds, category_of),
         "best_parent": best_parent.name,
+        "next_parent": _next_parent(best_parent.name, chosen.parents, thresholds[TAGGER]),
+        "validation_prompts": len(chosen.parents[best_parent.name].prompts),
+        "test_prompts": len(tests[label].prompts),
         "recommended": label if shown else best_parent.name,
         "optimism": _optimism(records, chosen, thresholds[TAGGER]),
     }
@@ -161,14 +171,11 @@ def _choose(
     threshold: float,
     say: Callable[[str], None],
 ) -> _Chosen:
-    def merit(evaluation: Evaluation) -> tuple[float, float]:
-        return evaluation.accuracy(TAGGER, threshold).value, evaluation.mean_probability(TAGGER).value
-
     trials = finalists_of(records)
     finalists = {trial.number: evaluated("validation", trial.weights) for trial in trials}
     candidates = [baseline for baseline in baselines if baseline.role in ("base", "donor")]
     parents = {parent.name: evaluated("validation", parent.weights) for parent in candidates}
-    best_parent = max(candidates, key=lambda parent: merit(parents[parent.name]))
+    best_parent = max(candidates, key=lambda parent: _merit(parents[parent.name], threshold))
     against = {}
     for trial in trials:
         best = parents[best_parent.name]
@@ -176,7 +183,7 @@ def _choose(
         for reason in against[trial.number]:
             say(f"{trial.label} is passed over: {reason}")
     honest = [trial for trial in trials if not against[trial.number]]
-    winner = max(honest or trials, key=lambda trial: merit(finalists[trial.number]))
+    winner = max(honest or trials, key=lambda trial: _merit(finalists[trial.number], threshold))
     return _Chosen(winner, best_parent, finalists, parents, against)
 
 
@@ -195,6 +202,21 @@ def _model(
         "judge_interval": [judged.low, judged.high] if judged else None,
         "categories": {category: estimate.value for category, estimate in categories.items()},
     }
+
+
+def _merit(evaluation: Evaluation, threshold: float) -> tuple[float, float]:
+    """What a choice on validation prompts goes by: the accuracy, and among equals the mean probability."""
+    return evaluation.accuracy(TAGGER, threshold).value, evaluation.mean_probability(TAGGER).value
+
+
+def _next_parent(best: str, validated: Mapping[str, Evaluation], threshold: float) -> dict[str, Any] | None:
+    """How far the best parent was ahead of the next one, paired by prompt; None if there is no other."""
+    others = [name for name in validated if name != best]
+    if not others:
+        return None
+    second = max(others, key=lambda name: _merit(validated[name], threshold))
+    tallies = (validated[name].tally(TAGGER, threshold) for name in (best, second))
+    return {"name": second, **_interval(paired_difference(*tallies))}
 
 
 def _interval(estimate: Estimate) -> dict[str, Any]:

@@ -11,7 +11,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "measure_tables.py"
 
 
 def test_it_measures() -> None:
-    command = [sys.executable, str(SCRIPT), "--models", "2", "--prompts", "30", "--tags", "20", "--looks"]
+    command = [sys.executable, str(SCRIPT), "--models", "2", "--prompts", "30", "--tags", "20", "--features"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     told = json.loads(done.stdout.splitlines()[-1])
     assert (told["models"], told["prompts"], told["images"], told["tags"]) == (2, 30, 60, 20)

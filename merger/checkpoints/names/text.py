@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor
 
+from benchmark.pipelines.key_names import by_usual_key, stray_text
 from merger.checkpoints.names.pieces import Piece, marker, pieces_of
 from merger.errors import CheckpointError
 
@@ -67,8 +68,10 @@ def text_names_in(shapes: Shapes, where: str) -> dict[str, TextTensor]:
 
     shapes: {key: shape} of the whole file. where: the file, for messages. Returns {name: where it is}, empty if the
     file holds no text encoder. Tensors that diffusers does not use (SD 2's last block, CLIP's `logit_scale`) are left
-    out. Raises CheckpointError if diffusers' converter cannot read the keys.
+    out. Raises CheckpointError if diffusers' converter cannot read the keys, and if a tensor is held under two keys.
     """
+    kept = by_usual_key(shapes)  # a file with a tensor under two keys was refused when it was opened
+    shapes = {key: shapes[own] for key, own in kept.items()}
     found: dict[str, TextTensor] = {}
     for home in _HOMES:
         keys = [key for key in shapes if key.startswith(home.prefix)]
@@ -81,12 +84,37 @@ def text_names_in(shapes: Shapes, where: str) -> dict[str, TextTensor]:
                 f"{where}: diffusers' converter cannot read the text encoder under '{home.prefix}' "
                 f"({type(error).__name__}). Is it whole?"
             ) from None
-        here = {bare_name(name): _tensor(mark, keys, shapes, name, where) for name, mark in landed.items()}
+        here: dict[str, TextTensor] = {}
+        for name, mark in landed.items():
+            place = _tensor(mark, keys, shapes, name, where)
+            if (twin := here.setdefault(bare_name(name), place)) is not place:
+                raise _twice(where, home.component, twin, place)
         component = home.component
         if component == "text_encoder_3" and not any(key.startswith(_SECOND_CLIP) for key in shapes):
             component = "text_encoder_2"
-        found |= {f"{component}.{name}": here[name] for name in _used(here, home.projected)}
-    return found
+        for name in _used(here, home.projected):
+            full = f"{component}.{name}"
+            if full in found:
+                raise _twice(where, component, found[full], here[name])
+            found[full] = here[name]
+    return {name: replace(place, pieces=_kept(place.pieces, kept)) for name, place in found.items()}
+
+
+def stray_text_in(keys: Iterable[str]) -> str:
+    """The first key of a text encoder that `text_names_in` does not read; empty if there is none."""
+    kept = by_usual_key(keys)
+    stray = stray_text(kept, [home.prefix for home in _HOMES])
+    return kept[stray] if stray else ""
+
+
+def _kept(pieces: tuple[Piece, ...], kept: Mapping[str, str]) -> tuple[Piece, ...]:
+    """The same rows under the file's own keys."""
+    return tuple(replace(piece, key=kept[piece.key]) for piece in pieces)
+
+
+def _twice(where: str, component: str, one: TextTensor, other: TextTensor) -> CheckpointError:
+    keys = f"'{one.pieces[0].key}' and '{other.pieces[0].key}'"
+    return CheckpointError(f"{where}: holds a tensor of its {component} twice: {keys}. Which one counts is not clear.")
 
 
 def bare_name(name: str) -> str:

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmark.evaluate.runner import Evaluation, asked_matrix, image_digests, is_broken, tags_asked
+from benchmark.evaluate.runner import Evaluation, asked_matrix, tags_asked
 from benchmark.evaluate.scores import PROBABILITY_FLOOR, Floats
+from benchmark.images import Images, image_digests, is_broken
 from benchmark.prompts.prompt_set import Prompt
-from benchmark.taggers.tagger import Images
 from merger.scoring.objective import TAGGER
 
 

@@ -166,6 +166,7 @@ def test_calibrating_compares_steps(arguments: dict[str, Any], capfd: pytest.Cap
         ({"sampler": "dppm"}, "Unknown sampler 'dppm'"),
         ({"threshold": 1.5}, "between 0 and 1"),
         ({"pipeline": "nowhere"}, "nowhere: there is no such folder (--pipeline)"),
+        ({"pipeline": "nowhere/a.safetensors"}, "nowhere/a.safetensors: there is no such folder (--pipeline)"),
         ({"prompts": 0}, "must be 1 or more"),
     ],
 )

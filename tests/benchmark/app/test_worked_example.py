@@ -155,4 +155,4 @@ def test_paired_differences_of_what_looks_tell(models: tuple[ModelScores, ...]) 
 def test_a_frechet_distance_of_unlike_clouds() -> None:
     spread = np.array([[1, 0], [-1, 0], [0, 2], [0, -2]])  # variances 2/3 and 8/3
     expected = (math.sqrt(2 / 3) - math.sqrt(8 / 3)) ** 2 * 2
-    assert metrics.frechet_distance(spread, spread[:, ::-1]) == pytest.approx(expected)
+    assert metrics.frechet_from(spread)(spread[:, ::-1]) == pytest.approx(expected)

@@ -8,7 +8,7 @@ import pytest
 
 from benchmark.errors import InputError
 from benchmark.evaluate import scores
-from benchmark.evaluate.runner import evaluate, tags_asked
+from benchmark.evaluate.runner import Evaluation, evaluate, tags_asked
 from benchmark.images import Images, is_broken
 from benchmark.pipelines.diffusers_generator import DiffusersGenerator
 from benchmark.pipelines.generation import FakeGenerator, GenerationSettings
@@ -35,6 +35,16 @@ def test_an_evaluation_holds_what_each_tagger_said() -> None:
     assert done.per_prompt("search").shape == (30,)
     assert done.broken == 0
     assert done.seconds > 0
+
+
+def test_duplicates_repeat_the_image_of_another_prompt_and_are_whole() -> None:
+    prompts = tuple(Prompt(index, "a", ("a",), seed) for seed, index in enumerate((0, 0, 1, 1, 2, 2)))
+    broken = np.array([False, False, False, False, True, True])
+    said = {"t": np.zeros((6, 1), np.float32)}
+    digests = np.array([7, 7, 7, 8, 9, 7])  # rows 0 and 1 share a prompt; row 2 repeats them; the last two are broken
+    assert Evaluation(prompts, ("a",), said, broken, digests, 0.0).duplicates == 1
+    assert Evaluation(prompts, ("a",), said, ~broken, digests, 0.0).duplicates == 0
+    assert Evaluation(prompts, ("a",), said, np.zeros(6, bool), digests, 0.0).duplicates == 2
 
 
 def test_columns_are_asked_of_each_tagger_in_its_own_order() -> None:

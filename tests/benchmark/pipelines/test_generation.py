@@ -15,6 +15,7 @@ from benchmark.images import to_bytes
 from benchmark.pipelines.diffusers_generator import DiffusersGenerator
 from benchmark.pipelines.generation import FakeGenerator, GenerationSettings
 from benchmark.pipelines.kept_text import _stack
+from benchmark.pipelines.lending import lent
 from benchmark.pipelines.loading import SAMPLERS, load_pipeline, make_scheduler, quicken
 from benchmark.prompts.prompt_set import Prompt, make_prompts
 from benchmark.prompts.vocabulary import vocabulary_from_tags
@@ -105,6 +106,35 @@ def test_texts_are_encoded_once(pipeline: Any, prompts: tuple[Prompt, ...], monk
     assert np.array_equal(np.concatenate(list(generator.generate(prompts))), first)
 
 
+@torch.no_grad()
+def test_whoever_calls_the_pipeline_itself_draws_the_same(pipeline: Any, prompts: tuple[Prompt, ...]) -> None:
+    generator = DiffusersGenerator(pipeline, GenerationSettings(**SMALL, sampler="ddim", negative_prompt="hat"))
+    expected = np.concatenate(list(generator.generate(prompts[:2])))
+    with lent(pipeline, "scheduler", generator.scheduler), generator.text_kept():
+        (images,) = pipeline(**generator.arguments(prompts[:2]))[:1]
+    assert np.array_equal(to_bytes(images), expected)
+
+
+def test_text_with_a_graph_is_not_kept_and_what_was_kept_comes_back(
+    pipeline: Any, prompts: tuple[Prompt, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = DiffusersGenerator(pipeline, GenerationSettings(**SMALL, negative_prompt="hat"))
+    before = generator.arguments(prompts[:2])["prompt_embeds"]
+    weight = pipeline.text_encoder.get_input_embeddings().weight.requires_grad_()
+    try:
+        with generator.text_with_graph():
+            arguments = generator.arguments(prompts[:2])
+            for name in ("prompt_embeds", "negative_prompt_embeds"):
+                assert torch.autograd.grad(arguments[name].sum(), weight, retain_graph=True)[0].abs().max() > 0
+    finally:
+        weight.requires_grad_(False)
+    monkeypatch.setattr(pipeline.text_encoder, "forward", None)  # nothing is encoded again
+    after = generator.arguments(prompts[:2])["prompt_embeds"]
+    assert torch.equal(before, after)
+    assert torch.equal(arguments["prompt_embeds"].detach(), after)
+    assert not after.requires_grad
+
+
 def test_texts_do_not_fill_the_memory(
     pipeline: Any, prompts: tuple[Prompt, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,6 +169,9 @@ def test_a_pipeline_that_takes_only_words(pipeline: Any, prompts: tuple[Prompt, 
 
     words = draw(Words(), prompts, guidance=4.0)
     assert np.abs(words.astype(int) - draw(pipeline, prompts, guidance=4.0)).max() <= 2
+    generator = DiffusersGenerator(Words(), GenerationSettings(**SMALL))
+    with generator.text_with_graph():  # it has no embeddings of its own to keep a graph
+        assert generator.arguments(prompts[:1])["prompt"] == [prompts[0].text]
 
 
 def test_out_of_memory_halves_the_batch_and_loses_nothing(

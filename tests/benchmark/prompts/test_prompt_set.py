@@ -5,7 +5,8 @@ from collections import Counter
 import pytest
 
 from benchmark.errors import InputError
-from benchmark.prompts.prompt_set import derive_seed, fingerprint, make_prompts
+from benchmark.prompts.prompt_set import Prompt, derive_seed, fingerprint, make_prompts, repeated
+from benchmark.prompts.text import parse_emphasis
 from benchmark.prompts.vocabulary import Vocabulary, spoken, vocabulary_from_tags
 
 HAIR = ("red_hair", "blue_hair", "blonde_hair")
@@ -84,3 +85,57 @@ def test_one_tag_a_prompt_asks_for_each_tag_once() -> None:
     vocabulary = vocabulary_from_tags(tuple(f"tag_{number}" for number in range(300)), 300)
     asked = [tag for prompt in make_prompts(vocabulary, 300, tags_per_prompt=(1, 1), seed=0) for tag in prompt.tags]
     assert sorted(asked) == sorted(vocabulary.tags)
+
+
+def test_odd_tags_are_asked_for_and_drawn_as_they_are_written() -> None:
+    tags = (":3", "\\m/", "\\(^o^)/", ">:)", "1:1", "(o)_(o)", "smile")
+    for seed in range(20):
+        for template, weight in (("{tags}", 1.0), ("({tags})", 1.1), ("({tags}:1.3)", 1.3)):
+            (prompt,) = make_prompts(Vocabulary(tags), 1, tags_per_prompt=3, seed=seed, template=template)
+            (part,) = parse_emphasis(prompt.text)
+            assert part.text == ", ".join(prompt.tags)
+            assert part.weight == pytest.approx(weight)
+
+
+def three_sets(vocabulary: Vocabulary, counts: tuple[int, ...], tags: tuple[int, int], seed: int) -> list[list[Prompt]]:
+    sets: list[list[Prompt]] = []
+    for purpose, count in zip(("search", "validation", "test"), counts, strict=True):
+        earlier = [prompt for made in sets for prompt in made]
+        own = derive_seed(seed, purpose)
+        sets.append(list(make_prompts(vocabulary, count, tags_per_prompt=tags, seed=own, unlike=earlier)))
+    return sets
+
+
+@pytest.mark.parametrize(
+    ("tags", "counts"), [((2, 3), (6, 6, 9)), ((2, 2), (5, 5, 10)), ((1, 3), (40, 30, 30)), ((3, 3), (30, 60, 60))]
+)
+def test_sets_share_no_text_even_where_the_vocabulary_is_small(tags: tuple[int, int], counts: tuple[int, ...]) -> None:
+    for seed in range(20):
+        search, validation, test = three_sets(VOCABULARY, counts, tags, seed)
+        assert [len(made) for made in (search, validation, test)] == list(counts)
+        assert not {p.text for p in search} & {p.text for p in validation}
+        assert not {p.text for p in test} & {p.text for p in (*search, *validation)}
+        assert repeated(test, [*search, *validation]) == 0
+        for prompt in (*validation, *test):
+            assert tags[0] <= len(prompt.tags) <= tags[1]
+            assert len(set(prompt.tags) & set(HAIR)) <= 1
+
+
+def test_a_vocabulary_that_is_too_small_repeats_itself_and_it_is_counted() -> None:
+    pair = Vocabulary(("hat", "smile"))
+    search, validation, test = three_sets(pair, (1, 1, 3), (2, 2), 0)
+    assert {search[0].text, validation[0].text} == {"hat, smile", "smile, hat"}
+    assert repeated(test, [*search, *validation]) == 3
+    assert len({prompt.seed for prompt in (*search, *validation, *test)}) == 5, "their noise differs all the same"
+
+
+def test_prompts_that_are_distinct_anyway_stay_as_they_are() -> None:
+    """Also those before the first that is drawn again: its draw has a seed of its own."""
+    alone = make_prompts(VOCABULARY, 30, tags_per_prompt=(2, 4), seed=8)
+    other = make_prompts(VOCABULARY, 30, tags_per_prompt=(2, 4), seed=9)
+    free = [prompt for prompt in other if prompt.text not in {p.text for p in alone}]
+    assert make_prompts(VOCABULARY, 30, tags_per_prompt=(2, 4), seed=8, unlike=free) == alone
+    again = make_prompts(VOCABULARY, 30, tags_per_prompt=(2, 4), seed=8, unlike=[alone[20]])
+    assert again[:20] == alone[:20]
+    assert again[20].text != alone[20].text
+    assert [prompt.seed for prompt in again] == [prompt.seed for prompt in alone]

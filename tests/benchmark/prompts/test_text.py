@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from benchmark.prompts.prompt_set import make_prompts
-from benchmark.prompts.text import WeightedText, escaped, parse_emphasis, plain_text
+from benchmark.prompts.text import WeightedText, escaped, filled, parse_emphasis, plain_text
 from benchmark.prompts.vocabulary import Vocabulary
 
 
@@ -48,3 +50,46 @@ def test_tags_with_parentheses_are_no_emphasis() -> None:
         Vocabulary(("star_(symbol)",)), 1, tags_per_prompt=1, seed=0, template="(best:1.2), {tags}"
     )
     assert parse_emphasis(prompt.text) == (WeightedText("best", 1.2), WeightedText(", star (symbol)", 1.0))
+
+
+@pytest.mark.parametrize(
+    ("template", "words", "text"),
+    [
+        ("({tags})", "smile, :3", "(smile, :3:1.1)"),
+        ("(({tags}))", "1:1", "((1:1:1.1))"),
+        ("({tags} ), b", ":.5", "(:.5 :1.1), b"),
+        ("({tags}:1.3)", ":3", "(:3:1.3)"),
+        ("[{tags}]", ":3", "[:3]"),
+        ("({tags}, b)", ":3", "(:3, b)"),
+        ("(a:{tags})", "2", "(a:2:1.1)"),
+        ("{tags}), b", ":3", ":3), b"),
+    ],
+)
+def test_a_tag_that_ends_like_a_weight_gets_the_weight_that_its_bracket_has(
+    template: str, words: str, text: str
+) -> None:
+    assert filled(template, words) == text
+
+
+def test_every_tag_survives_every_template() -> None:
+    """As if the tags were one letter that no grammar knows, which is put back after parsing."""
+    draw = random.Random(4)
+    templates = ("{tags}", "({tags})", "[{tags}]", "(best:1.2), ({tags}:1.1)", "(a, {tags}), b", "({tags}", "{tags})")
+    templates += (
+        "[({tags})]",
+        "(a:{tags})",
+        "({tags} )",
+        "({tags}5)",
+        "a\\{tags}",
+        "({tags}), ({tags}:0.9)",
+        "a:{tags}",
+    )
+    known = [":3", ">:3", "1:1", ":)", "\\m/", "\\(^o^)/", "(o)_(o)", "||_||", ":0", "2024", ";)", "a:1.5)", "\\", ":"]
+    for _ in range(3000):
+        tag = draw.choice(known) if draw.random() < 0.3 else "".join(draw.choices("ab:()[]\\/^0135. +-|", k=3))
+        template = draw.choice(templates)
+        expected = [
+            (part.text.replace("\0", tag), part.weight) for part in parse_emphasis(template.replace("{tags}", "\0"))
+        ]
+        got = parse_emphasis(filled(template, escaped(tag)))
+        assert [(part.text, part.weight) for part in got] == expected, (template, tag)

@@ -31,6 +31,10 @@ def test_a_vocabulary_file(tmp_path: Path) -> None:
     [
         ("tag,category\nsmile,face\nsmile,face\n", "line 3.*twice"),
         ("name\nsmile\n", "first line"),
+        ("tag,categry,x\nsmile,face,1\n", "line 1: unknown columns 'categry', 'x'"),
+        ("tag,Tag\nsmile,hat\n", "line 1: the column 'tag' is there twice"),
+        ("tag,,group\nsmile,,a\n", "line 1: a column has no name"),
+        ("tag,category\n\nsmile, wide,face\n", "line 3: has 3 fields for 2 columns"),
         ("tag\n\n", "first line"),
         ("tag,category\n,face\n", "line 2.*empty"),
         ("tag\nloli\n", "v.csv.*refused"),
@@ -43,6 +47,39 @@ def test_a_bad_vocabulary_file_is_named_with_its_line(tmp_path: Path, text: str,
         read_vocabulary(file)
     with pytest.raises(InputError, match="no such file"):
         read_vocabulary(tmp_path / "none.csv")
+
+
+def test_the_header_may_have_spaces_capitals_and_an_empty_end(tmp_path: Path) -> None:
+    file = tmp_path / "v.csv"
+    file.write_text(" Group ,tag, category,,\nh, blue hair,hair,,\n,smile\n")
+    vocabulary = read_vocabulary(file)
+    assert vocabulary.tags == ("blue_hair", "smile")
+    assert (vocabulary.category("blue_hair"), vocabulary.groups) == ("hair", {"blue_hair": "h"})
+
+
+@pytest.mark.parametrize(
+    ("written", "tag"),
+    [
+        ("star_\\(symbol\\)", "star_(symbol)"),
+        ("Star \\(symbol\\) \\[x\\]", "star_(symbol)_[x]"),
+        ("star_\\(symbol\\)_[x]", "star_(symbol)_[x]"),
+        ("\\m/", "\\m/"),
+        ("\\\\m/", "\\m/"),
+        ("\\(^o^)/", "\\(^o^)/"),
+        ("\\\\\\(^o^\\)/", "\\(^o^)/"),
+        ("\\||/", "\\||/"),
+        (":3", ":3"),
+    ],
+)
+def test_a_backslash_is_an_escape_only_where_the_whole_tag_is_escaped(written: str, tag: str) -> None:
+    assert normal_tag(written) == normal_tag(tag) == tag
+
+
+def test_a_backslash_hides_no_word() -> None:
+    with pytest.raises(InputError, match="'loli' is refused"):
+        Vocabulary(("lo\\li",))
+    assert is_sexual("nu\\de")
+    assert vocabulary_from_tags(["lo\\li", "smile"], 2).tags == ("smile",)
 
 
 def test_tags_that_sexualise_minors_are_refused_alone_and_together() -> None:
@@ -74,10 +111,3 @@ def test_the_shipped_vocabulary_is_for_everyone_and_fills_long_prompts() -> None
     assert len({shipped.groups[tag] for tag in prompt.tags if tag in shipped.groups}) == sum(
         tag in shipped.groups for tag in prompt.tags
     )
-
-
-def test_a_vocabulary_can_be_narrowed_and_names_what_it_has_not() -> None:
-    vocabulary = Vocabulary(("red_hair", "blue_hair", "smile", "glasses"))
-    assert vocabulary.restricted(["smile", "red hair"]).tags == ("red_hair", "smile")
-    with pytest.raises(InputError, match="Did you mean 'glasses'"):
-        vocabulary.restricted(["glases"])

@@ -173,6 +173,35 @@ def test_three_models_of_a_thousand_prompts_take_little_time() -> None:
         )
         for m in range(3)
     }
+    compared()  # imports scipy, which is no part of the work
     started = time.process_time()
     tables.as_markdown(comparison.compare(models, lambda tag: f"c{int(tag[4:]) % 10}", {"tagger": 0.5, "judge": 0.5}))
     assert time.process_time() - started < 5
+
+
+def test_tags_that_are_lost_stand_in_a_table_of_their_own() -> None:
+    prompts = tuple(Prompt(index, "", TAGS, index) for index in range(12))
+
+    def drawn(smile: float, hat: float) -> Evaluation:
+        said = np.full((12, 4), 0.9, dtype=np.float32)
+        said[:, 2], said[:, 3] = smile + np.linspace(0, 0.05, 12), hat + np.linspace(0, 0.05, 12)
+        return Evaluation(prompts, TAGS, {"tagger": said}, np.zeros(12, dtype=bool), np.arange(12), 1.0)
+
+    models = comparison.compare({"base": drawn(0.8, 0.2), "other": drawn(0.3, 0.7)}, CATEGORY, {"tagger": 0.5})
+    assert models[0].tag_changes == {}
+    (table,) = [table for table in tables.make_tables(models) if table.title == "Gains and losses"]
+    assert [cell.text for cell in table.rows[0]] == [
+        "other",
+        "smile 1.00 to 0.00 (n = 12)",
+        "hat 0.00 to 1.00 (n = 12)",
+    ]
+    assert "about 5% of those named are expected to be chance" in table.note
+    assert [row["verdict"] for row in comparison.as_json(models)[1]["tag_changes"]["tagger"]] == [
+        "loss",
+        "",
+        "",
+        "gain",
+    ]
+    (few,) = [table for table in tables.make_tables(compared()) if table.title == "Gains and losses"]
+    assert [cell.text for cell in few.rows[0]] == ["other", "–", "–"]
+    assert "Below 6 prompts, as for 4 of the tags, nothing can be told." in few.note

@@ -36,32 +36,6 @@ def pictures(count: int, height: int, width: int) -> np.ndarray:
     return np.stack([np.asarray(image) for image in resized])
 
 
-@pytest.fixture(scope="module")
-def tiny_ml_danbooru(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`tiny.onnx` (any size of NCHW RGB 0..1; logits linear in the three mean colours) with `classes.json`."""
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
-
-    folder = tmp_path_factory.mktemp("mld")
-    tags = ["smile", "hat", "glasses", "blue_hair"]
-    weights = np.random.default_rng(70).normal(0, 8, (3, len(tags))).astype(np.float32)
-    nodes = [
-        helper.make_node("GlobalAveragePool", ["input"], ["pooled"]),
-        helper.make_node("Flatten", ["pooled"], ["flat"], axis=1),
-        helper.make_node("MatMul", ["flat", "weights"], ["output"]),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "tiny_ml_danbooru",
-        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 3, "height", "width"])],
-        [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["batch", len(tags)])],
-        [numpy_helper.from_array(weights, "weights")],
-    )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), folder / "tiny.onnx")
-    (folder / "classes.json").write_text(json.dumps(tags))
-    return folder
-
-
 @pytest.fixture(params=[*tagger_kinds(), "fake"])
 def tagger(
     request: pytest.FixtureRequest,
@@ -468,3 +442,108 @@ class TestBadFolders:
 def test_without_a_preprocessor_the_pixels_pass_unchanged() -> None:
     pixels = torch.rand(1, 3, 5, 4)
     assert Preprocessing(None, None, None, "bilinear", None, None)(pixels) is pixels
+
+
+def with_batch(source: Path, model: str, place: Path, batch: int) -> Path:
+    """A copy of an ONNX tagger that takes just `batch` images at once, as some exports do."""
+    import onnx
+
+    folder = shutil.copytree(source, place)
+    found = onnx.load(folder / model)
+    for value in (found.graph.input[0], found.graph.output[0]):
+        value.type.tensor_type.shape.dim[0].dim_value = batch
+    onnx.save(found, folder / model)
+    return folder
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_an_onnx_model_with_a_fixed_batch_is_fed_as_it_wants(
+    batch: int, tiny_wd_tagger: Path, tiny_ml_danbooru: Path, tmp_path: Path
+) -> None:
+    for source, model, kind in ((tiny_wd_tagger, "model.onnx", "wd"), (tiny_ml_danbooru, "tiny.onnx", "ml-danbooru")):
+        fixed = open_tagger(with_batch(source, model, tmp_path / kind, batch), kind=kind, threads=1)
+        for count in (1, 3, 5, 40):
+            images = pictures(count, 24, 24)
+            expected = open_tagger(source, kind=kind, threads=1).probabilities(images)
+            assert fixed.probabilities(images) == pytest.approx(expected, abs=1e-6)
+        assert fixed.probabilities(np.empty((0, 16, 16, 3), np.uint8)).shape == (0, len(fixed.tags))
+
+
+def test_an_onnx_model_that_gives_logits_is_no_wd_tagger(tiny_wd_tagger: Path, tmp_path: Path) -> None:
+    import onnx
+
+    folder = shutil.copytree(tiny_wd_tagger, tmp_path / "logits")
+    model = onnx.load(folder / "model.onnx")
+    model.graph.node[-1].op_type = "Identity"
+    onnx.save(model, folder / "model.onnx")
+    with pytest.raises(InputError, match="which are no probabilities"):
+        open_tagger(folder, kind="wd")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"size": {"height": 3000, "width": 16}}, "give 1 to 2048 pixels"),
+        ({"size": {"height": "16", "width": 16}}, "give 1 to 2048 pixels"),
+        ({"size": {"shortest_edge": 0}}, "give 1 to 2048 pixels"),
+        ({"size": None}, "the size None: give 1 to 2048 pixels"),
+        ({"size": {"longest_edge": 9}}, "give height and width, or shortest_edge"),
+        ({"do_center_crop": True}, "the size None"),
+        ({"resample": [2]}, "resample .2. is not supported"),
+        ({"image_std": [0.5, 0.0, 0.5]}, "image_std 0.0: give a number from 1e-06"),
+        ({"image_mean": [0.5, 0.5]}, "image_mean .0.5, 0.5.: give three numbers"),
+        ({"image_mean": None}, "image_mean None"),
+        ({"rescale_factor": float("nan")}, "rescale_factor nan"),
+        ({"do_resize": "yes"}, "do_resize yes: give true or false"),
+    ],
+)
+def test_a_preprocessor_that_cannot_be_is_refused(
+    change: dict[str, Any], message: str, tiny_tagger_folder: Path, tmp_path: Path
+) -> None:
+    config = json.loads((tiny_tagger_folder / "preprocessor_config.json").read_text()) | change
+    (tmp_path / "p.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=message):
+        read_preprocessing(tmp_path / "p.json")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_hidden_layers": 10**6}, "num_hidden_layers 1000000 is beyond 512"),
+        ({"hidden_size": 10**9}, "hidden_size 1000000000 is beyond"),
+        ({"hidden_size": 8192, "intermediate_size": 8192}, "describes a model of .* numbers"),
+        ({"id2label": None, "num_labels": 10**7}, "num_labels 10000000 is beyond"),
+        ({"id2label": {"a": "smile"}}, "id2label must be a table"),
+        ({"id2label": {"0": "smile", "5": "hat"}}, "id2label must name every output|cannot load it"),
+        ({"image_size": 0}, "image_size|cannot load it"),
+    ],
+)
+def test_a_configuration_that_cannot_be_is_refused_before_anything_is_made(
+    change: dict[str, Any], message: str, tiny_tagger_folder: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_tagger_folder, tmp_path / "tagger")
+    config = json.loads((folder / "config.json").read_text()) | change
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=message):
+        open_tagger(folder)
+
+
+def test_a_tagger_whose_weights_are_not_numbers_is_refused(tiny_tagger_folder: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(tiny_tagger_folder, tmp_path / "nan")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["classifier.weight"][0] = torch.nan
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(InputError, match="which are no probabilities"):
+        open_tagger(folder)
+
+
+def test_images_of_a_size_that_is_not_taken_are_one_line(tiny_tagger_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_tagger_folder, tmp_path / "tagger")
+    config = json.loads((folder / "preprocessor_config.json").read_text()) | {"do_resize": False}
+    (folder / "preprocessor_config.json").write_text(json.dumps(config))
+    tagger = open_tagger(folder)
+    assert tagger.probabilities(pictures(1, 16, 16)).shape == (1, len(tagger.tags))
+    with pytest.raises(InputError, match=r"tagger: does not take images of 24 x 16 \("):
+        tagger.probabilities(pictures(1, 16, 24))

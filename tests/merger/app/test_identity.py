@@ -61,7 +61,7 @@ PLAIN: dict[str, Any] = {
     "base": "base.safetensors",
     "donors": [{"path": "warm.safetensors", "name": "donor"}],
     "pipeline": "pipeline",
-    "granularity": "stage",
+    "granularity": "block",
     "tagger": {"path": "tagger", "kind": "transformers"},
     "judge": {"path": "tagger", "kind": "transformers"},
     "vocabulary": "words.csv",
@@ -84,11 +84,13 @@ OTHER: dict[str, Any] = {
     "vae": "cool.safetensors",
     "text_encoders_from": "cool.safetensors",
     "allow_pickle": True,
+    "allow_mixed_prediction": True,
     "components": ["denoiser", "text_encoder"],
-    "granularity": "block",
+    "granularity": "stage",
+    "block_names": "layermerge-0.1",
     "bounds": [-1, 2],
-    "frozen": {"MID": 0.5},
-    "tied": [["DOWN0", "DOWN1"]],
+    "frozen": {"M00": 0.5},
+    "tied": [["IN01", "IN02"]],
     "tagger.path": "tagger2",
     "tagger.kind": "wd",
     "tagger.threshold": 0.6,
@@ -209,7 +211,7 @@ def test_moved_files_are_the_same(place: Path, plain: dict[str, str], tmp_path: 
 def test_an_export_looks_at_sources_and_layers_alone(place: Path, plain: dict[str, str]) -> None:
     same = {**PLAIN, "steps": 9, "tagger": {"path": "tagger2"}, "vocabulary": "fewer.csv"}
     check_sources(plain, opened(place, same).sources, "run")
-    for setting in ("base", "donors.path", "donors.name", "granularity", "components"):
+    for setting in ("base", "donors.path", "donors.name", "granularity", "block_names", "components"):
         with pytest.raises(StudyError, match="'run' began differently") as caught:
             check_sources(plain, opened(place, changed(setting)).sources, "run")
         assert "\n" not in str(caught.value)

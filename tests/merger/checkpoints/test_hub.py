@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from benchmark.errors import InputError
-from benchmark.hub_ids import is_hub_id
+from benchmark.hub_ids import id_of, is_hub_id
 from benchmark.pipelines import hub
 from benchmark.pipelines.loading import load_pipeline
 from merger.app.cli import main
@@ -177,7 +177,7 @@ def test_what_is_not_here_is_fetched(
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     folder = on_this_disk(Path("a/base@v3"), "denoiser")
-    assert hub.id_of(folder) == f"a/base@{REVISION}"
+    assert id_of(folder) == f"a/base@{REVISION}"
     patterns = ["*.json", "unet/*.safetensors", "transformer/*.safetensors"]
     assert asked == [("a/base", {"revision": "v3", "allow_patterns": patterns})]
 

@@ -21,7 +21,7 @@ from merger.export.write import export
 def test_it_says_what_files_are_and_that_they_fit(tiny_family: dict[str, Path], tiny_pipeline_folder: Path) -> None:
     found = inspect_files(list(tiny_family.values()), tiny_pipeline_folder)
     assert json.loads(json.dumps(found)) == found
-    assert found["fit"] == {"ok": True, "problem": None, "left_out": {}}
+    assert found["fit"] == {"ok": True, "problem": None, "left_out": {}, "remarks": []}
     first = found["files"][0]
     assert (first["name"], first["family"], first["layout"]) == ("base", "sd1", "original")
     assert first["dtypes"] == {"float16": 684}

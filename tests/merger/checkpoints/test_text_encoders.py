@@ -512,6 +512,7 @@ def test_recipes_without_it_are_what_they_were(family: Family) -> None:
         "dtype",
         "method",
         "version",
+        "block_names",
     ]
     assert Recipe.from_json(recipe.to_json()) == recipe
     assert recipe.components == ("denoiser",)

@@ -11,6 +11,7 @@ import pytest
 from merger.checkpoints.names.transformer import network_shapes, transformer_names_in
 from merger.checkpoints.names.unet import denoiser_names_in
 from merger.layers.grouping import GRANULARITIES, group
+from merger.layers.unet import BLOCK_NAMES, EARLIER
 
 Config = Callable[[str], dict[str, Any]]
 Published = Callable[[str], dict[str, tuple[int, ...]]]
@@ -19,11 +20,14 @@ Published = Callable[[str], dict[str, tuple[int, ...]]]
 def check_partition(names: list[str]) -> None:
     sets = []
     for granularity in GRANULARITIES:
-        layers = group(names, granularity)
-        assert all(layers.values())
-        assert sorted(name for members in layers.values() for name in members) == sorted(names)
+        for block_names in BLOCK_NAMES:
+            layers = group(names, granularity, block_names)
+            assert all(layers.values())
+            assert sorted(name for members in layers.values() for name in members) == sorted(names)
         sets.append({name: layer for layer, members in layers.items() for name in members})
-    for coarse, fine in pairwise(sets):  # finer layers lie within coarser ones
+    # finer layers lie within coarser ones, but for the end of a U-Net in the community's last block
+    assert block_names == EARLIER
+    for coarse, fine in pairwise(sets):
         assert len({(fine[name], coarse[name]) for name in names}) == len(set(fine.values()))
 
 

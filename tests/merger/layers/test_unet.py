@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 import re
+import warnings
+from collections import defaultdict
+from collections.abc import Callable
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 
-from merger.checkpoints.names.unet import DENOISER_PREFIX, denoiser_names
+from merger.checkpoints.names.unet import DENOISER_PREFIX, denoiser_names, denoiser_names_in
 from merger.errors import ConfigError
 from merger.layers.grouping import GRANULARITIES, group, sizes
-from merger.layers.unet import layer_of, structure_of
+from merger.layers.unet import COMMUNITY, EARLIER, BlockNames, layer_of, structure_of
 
 SD15 = {"block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 768}
 SMALL = {
@@ -23,32 +28,69 @@ SMALL = {
 CONFIGS = pytest.mark.parametrize("config", [SD15, SMALL], ids=["sd15", "three-levels-of-three"])
 
 
-def block_by_key(key: str) -> str:
-    """The block as the original file numbers it: an independent reading of the same tensor."""
-    match = re.match(r"(input_blocks|middle_block|output_blocks)\.(\d+)", key.removeprefix(DENOISER_PREFIX))
+def block_by_key(key: str, last: str) -> str:
+    """The block as the original file numbers it: an independent reading of the same tensor. last: that of `out.`."""
+    bare = key.removeprefix(DENOISER_PREFIX)
+    match = re.match(r"(input_blocks|middle_block|output_blocks)\.(\d+)", bare)
     if match is None:
-        return "BASE"
+        return last if bare.startswith("out.") else "BASE"
     return (
         "M00" if match[1] == "middle_block" else f"{'IN' if match[1] == 'input_blocks' else 'OUT'}{int(match[2]):02d}"
     )
 
 
 @CONFIGS
-def test_blocks_are_those_of_the_original_layout(config: dict[str, object]) -> None:
+@pytest.mark.parametrize("block_names", [COMMUNITY, EARLIER])
+def test_blocks_are_those_of_the_original_layout(config: dict[str, object], block_names: BlockNames) -> None:
     names = denoiser_names(config)
     structure = structure_of(names)
-    assert {name: layer_of(name, "block", structure) for name in names} == {
-        n: block_by_key(k) for n, k in names.items()
+    last = f"OUT{sum(structure.up) - 1:02d}" if block_names == COMMUNITY else "BASE"
+    assert {name: layer_of(name, "block", structure, block_names) for name in names} == {
+        n: block_by_key(k, last) for n, k in names.items()
     }
 
 
+@pytest.mark.parametrize(
+    ("module", "published"), [("convert_sd1_blocks", "sd1-ldm"), ("convert_sdxl_blocks", "sdxl-sgm")]
+)
+def test_blocks_are_those_of_the_community_tensor_for_tensor(
+    module: str, published: str, published_keys: Callable[[str], dict[str, tuple[int, ...]]]
+) -> None:
+    """sd-mecha's own conversion of supermerger's blocks, run over the keys of a real file."""
+    pytest.importorskip("sd_mecha")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        conversions = importlib.import_module(f"sd_mecha.extensions.builtin.model_configs.{module}")
+    theirs: dict[str, str] = {}
+
+    class Builder(SimpleNamespace):
+        def __setitem__(self, key: str, block: str) -> None:
+            theirs[key] = block
+
+    class Same(defaultdict[str, str]):
+        def __missing__(self, block: str) -> str:
+            return block
+
+    (conversion,) = (each for name, each in vars(conversions).items() if name.startswith("convert_"))
+    conversion.__wrapped__.map_keys(Builder(keys=Same()))
+    names = denoiser_names_in(published_keys(published))
+    ours = {names[name]: layer for layer, members in group(names, "block").items() for name in members}
+    assert len(ours) > 600
+    assert ours == {key: theirs[key] for key in ours}
+    missing = {key for key in theirs if key.startswith(DENOISER_PREFIX)} - ours.keys()
+    assert not missing
+
+
 def test_stable_diffusion_1_has_the_25_blocks_and_the_rest() -> None:
-    layers = group(denoiser_names(SD15), "block")
     inputs, outputs = ([f"{side}{i:02d}" for i in range(12)] for side in ("IN", "OUT"))
-    assert list(layers) == [*inputs, "M00", *outputs, "BASE"]
-    assert set(layers["IN00"]) == {"conv_in.weight", "conv_in.bias"}
-    assert {name.split(".")[0] for name in layers["BASE"]} == {"time_embedding", "conv_norm_out", "conv_out"}
-    assert len(layers["BASE"]) == 8
+    for block_names in (COMMUNITY, EARLIER):
+        layers = group(denoiser_names(SD15), "block", block_names)
+        assert list(layers) == [*inputs, "M00", *outputs, "BASE"]
+        assert set(layers["IN00"]) == {"conv_in.weight", "conv_in.bias"}
+        end = {"conv_norm_out", "conv_out"}
+        assert {name.split(".")[0] for name in layers["BASE"]} - end == {"time_embedding"}
+        where = "OUT11" if block_names == COMMUNITY else "BASE"
+        assert {layer for layer, names in layers.items() if end & {name.split(".")[0] for name in names}} == {where}
 
 
 def test_stages_are_resolutions() -> None:
@@ -81,7 +123,7 @@ def test_stages_are_resolutions() -> None:
 )
 def test_modules_are_the_parts_of_blocks(name: str, module: str) -> None:
     assert layer_of(name, "module") == module
-    assert layer_of(name, "block") == module.split(".")[0]
+    assert layer_of(name, "block", block_names=EARLIER) == module.split(".")[0]
 
 
 @CONFIGS
@@ -98,10 +140,15 @@ def test_every_tensor_is_in_exactly_one_layer(config: dict[str, object], granula
 def test_finer_layers_lie_within_coarser_ones(config: dict[str, object]) -> None:
     names = denoiser_names(config)
     layer_by = {
-        granularity: {name: layer for layer, members in group(names, granularity).items() for name in members}
+        (granularity, block_names): {
+            name: layer for layer, members in group(names, granularity, block_names).items() for name in members
+        }
         for granularity in GRANULARITIES
+        for block_names in (COMMUNITY, EARLIER)
     }
-    for coarse, fine in pairwise(GRANULARITIES):
+    line = [(granularity, EARLIER) for granularity in GRANULARITIES]
+    # the community's last block holds the end of the network, which is a part of BASE at `stage`
+    for coarse, fine in [*pairwise(line), (("block", COMMUNITY), ("module", COMMUNITY))]:
         pairs = {(layer_by[fine][name], layer_by[coarse][name]) for name in names}
         assert len(pairs) == len({inner for inner, _ in pairs})
 

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
 from merger.report.charts import heat_map, padded_range, progress_chart, shade
-from merger.report.report import RECALL, contact_sheet, optimism_line, result_text, verdict
+from merger.report.report import RECALL, ReportInput, contact_sheet, optimism_line, result_text, write_report
+from merger.report.verdict import verdict
+from merger.search.space import make_space
+from merger.search.trials import Score, TrialRecord
 
 
 def result(mean: float, interval: tuple[float, float], judge: tuple[float, float] | None = None) -> dict:
@@ -47,6 +52,114 @@ def test_the_optimism_is_said() -> None:
 def test_what_accuracy_measures_is_said_below_the_table() -> None:
     lines = result_text(result(0.05, (0.02, 0.08))).splitlines()
     assert lines[3] == RECALL
+    assert lines[4].startswith("The validation prompts chose the winner and the best parent (warm)")
+
+
+def with_changes(**more: object) -> dict:
+    """A winner that gains in the mean and loses a tag, on 128 validation and 256 test prompts."""
+
+    def row(name: str, prompts: int, parent: float, winner: float, verdict: str) -> dict:
+        difference = winner - parent
+        interval = [difference - 0.1, difference + 0.1]
+        few = verdict == "too few"
+        numbers = {"p": None if few else 0.01, "q": None if few else 0.02}
+        return {
+            "name": name, "prompts": prompts, "parent": parent, "winner": winner, "difference": difference,
+            "interval": interval, **numbers, "verdict": verdict,
+        }  # fmt: skip
+
+    tags = [row("smile", 26, 0.5, 0.23, "loss"), row("<b>", 3, 0.5, 0.3, "too few"), row("hat", 25, 0.2, 0.9, "gain")]
+    judged = [row("smile", 26, 0.5, 0.31, ""), row("hat", 25, 0.2, 0.8, "gain")]
+    categories = [row("face", 50, 0.4, 0.6, "gain")]
+    changes = {
+        "by_tag": {"tagger": tags, "judge": judged},
+        "by_category": {"tagger": categories, "judge": categories},
+        "false_discovery_rate": 0.05,
+    }
+    counts = {"validation_prompts": 128, "test_prompts": 256}
+    return {**result(0.05, (0.02, 0.08), (0.01, 0.05)), "gains_and_losses": changes, **counts, **more}
+
+
+def test_the_verdict_names_what_is_lost_whatever_is_gained() -> None:
+    assert verdict(with_changes()) == (
+        "The winner (trial 7) beats the best parent (warm). "
+        "The winner loses `smile`: 0.50 -> 0.23 (n = 26; by the judge 0.50 -> 0.31)."
+    )
+    text = result_text(with_changes())
+    assert "lost by tag, by the tagger: smile: 0.50 -> 0.23 [-0.37, -0.17] (n = 26)" in text
+    assert "lost by category, by the tagger: nothing beyond chance" in text
+    assert "gained by tag, by the judge: hat: 0.20 -> 0.80 [+0.50, +0.70] (n = 25)" in text
+    assert "about 5% of the gains and losses that are named are expected to be chance" in text
+    assert "too few to tell (below 6 test prompts): <b> (n = 3)" in text
+
+
+def test_many_losses_are_counted_and_not_all_listed() -> None:
+    found = with_changes()
+    rows = [{**found["gains_and_losses"]["by_tag"]["tagger"][0], "name": f"tag_{number}"} for number in range(8)]
+    found["gains_and_losses"]["by_tag"] = {"tagger": rows}
+    assert verdict(found).endswith("`tag_2`: 0.50 -> 0.23 (n = 26), and 5 more tags.")
+    assert "tag_4: 0.50 -> 0.23 [-0.37, -0.17] (n = 26), and 3 more" in result_text(found)
+
+
+def test_too_few_test_prompts_are_said() -> None:
+    said = verdict(with_changes(test_prompts=4))
+    assert said.startswith(
+        "4 test prompts are too few to tell whether the winner (trial 7) beats the best parent (warm)"
+    )
+
+
+def with_parents(warm: float, cold: float, **more: object) -> dict:
+    found = {**result(0.01, (-0.01, 0.03)), "validation_prompts": 128, "test_prompts": 256, **more}
+    model = found["models"][1]
+    found["models"] = [
+        found["models"][0],
+        {**model, "accuracy": warm},
+        {**model, "name": "cold", "accuracy": cold},
+        {**model, "name": "uniform", "role": "uniform", "accuracy": 0.99},
+    ]
+    return found
+
+
+def test_a_parent_that_is_last_in_the_table_is_not_simply_recommended() -> None:
+    assert verdict(with_parents(0.8, 0.7)).endswith("beats the best parent (warm): use warm.")
+    close = {"name": "cold", "mean": 0.01, "interval": [-0.02, 0.04]}
+    assert verdict(with_parents(0.7, 0.8, next_parent=close)).endswith(
+        "use a parent. warm was the best of them on the 128 validation prompts, which choose, and cold is on the 256 "
+        "test prompts of the table; the validation prompts are too few to tell warm from cold."
+    )
+    clear = {"name": "cold", "mean": 0.05, "interval": [0.02, 0.08]}
+    assert verdict(with_parents(0.7, 0.8, next_parent=clear)).endswith("256 test prompts of the table.")
+
+
+def test_the_table_says_what_chose() -> None:
+    assert (
+        "The 128 validation prompts chose the winner and the best parent (warm); the table is of the 256 test prompts"
+        in result_text(with_parents(0.7, 0.8))
+    )
+
+
+def test_the_page_shows_gains_and_losses_and_escapes_names(tmp_path: Path) -> None:
+    found = with_changes(
+        study="demo", trials=8, images_drawn=1000, seconds=60.0, stopped_because="trials", finalists=[]
+    )
+    space = make_space(("IN",), ("warm",), bounds=(0, 1))
+    score = Score(0.5, 0.1, 0.5, 0.1, 0.5)
+    records = [TrialRecord(0, "base", "base", space.everywhere({}), score)]
+    page = ReportInput(
+        result=found, records=records, weights=space.everywhere({}), space=space, base="base", samples={},
+        sample_prompts=(), threshold=0.5, objective="accuracy", search_prompts=8, test_prompts=256, settings={},
+    )  # fmt: skip
+    write_report(tmp_path / "page.html", page)
+    text = (tmp_path / "page.html").read_text()
+    assert "The winner loses `smile`" in text
+    assert '<tr class="loss"><td>smile</td><td>26</td>' in text
+    assert "-0.2700 <small>[-0.3700, -0.1700]</small>" in text
+    assert "<td>&lt;b&gt;</td>" in text and "too few to tell" in text
+    assert "By category, by the judge" in text
+    write_report(
+        tmp_path / "old.html", replace(page, result={k: v for k, v in found.items() if k != "gains_and_losses"})
+    )
+    assert "Gains and losses" not in (tmp_path / "old.html").read_text()
 
 
 def test_charts_are_whole_and_escape_their_text() -> None:

@@ -436,7 +436,7 @@ def test_only_the_layers_asked_for_have_gradients_and_nothing_is_left_behind(une
         assert row == pytest.approx(every[layer], rel=1e-9)
     assert before == {name: value for name, value in vars(unet64.live.module).items() if not name.startswith("_")}
     assert not any(p.requires_grad or p.grad is not None for p in unet64.live.module.parameters())
-    assert "step" not in vars(unet64.generator._scheduler)
+    assert "step" not in vars(unet64.generator.scheduler)
     assert "decode" not in vars(unet64.generator.pipeline.vae)
 
 

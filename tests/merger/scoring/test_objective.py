@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from optuna.storages import InMemoryStorage
 
+from benchmark.evaluate import scores
 from benchmark.evaluate.runner import Evaluation
 from benchmark.pipelines.generation import FakeGenerator
 from benchmark.prompts.prompt_set import make_prompts
@@ -58,6 +59,18 @@ def objective(kind: str = "accuracy", count: int = 40) -> BlendObjective:
     world = World()
     metric = Metric(kind, 0.5, VOCABULARY.category)
     return BlendObjective(world, world, FakeTagger(VOCABULARY.tags), prompts(count, 1), metric)
+
+
+def test_one_floor_holds_for_the_logarithm_of_every_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = prompts(2, 1)
+    tags = tuple(sorted({tag for prompt in made for tag in prompt.tags}))
+    said = {TAGGER: np.zeros((2, len(tags)), np.float32)}
+    evaluation = Evaluation(made, tags, said, np.zeros(2, bool), np.arange(2), 1.0)
+    for floor in (scores.PROBABILITY_FLOOR, 0.01):
+        monkeypatch.setattr(scores, "PROBABILITY_FLOOR", floor)
+        value, parts = Metric("log_probability", 0.5, VOCABULARY.category).value(evaluation)
+        assert value.value == pytest.approx(np.log(floor))
+        assert parts == pytest.approx(np.log(floor))
 
 
 def test_a_score_says_what_was_found() -> None:
@@ -134,6 +147,13 @@ def test_a_search_finds_the_best_blend_and_the_selection_shows_it() -> None:
     assert found["tagger"]["interval"][0] > 0
     assert found["judge"]["mean"] > 0
     assert selection.result["recommended"] == winner["name"]
+    assert (selection.result["validation_prompts"], selection.result["test_prompts"]) == (200, 200)
+    changed = selection.result["gains_and_losses"]
+    assert {row["name"] for row in changed["by_tag"]["judge"]} == set(VOCABULARY.tags)
+    assert selection.best_parent.name == "eyed", "which knows eyes better than the winner, that knows both"
+    assert {row["name"]: row["verdict"] for row in changed["by_category"]["tagger"]} == {"hair": "gain", "eyes": "loss"}
+    losing = [row["difference"] for row in changed["by_tag"]["tagger"]]
+    assert losing == sorted(losing), "the largest loss first"
     assert selection.result["winner"]["weights"] == selection.winner.weights
     assert {which for which, _ in drawn} == {"validation", "test"}
     assert len([which for which, _ in drawn if which == "test"]) == 5, "winner, base, two donors, average"
@@ -156,6 +176,8 @@ def test_a_winner_that_was_only_lucky_is_not_recommended() -> None:
     assert selection.result["optimism"]["trial"] == 4
     assert selection.result["optimism"]["optimism"] > 0.2
     assert selection.result["recommended"] == selection.best_parent.name
+    second = selection.result["next_parent"]
+    assert second["name"] != selection.best_parent.name and second["interval"][0] <= second["mean"]
 
 
 def test_the_winner_is_chosen_on_validation_not_by_what_was_observed() -> None:

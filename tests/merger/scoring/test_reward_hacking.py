@@ -15,7 +15,8 @@ from benchmark.pipelines.generation import FakeGenerator
 from benchmark.prompts.prompt_set import Prompt, make_prompts
 from benchmark.prompts.vocabulary import Vocabulary
 from benchmark.taggers.tagger import FakeTagger, Probabilities
-from merger.report.report import result_text, verdict
+from merger.report.report import result_text
+from merger.report.verdict import verdict
 from merger.scoring.objective import TAGGER
 from merger.scoring.reward_hacking import (
     CHANGES,
@@ -96,6 +97,36 @@ def test_a_gain_that_hangs_on_single_pixels_is_not(parents: list[Evaluation]) ->
 )
 def test_sameness_and_broken_images_are_not(painter: Painter, said: str, parents: list[Evaluation]) -> None:
     assert any(said in reason for reason in objections(seen(painter), parents, parents[0], 0.5))
+
+
+def broken(evaluation: Evaluation, share: float) -> Evaluation:
+    """The same, but the first images are black and nothing is found in them, as where weights are NaN."""
+    count = round(share * len(evaluation.prompts))
+    flags, features = evaluation.broken_images.copy(), evaluation.features[THUMBNAILS].copy()
+    flags[:count], features[:count] = True, 0
+    said = {name: np.where(flags[:, None], 0, values) for name, values in evaluation.probabilities.items()}
+    return replace(evaluation, probabilities=said, broken_images=flags, features={THUMBNAILS: features})
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_one_broken_parent_excuses_nothing(order: int, parents: list[Evaluation]) -> None:
+    """A donor with NaN draws black pictures only; it may be the first parent or the last."""
+    with_nan = [*parents, broken(parents[0], 1.0)][::order]
+    for share in (1.0, 0.06):
+        found = objections(broken(seen(Painter(0.9)), share), with_nan, parents[0], 0.5)
+        assert any("and more than 5% are too many whatever the parents do" in said for said in found)
+    assert objections(broken(seen(Painter(0.9)), 0.04), with_nan, parents[0], 0.5) == []
+    (said,) = objections(seen(Painter(0.9, same=True)), with_nan, parents[0], 0.5)
+    assert "too much alike" in said
+
+
+def test_one_parent_that_draws_one_picture_excuses_no_duplicates(parents: list[Evaluation]) -> None:
+    collapsed = [*parents, repeated(parents[1], 149)]
+    (said,) = objections(repeated(seen(Painter(0.9)), 40), collapsed, parents[0], 0.5)
+    assert (
+        said == "40 of its images repeat that of another prompt, and more than 25% are too many whatever the parents do"
+    )
+    assert objections(repeated(seen(Painter(0.9)), 30), collapsed, parents[0], 0.5) == []
 
 
 def repeated(evaluation: Evaluation, count: int) -> Evaluation:

@@ -1,0 +1,76 @@
+"""Whether the values of a blend's sources are finite numbers: one NaN in one tensor makes every image black."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from merger.checkpoints.checkpoint import Checkpoint
+from merger.checkpoints.hashing import file_contents, nonfinite_in
+from merger.checkpoints.weight_files import PICKLES
+from merger.errors import CheckpointError
+
+_NOT_DRAWN_WITH = ("model_ema.",)
+"""Starts of keys that no program generates images with: a trainer's running averages."""
+
+
+def check_finite(base: Checkpoint, donors: Sequence[Checkpoint], *, drawn: bool = False, advice: str = "") -> None:
+    """Make sure that base and donors hold finite numbers in what a blend reads.
+
+    Reads every file once; its hash is computed in the same pass. drawn: whether images are generated with the base, so
+    that its other components count too. advice: a sentence that ends the message. Raises CheckpointError naming the
+    first source and tensor that hold NaN or infinite values.
+    """
+    lines = blended_nonfinite(base, donors) or (kept_nonfinite(base) if drawn else [])
+    if lines:
+        more = f"; {len(lines) - 1} more sources hold such" if len(lines) > 1 else ""
+        raise CheckpointError(f"{lines[0]}{more}. Fetch the file again, or leave it out.{advice}")
+
+
+def blended_nonfinite(base: Checkpoint, donors: Sequence[Checkpoint]) -> list[str]:
+    """A phrase for each source of a blend that holds NaN or infinite values: which file, which tensor, how many."""
+    lines = []
+    for source in (base, *donors):
+        read = _read_keys(source)
+        lines += _phrase([each for each in _nonfinite(source) if each[:2] in read])
+    return lines
+
+
+def kept_nonfinite(base: Checkpoint) -> list[str]:
+    """The same for the tensors of the base that are not blended, in all its files; one phrase at most."""
+    read = _read_keys(base)
+    return _phrase(
+        [each for each in _nonfinite(base) if each[:2] not in read and not each[1].startswith(_NOT_DRAWN_WITH)]
+    )
+
+
+def _phrase(found: Sequence[tuple[Path, str, str]]) -> list[str]:
+    if not found:
+        return []
+    file, key, what = found[0]
+    many = f" ({len(found)} such tensors)" if len(found) > 1 else ""
+    return [f"{file}: '{key}' holds {what}, which are not finite numbers{many}"]
+
+
+def _nonfinite(source: Checkpoint) -> Iterator[tuple[Path, str, str]]:
+    """(file, key, what it holds) of every tensor of a source that does not hold finite numbers."""
+    for file in source.weight_files:
+        if file.suffix not in PICKLES:
+            for key, what in file_contents(file).nonfinite.items():
+                yield file, key, what
+        else:
+            for key in source.keys_of(file):
+                if what := nonfinite_in(source.read_key(key, file)):
+                    yield file, key, what
+
+
+def _read_keys(source: Checkpoint) -> set[tuple[Path, str]]:
+    """(file, key) of what a blend reads of a source."""
+    if source.layout == "lora":
+        return {(source.path, key) for key in source.keys_of(source.path) if key not in source.other_keys}
+    keys = set()
+    for info in source.blended.values():
+        keys.add((info.file, info.key))
+        for piece in info.pieces:
+            keys.add((source.tensors[piece.key].file if piece.key in source.tensors else info.file, piece.key))
+    return keys
