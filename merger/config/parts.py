@@ -56,12 +56,14 @@ def locate_source(path: Path, info: ValidationInfo) -> Path:
 
 def _database(url: str, info: ValidationInfo) -> str:
     """A database's URL, with an absolute path if it is that of a file."""
-    from merger.search.urls import located, parsed
+    from merger.search.urls import located, parsed, sqlite_file
 
     try:
-        parsed(url)
+        found = parsed(url)
     except InputError as error:  # pydantic collects ValueErrors only
         raise ValueError(str(error).removeprefix("storage ")) from None
+    if found.get_backend_name() == "sqlite" and sqlite_file(found) is None:
+        raise ValueError("a study in memory would be lost: name a file, for example sqlite:///study.db")
     return located(url, (info.context or {}).get("folder", Path()).absolute())
 
 

@@ -180,6 +180,7 @@ def _database(storage: str, *, create: bool, read_only: bool) -> BaseStorage:
         raise StudyError(f"storage {shown(storage)}: {first_line(error)}") from None
     if copy is not None:
         weakref.finalize(database, shutil.rmtree, copy, True)
+    weakref.finalize(database, database.engine.dispose)  # a server's connections are not left to be collected
     if is_sqlite:
 
         def prepare(connection: Any, _: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import filelock
@@ -108,3 +109,48 @@ def test_two_folders_that_share_a_study_are_not_searched_at_once(tmp_path: Path)
         assert one.folder.exists(), "the folder belongs to the search that is at work in it"
     with study_lock(storage, "demo"):
         pass
+
+
+@pytest.mark.parametrize(
+    ("storage", "mode"),
+    [
+        (None, 0o666),
+        ("postgresql://me@host/studies", 0o666),
+        ("postgresql://me:secret@host/studies", 0o600),
+        ("postgresql://host/studies?password=secret", 0o600),
+    ],
+)
+def test_a_password_in_a_configuration_is_its_owners_alone(storage: str | None, mode: int, tmp_path: Path) -> None:
+    """The run needs it to go on. A file of version 0.1.0, which everybody may read, is replaced."""
+    run = made(tmp_path / "demo", **({"storage": storage} if storage else {}))
+    run.config_file.chmod(0o644)
+    run.create(run.config())
+    assert run.config_file.stat().st_mode & 0o777 == mode & ~_umask()
+    assert run.config().storage == storage
+
+
+def test_a_password_is_not_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made(tmp_path / "runs" / "demo", storage="postgresql://me:secret@127.0.0.1:1/studies?password=secret")
+    made(tmp_path / "runs" / "odd", storage="postgresql://me:se/secret@host:port/studies")
+    for arguments in (
+        ["list"],
+        ["list", "--json"],
+        ["status", "demo"],
+        ["status", "odd", "--json"],
+        ["resume", "demo"],
+        ["resume", "demo", "--set", "storage=postgresql://me:secret@host:port/x"],
+        ["search", "runs/demo/config.yaml", "--storage", "postgresql://me:secret@host:port/x"],
+    ):
+        main(arguments)
+    said = capsys.readouterr()
+    assert "me:***@" in said.out + said.err
+    assert "secret" not in said.out + said.err
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -185,6 +185,7 @@ def test_the_command_line_prints_every_problem(tmp_path: Path, capsys: pytest.Ca
             "storage: postgresql://me:secret@host:port/x",
             "5: storage: postgresql://me:***@host:port/x: its port",
         ),
+        ("storage: 'sqlite://'", "5: storage: a study in memory would be lost: name a file"),
         ("storage: somewhere", "5: storage: somewhere: is no URL"),
         ("steps: 2000", "5: steps: Input should be less than or equal to 1000"),
         ("granularity: {'a*': 3}", "5: granularity: the table: 'a*: 3' is no `pattern: layer`"),
