@@ -67,7 +67,7 @@ BY_CONTENT = {
     "vocabulary.top": _PROMPTS,
     "tags_per_prompt": _PROMPTS,
     "template": _PROMPTS,
-    "distinct_prompts": _PROMPTS,
+    "distinct_prompts": ("validation prompts", "test prompts"),
     "prompts": ("search prompts", "number of search prompts"),
     "validation_prompts": ("validation prompts", "number of validation prompts"),
     "test_prompts": ("test prompts", "number of test prompts"),

@@ -106,6 +106,7 @@ OTHER: dict[str, Any] = {
     "prompts": 4,
     "validation_prompts": 4,
     "test_prompts": 4,
+    "distinct_prompts": False,
     "steps": 3,
     "sampler": "ddim",
     "guidance": 2.0,
@@ -172,6 +173,9 @@ def test_every_setting_is_decided_upon() -> None:
 @pytest.mark.parametrize("setting", EVERY)
 def test_a_changed_setting_changes_the_identity_unless_it_may(setting: str, place: Path, plain: dict[str, str]) -> None:
     now = identified(place, changed(setting))
+    if setting == "distinct_prompts":  # it decides only where sets would share a text, as they do with one tag each
+        crowded = {"tags_per_prompt": 1, "prompts": 5, "validation_prompts": 5, "test_prompts": 5}
+        plain, now = identified(place, PLAIN | crowded), identified(place, changed(setting) | crowded)
     differing = {key for key in plain.keys() | now.keys() if plain.get(key) != now.get(key)}
     if setting in MAY_CHANGE:
         assert not differing

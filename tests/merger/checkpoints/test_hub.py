@@ -183,10 +183,15 @@ def test_what_is_not_here_is_fetched(
 
 
 def test_a_search_says_it_in_one_line_and_leaves_nothing(
-    cache: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    cache: Callable[..., Path],
+    tiny_tagger_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["search", str(written(tmp_path)), "--name", "none"]) == 2
+    file = written(tmp_path, tagger=str(tiny_tagger_folder))
+    assert main(["search", str(file), "--name", "none"]) == 2
     error = capsys.readouterr().err.strip()
     assert error.startswith("error: base: a/base: is not here")
     assert "\n" not in error
