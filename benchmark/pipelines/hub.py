@@ -110,7 +110,7 @@ def _download(hub_id: str, portion: Portion) -> Path:
 
 def _has_weights(folder: Path) -> bool:
     """Whether a component's weights are there: one file, or all the shards that an index names."""
-    for index in folder.glob("*.safetensors.index.json"):
+    for index in folder.glob("*.safetensors.index*.json"):  # also a variant's: index.fp16.json
         try:
             names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -15,7 +15,7 @@ from benchmark.hub_ids import is_hub_id
 from benchmark.pipelines import hub
 from benchmark.pipelines.model_index import pipeline_class, read_index
 from benchmark.pipelines.quiet import quiet_diffusers
-from benchmark.pipelines.single_files import as_marked, components_beside, configuration_of
+from benchmark.pipelines.single_files import as_marked, components_beside, configuration_of, parts_of_variants
 
 if TYPE_CHECKING:
     import torch
@@ -103,7 +103,8 @@ def _load(source: str, config: str | None, dtype: torch.dtype, to_fill: Collecti
     path = local_source(source)
     try:
         if path.is_dir():
-            read_index(path)  # raises for one that names other code than diffusers' and transformers'
+            index = read_index(path)  # raises for one that names other code than diffusers' and transformers'
+            options |= parts_of_variants(path, index, dtype)
             return diffusers.DiffusionPipeline.from_pretrained(
                 path, use_safetensors=True, local_files_only=True, **options
             )

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from benchmark.errors import InputError
 from benchmark.hub_ids import is_hub_id
+from benchmark.notices import say
 from benchmark.pipelines import hub
 from benchmark.pipelines.file_parts import holds, open_single_file, read_part, refuse_strays
 from benchmark.pipelines.model_index import NAME, component_class, parts_of, read_index
+from benchmark.pipelines.variants import said, variant_in, variants_in
 
 if TYPE_CHECKING:
     import torch
@@ -71,7 +73,7 @@ def components_beside(path: Path, folder: Path, dtype: torch.dtype, to_fill: Col
                 found[name] = part
             continue
         if any((folder / name).glob("*.safetensors")):
-            found[name] = kind.from_pretrained(folder / name, torch_dtype=dtype, local_files_only=True)
+            found[name] = _pretrained(kind, folder / name, dtype)
         elif name in to_fill:
             found[name] = _untrained(kind, folder / name).to(dtype)
         else:
@@ -80,6 +82,24 @@ def components_beside(path: Path, folder: Path, dtype: torch.dtype, to_fill: Col
                 f"{'VAE' if name.startswith('vae') else 'checkpoint for the text encoders'}."
             )
     return found
+
+
+def parts_of_variants(folder: Path, index: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """{name: part} of a diffusers folder's parts that have weights under a variant's name only; says which.
+
+    index: its `model_index.json`, as `read_index` gives it.
+    """
+    variants = variants_in(folder)
+    classes = {name: each for name, each in parts_of(dict(index), folder / NAME) if name in variants}
+    used = {name: variants[name] for name in classes if name != "safety_checker"}
+    if used:
+        say(said(folder, used))
+    return {name: _pretrained(component_class(folder, name, *classes[name]), folder / name, dtype) for name in used}
+
+
+def _pretrained(kind: Any, part: Path, dtype: torch.dtype) -> Any:
+    options = {"torch_dtype": dtype, "local_files_only": True, "use_safetensors": True, "variant": variant_in(part)}
+    return kind.from_pretrained(part, **options)
 
 
 def as_marked(path: Path, scheduler: Any) -> Any:

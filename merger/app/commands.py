@@ -190,7 +190,7 @@ def merge(args: argparse.Namespace) -> int:
     from merger.export.recipe_files import open_recipe
 
     recipe, base, donors = open_recipe(args.recipe, allow_pickle=args.allow_pickle)
-    for remark in (*remarks(donors, check_compatible(base, donors)), *mixed_prediction(base, donors)):
+    for remark in (*remarks((base, *donors), check_compatible(base, donors)), *mixed_prediction(base, donors)):
         print(remark, file=sys.stderr)
     how = ExportOptions(
         args.dtype, args.denoiser_only, args.format, _configuration(args), args.mecha, nonfinite=args.nonfinite

@@ -66,7 +66,7 @@ def open_sources(config: Config) -> BlendSources:
     mixed = mixed_prediction(base, donors, config.pipeline)
     if mixed and not config.allow_mixed_prediction:
         raise ConfigError(f"{mixed[0]}. Leave it out, or set allow_mixed_prediction: true")
-    for remark in (*remarks(donors, left_out), *mixed):
+    for remark in (*remarks((base, *donors), left_out), *mixed):
         print(remark, file=sys.stderr)
     if base.text and all(len(donor.lent) == len(components_of(base.text)) for donor in donors):
         raise ConfigError(

@@ -95,7 +95,7 @@ def open_donor(path: Path, base: Checkpoint, *, name: str | None = None, allow_p
     try:
         return with_text_of(open_checkpoint(file, name=name, allow_pickle=allow_pickle), base)
     except NoDenoiser as error:
-        if error.kind != "lora" and file == path and not _is_adapter(file, allow_pickle):
+        if error.kind != "lora" and file == path and not is_adapter(file, allow_pickle):
             raise CheckpointError(f"{error} It cannot be a donor.") from None
     return open_lora(file, base, name=name or (path.name if path.is_dir() else None), allow_pickle=allow_pickle)
 
@@ -149,7 +149,7 @@ def open_lora(path: Path, base: Checkpoint, *, name: str | None = None, allow_pi
     )
 
 
-def _is_adapter(file: Path, allow_pickle: bool) -> bool:
+def is_adapter(file: Path, allow_pickle: bool) -> bool:
     """Whether a file holds an adapter, though `merger.checkpoints.kinds` does not know its keys for one's.
 
     Raises CheckpointError for one of whole differences alone, which no factors tell from other weights.

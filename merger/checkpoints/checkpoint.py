@@ -16,7 +16,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from merger.checkpoints.denoiser import check_names, denoiser_files, denoiser_tensors, find_denoiser
+from benchmark.pipelines.key_names import usual
+from benchmark.pipelines.variants import variant_in
+from merger.checkpoints.denoiser import (
+    check_names,
+    denoiser_files,
+    denoiser_folder,
+    denoiser_tensors,
+    find_denoiser,
+)
 from merger.checkpoints.families import prediction_of
 from merger.checkpoints.hashing import file_sha256
 from merger.checkpoints.source import TensorInfo
@@ -132,7 +140,7 @@ def open_checkpoint(
     others = tuple(key for key in tensors if key not in used)
     layout = "original" if not found.own_names else "folder" if path.is_dir() else "diffusers"
     metadata = {key: value for weights in opened.values() for key, value in weights.header.metadata.items()}
-    prediction, zero_snr = prediction_of(found.family, tensors, metadata, read_scheduler_config(path))
+    prediction, zero_snr = prediction_of(found.family, map(usual, tensors), metadata, read_scheduler_config(path))
     called = path.name.removesuffix(INDEX) if path.is_dir() or path.name.endswith(INDEX) else path.stem
     return Checkpoint(
         name or called,
@@ -147,6 +155,7 @@ def open_checkpoint(
         prediction,
         zero_snr,
         opened,
+        notes=_notes(path),
     )
 
 
@@ -174,6 +183,12 @@ def read_scheduler_config(path: Path) -> dict[str, object] | None:
         return json.loads((path / "scheduler" / "scheduler_config.json").read_text())
     except (OSError, ValueError):
         return None
+
+
+def _notes(path: Path) -> tuple[str, ...]:
+    """What a user should know of how a checkpoint is read."""
+    variant = variant_in(denoiser_folder(path)) if path.is_dir() else None
+    return () if variant is None else (f"has its denoiser as the variant '{variant}' only, which is read",)
 
 
 def _files(path: Path) -> tuple[Path, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from benchmark.pipelines.key_names import usual
 from merger.checkpoints.checkpoint import Checkpoint, read_scheduler_config
 from merger.checkpoints.families import prediction_of
 from merger.errors import CheckpointError
@@ -47,9 +48,9 @@ def check_compatible(base: Checkpoint, donors: Sequence[Checkpoint]) -> dict[str
 
 
 def remarks(donors: Sequence[Checkpoint], left_out: Mapping[str, Sequence[str]]) -> list[str]:
-    """What a user should know of a blend of these donors: lines on what it leaves out.
+    """What a user should know of a blend of these donors: lines on what it leaves out and on how they are read.
 
-    left_out: as `check_compatible` returns it.
+    donors: the base may be among them, for what there is to say of it. left_out: as `check_compatible` returns it.
     """
     lines = [
         f"{name}: the blend leaves out {len(extra)} tensors, first '{extra[0]}'" for name, extra in left_out.items()
@@ -76,7 +77,7 @@ def predicts(checkpoint: Checkpoint, pipeline: Path | None = None) -> tuple[str,
     if checkpoint.prediction != "unknown" or pipeline is None:
         return checkpoint.prediction, checkpoint.zero_snr
     scheduler = read_scheduler_config(pipeline)
-    return prediction_of(checkpoint.family, checkpoint.tensors, checkpoint.metadata, scheduler)
+    return prediction_of(checkpoint.family, map(usual, checkpoint.tensors), checkpoint.metadata, scheduler)
 
 
 def in_words(prediction: str, zero_snr: bool) -> str:

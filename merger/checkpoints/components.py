@@ -11,6 +11,7 @@ import torch
 from benchmark.pipelines import hub
 from benchmark.pipelines.loading import load_pipeline
 from benchmark.pipelines.single_files import default_repository as repository_of
+from benchmark.pipelines.variants import variant_in, weights_of_variant
 from merger.checkpoints.checkpoint import Checkpoint
 from merger.checkpoints.families import family_named
 from merger.checkpoints.headers import FLOATING
@@ -116,6 +117,8 @@ def _vae_file(source: Path) -> Path:
     if not source.is_dir():
         return source
     inside = source / "vae" if (source / "vae").is_dir() else source
+    if variant := variant_in(inside):
+        return weights_of_variant(inside, variant)
     found = sorted(inside.glob("diffusion_pytorch_model*.safetensors"))
     if not found:
         raise CheckpointError(f"{inside}: no VAE weights here.")

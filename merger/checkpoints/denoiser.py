@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmark.pipelines.key_names import by_usual_key
+from benchmark.pipelines.variants import variant_in
 from merger.checkpoints.families import markers, transformer_family, unet_family
 from merger.checkpoints.headers import FLOATING
 from merger.checkpoints.kinds import is_controlnet, kind_of
@@ -14,7 +15,7 @@ from merger.checkpoints.names.pieces import Piece, whole
 from merger.checkpoints.names.transformer import network_shapes, transformer_names_in
 from merger.checkpoints.names.unet import DENOISER_PREFIX, denoiser_names, denoiser_names_in
 from merger.checkpoints.source import TensorInfo, assembled
-from merger.checkpoints.weight_files import INDEX, PICKLES, shards
+from merger.checkpoints.weight_files import INDEX, PICKLES, files_of_variant, shards
 from merger.errors import CheckpointError, NoDenoiser
 
 _INPUT = "conv_in.weight"
@@ -147,19 +148,22 @@ def check_names(path: Path, found: Mapping[str, object], config: Mapping[str, ob
         )
 
 
+def denoiser_folder(folder: Path) -> Path:
+    """Where a diffusers folder has its denoiser: in a folder of its own, or at the top."""
+    return next((folder / part for part in ("unet", "transformer") if (folder / part).is_dir()), folder)
+
+
 def denoiser_files(folder: Path) -> tuple[Path, ...]:
     """The weight files of a diffusers folder's denoiser: one, or its shards. Raises CheckpointError if it has none."""
-    inside = next((folder / part for part in ("unet", "transformer") if (folder / part).is_dir()), folder)
+    inside = denoiser_folder(folder)
     if (index := inside / f"diffusion_pytorch_model{INDEX}").exists():
         return shards(index)
-    for pattern in (
-        "diffusion_pytorch_model.safetensors",
-        "*-of-*.safetensors",
-        "diffusion_pytorch_model.*.safetensors",
-    ):
-        if files := sorted(inside.glob(pattern)):
-            numbered = "-of-" in pattern
-            return tuple(files) if numbered else (files[0],)
+    if (whole_file := inside / "diffusion_pytorch_model.safetensors").exists():
+        return (whole_file,)
+    if variant := variant_in(inside):
+        return files_of_variant(inside, variant)
+    if files := sorted(inside.glob("*-of-*.safetensors")):
+        return tuple(files)
     if any(file.suffix in PICKLES for file in inside.iterdir()):
         raise CheckpointError(
             f"{inside}: holds pickle weights only, which are not opened. Save it as safetensors first."

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from merger.checkpoints.adapter import open_lora
+from benchmark.adapters.peft_config import adapter_file
+from merger.checkpoints.adapter import is_adapter, open_lora
 from merger.checkpoints.checkpoint import Checkpoint, open_checkpoint, read_unet_config
 from merger.checkpoints.compatibility import check_compatible, in_words, mixed_prediction, predicts
 from merger.checkpoints.families import family_named
@@ -39,16 +40,16 @@ def inspect_files(paths: Sequence[Path], pipeline: Path | None = None, *, allow_
     refused: list[str] = []
     for path, name in zip(paths, unique_names(paths), strict=True):
         try:
-            path = on_this_disk(Path(path), "denoiser")
+            path = adapter_file(on_this_disk(Path(path), "denoiser"))
             checkpoint = open_checkpoint(path, name=name, unet_config=config, allow_pickle=allow_pickle)
             files.append(_describe(checkpoint, pipeline))
             opened.append(checkpoint)
         except NoDenoiser as error:
             files.append(_describe_other(Path(path), name, error, allow_pickle))
-            if error.kind != "lora" or not opened:
-                refused.append(str(error))
-                continue
             try:
+                if not opened or (error.kind != "lora" and not is_adapter(Path(path), allow_pickle)):
+                    refused.append(str(error))
+                    continue
                 lora = open_lora(Path(path), opened[0], name=name, allow_pickle=allow_pickle)
                 opened.append(lora)
                 files[-1] |= {"changes": len(lora.changes), "text_tensors": len(lora.text_keys)}
@@ -65,7 +66,8 @@ def inspect_files(paths: Sequence[Path], pipeline: Path | None = None, *, allow_
             raise CheckpointError(refused[0])
         if opened:
             fit["left_out"] = {name: list(extra) for name, extra in check_compatible(opened[0], opened[1:]).items()}
-            fit["remarks"] = mixed_prediction(opened[0], opened[1:], pipeline)
+            notes = [f"{each.name}: {note}" for each in opened for note in each.notes]
+            fit["remarks"] = notes + mixed_prediction(opened[0], opened[1:], pipeline)
     except CheckpointError as error:
         fit |= {"ok": False, "problem": str(error)}
     return {"files": files, "fit": fit}

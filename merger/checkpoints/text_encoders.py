@@ -6,12 +6,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from benchmark.pipelines.variants import variant_in
 from merger.checkpoints.checkpoint import Checkpoint
 from merger.checkpoints.denoiser import SCALES
 from merger.checkpoints.headers import FLOATING
 from merger.checkpoints.names.text import folder_keys, names_of_folder, stray_text_in, text_names_in
 from merger.checkpoints.source import TensorInfo, assembled
-from merger.checkpoints.weight_files import INDEX, open_weights, shards
+from merger.checkpoints.weight_files import INDEX, files_of_variant, open_weights, shards
 from merger.errors import CheckpointError
 from merger.layers.components import TEXT_ENCODERS
 
@@ -119,7 +120,7 @@ def folder_weights(folder: Path, component: str) -> tuple[Path, ...]:
         return shards(index)
     if (whole := inside / TEXT_FILE).exists():
         return (whole,)
-    return tuple(sorted(inside.glob("model.*.safetensors"))[:1])
+    return files_of_variant(inside, variant) if (variant := variant_in(inside)) else ()
 
 
 def _in_folder(folder: Path) -> dict[str, TensorInfo]:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmark.pipelines.variants import weights_of_variant
 from merger.checkpoints.headers import Entry, Header, convert_command, read_header
 from merger.errors import CheckpointError
 
@@ -104,6 +105,15 @@ def shards(index: Path) -> tuple[Path, ...]:
             f"{index}: shard {missing[0]} is missing ({len(missing)} of {len(files)}). Fetch it again."
         )
     return files
+
+
+def files_of_variant(part: Path, variant: str) -> tuple[Path, ...]:
+    """The files of a part's weights under a variant's name (`benchmark.pipelines.variants`): one, or its shards."""
+    file = weights_of_variant(part, variant)
+    if file.suffix == ".json":
+        return shards(file)
+    numbered = f".{variant}-"  # shards without their index
+    return tuple(sorted(part.glob(f"*{numbered}*-of-*.safetensors"))) if numbered in file.name else (file,)
 
 
 def _open_pickle(path: Path) -> WeightFile:
