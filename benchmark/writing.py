@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,7 @@ from benchmark.errors import WriteError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+_LONGEST_NAME = 255
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -26,9 +28,15 @@ def whole_or_nothing(output: Path) -> Iterator[Path]:
     A file or a folder may be written there. Where the block fails, what was written goes, and so do folders that had to
     be made for it; what was at `output` stays. Raises WriteError, in one line, for what the disk refuses.
     """
-    partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
-    before = output.with_name(f".{output.name}.{os.getpid()}.before")
-    missing = [folder for folder in output.parents if not folder.exists()]  # the innermost first
+    partial = _beside(output, "partial")
+    before = _beside(output, "before")
+    missing = [folder for folder in output.parents if not _is_there(folder)]  # the innermost first
+    try:
+        output.stat()  # of a name that cannot be, the disk says so here, before anything is computed
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise WriteError(f"{output}: {_reason(error)}") from error
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         yield partial
@@ -49,6 +57,22 @@ def whole_or_nothing(output: Path) -> Iterator[Path]:
             with contextlib.suppress(OSError):  # not there, or somebody else's files are in it by now
                 for folder in missing:
                     folder.rmdir()
+
+
+def _beside(output: Path, what: str) -> Path:
+    """A hidden name beside `output`, no longer than a name may be (255 bytes on all common systems)."""
+    end = f".{os.getpid()}.{what}"
+    name = f".{output.name}".encode(errors="surrogateescape")
+    if len(name) + len(end) > _LONGEST_NAME:  # two long names that differ only at their ends must not share it
+        end = f".{hashlib.sha256(name).hexdigest()[:8]}{end}"
+    return output.with_name(name[: _LONGEST_NAME - len(end)].decode(errors="ignore") + end)
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that is too long
+        return False
 
 
 def write_text(output: Path, text: str) -> None:
