@@ -83,26 +83,30 @@ def test_tagger_and_judge_are_of_different_architectures() -> None:
 
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of a short search on the real family, stopped after 8 trials and resumed for one more."""
+    """The run folder of a short search on the real family, stopped after 10 trials and resumed for one more."""
     place = tmp_path_factory.mktemp("search")
     settings = yaml.safe_load((DEMO / "search.yaml").read_text())
     for key in ("base", "pipeline", "judge", "vocabulary"):
         settings[key] = str(DEMO / settings[key])
     settings["tagger"]["path"] = str(DEMO / settings["tagger"]["path"])
     settings["donors"] = [str(DEMO / donor) for donor in settings["donors"]]
-    settings |= {"prompts": 8, "validation_prompts": 8, "test_prompts": 16, "trials": 8, "batch_size": 8}
-    settings |= {"method": "cmaes", "granularity": "stage"}  # every trial of it is a blend with a score
+    settings |= {"prompts": 8, "validation_prompts": 8, "test_prompts": 16, "trials": 10, "batch_size": 8}
+    settings |= {
+        "method": "cmaes",
+        "granularity": "stage",
+        "baselines": [],
+    }  # every trial of it is a blend with a score
     (place / "short.yaml").write_text(yaml.safe_dump(settings))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         assert main(["search", "short.yaml", "--name", "short"]) == 0
-        assert main(["resume", "runs/short", "--trials", "9"]) == 0
+        assert main(["resume", "runs/short", "--trials", "11"]) == 0
     return place / "runs" / "short"
 
 
 def test_a_search_on_the_family_finds_draws_and_shows(searched: Path) -> None:
     result = json.loads((searched / "result.json").read_text())
-    assert result["trials"] == 9
+    assert result["trials"] == 11
     base = next(model for model in result["models"] if model["role"] == "base")
     assert 0.5 <= base["accuracy"] <= 0.9
     assert (searched / "report.html").stat().st_size > 10_000

@@ -88,12 +88,17 @@ def _search(config: Config, run: Run, args: argparse.Namespace, *, create: bool)
 
 def status(args: argparse.Namespace) -> int:
     """`merger status`: where a run stands."""
+    from merger.report.progress import duration
+
     run = find_run(args.target)
     found = describe(run)
     if args.json:
         print(json.dumps(found, ensure_ascii=False))
         return 0
-    print(f"{found['name']}: {found['state']}, {found['trials']} of {found['limit']} trials, {found['images']} images")
+    print(
+        f"{found['name']}: {found['state']}, {found['trials']} of {found['limit']} trials, {found['images']:,} images, "
+        f"{duration(found['seconds'])}"
+    )
     if found["best"]:
         best = found["best"]
         print(f"best {best['value']:.4f} ± {best['stderr']:.4f} ({best['label']}), accuracy {best['accuracy']:.4f}")
@@ -271,6 +276,7 @@ def inspect(args: argparse.Namespace) -> int:
 def describe(run: Run) -> dict[str, Any]:
     """Where a run stands, as plain values; needs none of its sources."""
     from merger.report.progress import duration, time_left
+    from merger.scoring.evaluation_cache import spent_on
     from merger.search.study import read_study
     from merger.search.trials import best_of, since_improvement
 
@@ -280,6 +286,7 @@ def describe(run: Run) -> dict[str, Any]:
     with run.result_read():
         stopped_because = None if result is None else str(result["stopped_because"])
     state = "running" if run.busy() else "finished" if result is not None else "stopped"
+    spent = spent_on(records, run.scores)
     left = time_left(records, config.trials, config.time_limit)
     return {
         "name": run.name,
@@ -287,8 +294,8 @@ def describe(run: Run) -> dict[str, Any]:
         "state": state,
         "trials": len(records),
         "limit": config.trials,
-        "images": sum(record.score.images for record in records),
-        "seconds": round(sum(record.score.seconds for record in records), 1),
+        "images": spent["images_drawn"],
+        "seconds": spent["seconds"],
         "since_improvement": since_improvement(records),
         "patience": config.patience,
         "left": duration(left) if left is not None and state != "finished" else None,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
 
 from benchmark.evaluate.runner import Evaluation
 from benchmark.taggers.tagger import Tagger
@@ -34,6 +35,8 @@ class FinalEvaluation:
         check: Callable[[], None] = lambda: None,
     ) -> None:
         self.check = check
+        self.names: dict[str, str] = {}
+        self.done = 0
         self.runtime, self.progress, self.interrupt = runtime, progress, interrupt
         exam = runtime.exam
         self.taggers: Mapping[str, Mapping[str, Tagger]] = {
@@ -47,13 +50,23 @@ class FinalEvaluation:
             for which, taggers in self.taggers.items()
         }
 
+    def expect(self, which: str, models: Sequence[tuple[str, Weights]]) -> None:
+        """The blends that will be evaluated on the prompts `which`, by name. One of several names has the first."""
+        self.names = {}
+        for name, weights in models:
+            self.names.setdefault(_key(weights), name)
+        self.done = 0
+
     def __call__(self, which: str, weights: Weights) -> Evaluation:
         """The evaluation of a blend on the prompts `which`; read from the run's folder if it was made before."""
+        self.done += 1
+        exam = self.runtime.exam
+        title = f"{which} {self.done} of {len(self.names)}: {self.names.get(_key(weights), 'a blend')}"
         kept = self.caches[which].get(which, weights)
         if kept is not None:
+            self._say(title, kept, " (made before)")
             return kept
-        exam = self.runtime.exam
-        self.progress.start(f"{which} prompts")
+        self.progress.start(title)
         evaluation = evaluate_blend(
             self.runtime.live,
             self.runtime.generator,
@@ -66,10 +79,18 @@ class FinalEvaluation:
         )
         self.check()
         self.caches[which].put(which, weights, evaluation)
-        accuracy = evaluation.accuracy(TAGGER, exam.thresholds[TAGGER])
-        self.progress.say(f"{which} prompts: {accuracy.value:.4f} ± {accuracy.stderr:.4f}")
+        self._say(title, evaluation)
         return evaluation
+
+    def _say(self, title: str, evaluation: Evaluation, remark: str = "") -> None:
+        """The line of a model that is evaluated: `validation 3 of 10: trial 104 0.8953 ± 0.0105`."""
+        accuracy = evaluation.accuracy(TAGGER, self.runtime.exam.thresholds[TAGGER])
+        self.progress.say(f"{title} {accuracy.value:.4f} ± {accuracy.stderr:.4f}{remark}")
 
     def _report(self, images: int, value: float) -> None:
         self.interrupt.stop_if_asked()
         self.progress.drawn(images, value)
+
+
+def _key(weights: Weights) -> str:
+    return json.dumps({layer: dict(row) for layer, row in weights.items()}, sort_keys=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from merger.app.final_evaluation import FinalEvaluation
@@ -20,6 +21,7 @@ from merger.checkpoints.finite import check_finite
 from merger.checkpoints.watch import SourceWatch
 from merger.errors import InputError, NoRoom
 from merger.report.progress import SearchProgress
+from merger.scoring.evaluation_cache import spent_on
 from merger.scoring.selection import select_winner
 from merger.search.baselines import baselines_of, most_trials, outcomes
 from merger.search.loop import search
@@ -46,6 +48,8 @@ def run_search(session: Session, run: Run, interrupt: Interrupt, *, create: bool
     """
     run.check_free()
     create = not run.exists() if create is None else create
+    if create:
+        session = _with_room_to_search(session)
     choice = choose_method(session)
     kept = f"What is finished is kept: fix that, then `merger resume {run.folder}`."
     watch = SourceWatch((session.sources.base, *session.sources.donors), kept)
@@ -64,6 +68,23 @@ def run_search(session: Session, run: Run, interrupt: Interrupt, *, create: bool
         choice = choose_as_begun(session, choice, study.noted("method"), run.name, no_gradients)
         plan = _Plan(choice, gradient if choice.follows_gradients else None)
         return _search(session, runtime, plan, study, run, interrupt, watch)
+
+
+def _with_room_to_search(session: Session) -> Session:
+    """The session with a limit of trials that leaves as many to the sampler as the baselines take; a raise is printed.
+
+    Only for a search that begins: later the limit is what the user says.
+    """
+    config = session.config
+    most = most_trials(session.sources.space, config.baselines)
+    if config.trials >= 2 * most:
+        return session
+    print(
+        f"trials: the baselines alone take up to {most}, so the limit of {config.trials} is raised to {2 * most}, "
+        "which leaves as many to the search (with fewer `baselines` it takes fewer)",
+        file=sys.stderr,
+    )
+    return replace(session, config=config.model_copy(update={"trials": 2 * most}))
 
 
 def _with_gradients_if_they_fit(
@@ -119,16 +140,19 @@ def _search(
     study.note("stopped_because", reason)
     interrupt.doing = "this image batch"
     records = study.records()
+    evaluate = FinalEvaluation(runtime, run, progress, interrupt, watch.check)
     selection = select_winner(
         records,
         (*baselines, *outcomes(sources.space, sources.base.name, config.baselines, records)),
-        FinalEvaluation(runtime, run, progress, interrupt, watch.check),
+        evaluate,
         thresholds=exam.thresholds,
         category_of=exam.vocabulary.category,
         name=run.study_name(config),
         stopped_because=reason,
         say=progress.say,
+        expect=evaluate.expect,
     )
+    selection.result.update(spent_on(records, run.scores))
     interrupt.stop_if_asked()
     interrupt.doing = "writing the results"
     watch.check()

@@ -202,7 +202,11 @@ class Config(Settings):
         "for), `log_probability` (its mean logarithm) or `accuracy` (the share of them found at the threshold). A mean "
         "probability is less noisy than a share of hits. Gradient steps always follow the mean log probability.",
     )
-    trials: Count = Field(default=200, description="The most trials, baselines included.")
+    trials: Count = Field(
+        default=200,
+        description="The most trials, baselines included. If the baselines would take more than half of them, a search "
+        "that begins raises the limit to twice the most that they take, and prints that.",
+    )
     patience: Count = Field(
         default=60,
         description="The search ends after this many trials in a row without an improvement that is larger than its "

@@ -52,12 +52,14 @@ class SearchProgress:
 def trial_line(
     record: TrialRecord, records: Sequence[TrialRecord], trials: int, time_limit: float | None = None
 ) -> str:
-    """`trial 12 of 100: 0.812 | best 0.843 ± 0.012 (uniform) | 31.0 images/s | 8 min left`."""
+    """`trial 11 (12 of 100): 0.812 | best 0.843 ± 0.012 (uniform) | 31.0 images/s | 8 min left`."""
     best = best_of(records)
     remark = "step, own prompts" if record.role == STEP else record.name
     if PRUNED_AFTER in record.score.attributes:
         remark = f"pruned after {record.score.attributes[PRUNED_AFTER]} prompts"
-    parts = [f"trial {len(records)} of {trials}: {record.value:.4f}" + (f" ({remark})" if remark else "")]
+    parts = [
+        f"trial {record.number} ({len(records)} of {trials}): {record.value:.4f}" + (f" ({remark})" if remark else "")
+    ]
     if best is not None:
         parts.append(f"best {best.value:.4f} ± {best.score.stderr:.4f} ({best.label})")
     if record.score.seconds > 0:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,10 @@ from benchmark.prompts.prompt_set import Prompt, fingerprint
 from benchmark.writing import write_arrays
 from merger.scoring.reward_hacking import THUMBNAILS
 from merger.search.space import Weights
+from merger.search.trials import TrialRecord
+
+_DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
+"""What NumPy raises of a file that is cut off, damaged, or not one of these."""
 
 
 class EvaluationCache:
@@ -49,7 +55,7 @@ class EvaluationCache:
                     images=kept.get("images"),
                     features={THUMBNAILS: kept["thumbnails"]} if "thumbnails" in kept else {},
                 )
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        except _DAMAGED:
             return None
 
     def put(self, which: str, weights: Weights, evaluation: Evaluation) -> None:
@@ -62,3 +68,20 @@ class EvaluationCache:
             arrays["images"] = evaluation.images
         arrays |= evaluation.features
         write_arrays(path, arrays)
+
+
+def spent_on(records: Sequence[TrialRecord], folder: Path) -> dict[str, Any]:
+    """`images_drawn` and `seconds` of a search so far: of its trials, and of all evaluations kept in `folder`.
+
+    What a run's status, result and page say. An evaluation that was made before a search went on counts as well.
+    """
+    images, seconds = sum(record.score.images for record in records), [record.score.seconds for record in records]
+    for path in sorted(folder.glob("*.npz")):
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
+                count, took = len(kept["broken"]), float(kept["seconds"])
+        except _DAMAGED:
+            continue
+        images += count
+        seconds.append(took)
+    return {"images_drawn": images, "seconds": round(math.fsum(seconds), 1)}

@@ -48,6 +48,9 @@ SHOWN = 8
 Evaluate = Callable[[str, Weights], Evaluation]
 """`evaluate("validation" or "test", weights)`"""
 
+Expect = Callable[[str, Sequence[tuple[str, Weights]]], None]
+"""`expect("validation" or "test", [(name, weights), ...])`"""
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -75,16 +78,19 @@ def select_winner(
     name: str,
     stopped_because: str,
     say: Callable[[str], None] = lambda line: None,
+    expect: Expect = lambda which, models: None,
 ) -> Selection:
     """Chooses the winner and the best parent on validation prompts, then scores all models on test prompts.
 
     A finalist that seems to exploit the tagger (`merger.scoring.reward_hacking`) is passed over, and `say` gets the
     reason. If all do, the best of them is still the winner, but the best parent is recommended. thresholds: by role, as
-    `Evaluation.probabilities`. name: the study's.
+    `Evaluation.probabilities`. name: the study's. expect: is told, before the evaluations on a prompt set, which models
+    they are of.
     """
     evaluated = _Evaluated(evaluate)
-    chosen = _choose(records, baselines, evaluated, thresholds[TAGGER], say)
+    chosen = _choose(records, baselines, evaluated, thresholds[TAGGER], say, expect)
     winner, best_parent, label = chosen.winner, chosen.best_parent, f"trial {chosen.winner.number}"
+    expect("test", [*((baseline.name, baseline.weights) for baseline in baselines), (label, winner.weights)])
     tests = {baseline.name: evaluated("test", baseline.weights) for baseline in baselines}
     tests[label] = evaluated("test", winner.weights)
     roles = {baseline.name: baseline.role for baseline in baselines} | {label: "winner"}
@@ -170,8 +176,11 @@ def _choose(
     evaluated: Evaluate,
     threshold: float,
     say: Callable[[str], None],
+    expect: Expect,
 ) -> _Chosen:
     trials = finalists_of(records)
+    parents_of = [(baseline.name, baseline.weights) for baseline in baselines if baseline.role in ("base", "donor")]
+    expect("validation", [*((trial.title, trial.weights) for trial in trials), *parents_of])
     finalists = {trial.number: evaluated("validation", trial.weights) for trial in trials}
     candidates = [baseline for baseline in baselines if baseline.role in ("base", "donor")]
     parents = {parent.name: evaluated("validation", parent.weights) for parent in candidates}

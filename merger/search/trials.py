@@ -109,6 +109,11 @@ class TrialRecord:
         """What to call it in a table or message."""
         return self.name or f"trial {self.number}"
 
+    @property
+    def title(self) -> str:
+        """Its number, as everywhere counted from 0, and a baseline's name."""
+        return f"trial {self.number}" + (f" ({self.name})" if self.name else "")
+
 
 def best_of(records: Sequence[TrialRecord]) -> TrialRecord | None:
     """The candidate of the highest value, the earliest of equals; None if there is none."""

@@ -77,13 +77,13 @@ def test_a_run_of_the_previous_version_keeps_its_blocks(
     """Its folder does not say whose names its blocks have; then they are those of version 0.1, however it goes on."""
     monkeypatch.chdir(tmp_path)
     old = settings | {"granularity": "block", "frozen": ["OUT11"], "bounds": [0.5, 1]}
-    assert search(tmp_path, old, "--set", "block_names=layermerge-0.1", "--trials", "3") == 0
+    assert search(tmp_path, old, "--set", "block_names=layermerge-0.1", "--trials", "4") == 0
     config = tmp_path / "runs" / "run" / "config.yaml"
     kept = yaml.safe_load(config.read_text())
     del kept["block_names"]
     config.write_text(yaml.safe_dump(kept))
-    assert search(tmp_path, old, "--trials", "4") == 0  # the same file, which says nothing of it
-    assert main(["resume", "run", "--trials", "5"]) == 0
+    assert search(tmp_path, old, "--trials", "5") == 0  # the same file, which says nothing of it
+    assert main(["resume", "run", "--trials", "6"]) == 0
     assert main(["export", "run", "--trial", "2", "--output", "two.safetensors"]) == 0
     last = "model.diffusion_model.out.2.weight"
     assert not load_file("two.safetensors")[last].equal(load_file(settings["base"])[last])  # in BASE, not in OUT11
@@ -95,7 +95,7 @@ def test_a_donor_that_predicts_something_else_is_refused_unless_allowed(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     save_file(load_file(settings["donors"][0]) | {"v_pred": torch.zeros(0)}, tmp_path / "v.safetensors")
-    mixed = settings | {"donors": ["v.safetensors"], "trials": 3}
+    mixed = settings | {"donors": ["v.safetensors"], "trials": 4}
     assert search(tmp_path, mixed) == 2
     said = capsys.readouterr().err
     assert "v predicts v, but the base base predicts noise" in said

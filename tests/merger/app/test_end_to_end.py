@@ -49,7 +49,7 @@ def settings(
         "test_prompts": 8,
         "steps": 1,
         "size": 32,
-        "trials": 7,
+        "trials": 8,
         "baselines": ["uniform"],
         "method": "cmaes",
         "pruning": True,
@@ -90,8 +90,8 @@ def test_a_search_leaves_all_its_files(finished: tuple[Path, dict]) -> None:
     folder, result = finished
     assert json.loads((folder / "result.json").read_text()) == result
     assert result["study"] == "tiny"
-    assert result["trials"] == 7
-    assert result["stopped_because"] == "trials: the limit of 7 is reached"
+    assert result["trials"] == 8
+    assert result["stopped_because"] == "trials: the limit of 8 is reached"
     assert [model["role"] for model in result["models"]].count("winner") == 1
     assert {model["role"] for model in result["models"]} == {"base", "donor", "uniform", "winner"}
     assert set(result["paired_difference_to_best_parent"]) == {"tagger", "judge"}
@@ -113,7 +113,7 @@ def test_the_study_keeps_everything_of_every_trial(finished: tuple[Path, dict]) 
     study = optuna.load_study(study_name="tiny", storage=f"sqlite:///{folder / 'study.db'}")
     assert [trial.user_attrs["role"] for trial in study.trials] == ["base", "donor", "donor", "uniform"] + [
         "search"
-    ] * 3
+    ] * 4
     base = study.trials[0]
     assert base.user_attrs["images"] == 6
     assert len(base.user_attrs["per_prompt"]) == 6
@@ -194,7 +194,13 @@ def test_export_needs_neither_tagger_nor_judge_nor_vocabulary(
 def test_status_list_and_inspect(finished: tuple[Path, dict], capsys: pytest.CaptureFixture[str]) -> None:
     folder, _ = finished
     found = run_json(["status", str(folder), "--json"])
-    assert (found["state"], found["trials"], found["limit"], found["images"]) == ("finished", 7, 7, 42)
+    assert (found["state"], found["trials"], found["limit"]) == ("finished", 8, 8)
+    result = json.loads((folder / "result.json").read_text())
+    evaluations = [path.name.partition("-")[0] for path in (folder / "scores").iterdir()]
+    drawn = 8 * 6 + 4 * evaluations.count("validation") + 8 * evaluations.count("test")
+    assert found["images"] == result["images_drawn"] == drawn
+    assert found["seconds"] == result["seconds"]
+    assert f"8 trials, {drawn} images" in (folder / "report.html").read_text()
     assert main(["status", str(folder)]) == 0
     assert "best parent" in capsys.readouterr().out
     assert [row["name"] for row in run_json(["list", str(folder.parent), "--json"])] == ["tiny"]
@@ -207,8 +213,9 @@ def test_continuing_is_the_same_as_not_having_stopped(
     """Three searches of one kind: one whole, one in two sittings, the second begun by `resume`."""
     monkeypatch.chdir(tmp_path)
     file = str(written(tmp_path, settings))
-    assert main(["search", file, "--name", "tiny", "--trials", "5"]) == 0
-    result = run_json(["resume", "tiny", "--trials", "7", "--json"])
+    assert main(["search", file, "--name", "tiny", "--set", "patience=1"]) == 0
+    assert 4 < len(trials_of(tmp_path / "runs" / "tiny")) < 8
+    result = run_json(["resume", "tiny", "--set", "patience=60", "--json"])
     assert trials_of(tmp_path / "runs" / "tiny") == trials_of(finished[0])
     for key in ("models", "winner", "paired_difference_to_best_parent"):
         assert result[key] == finished[1][key]
@@ -283,7 +290,7 @@ def test_the_winner_of_a_folder_is_a_folder(
 ) -> None:
     """Written at the end, written again where the search goes on or `merger export` is asked, and scored from disk."""
     monkeypatch.chdir(tmp_path)
-    changes = {"donors": settings["donors"][:1], "trials": 3, "validation_prompts": 2, "test_prompts": 2}  # type: ignore[index]
+    changes = {"donors": settings["donors"][:1], "trials": 6, "validation_prompts": 2, "test_prompts": 2}  # type: ignore[index]
     file = written(tmp_path, {key: value for key, value in settings.items() if key != "pipeline"}, **changes)
     file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {"base": str(tiny_diffusers_folder)}))
     run_json(["search", str(file), "--name", "folder", "--json"])
@@ -291,7 +298,7 @@ def test_the_winner_of_a_folder_is_a_folder(
     assert {"model_index.json", "unet", "vae", "tokenizer"} <= {path.name for path in best.iterdir()}
     assert run_json(["verify", str(best), "--score", "--json"])["ok"]
     (best / "stale").touch()
-    assert main(["resume", "folder", "--trials", "4"]) == 0
+    assert main(["resume", "folder", "--trials", "7"]) == 0
     assert not (best / "stale").exists()
     (best / "stale").touch()
     assert run_json(["export", "folder", "--json"])["file"] == str(best)
@@ -379,7 +386,7 @@ def test_a_full_disk_keeps_what_is_done_and_a_second_run_goes_on(
     assert for_all_trials.endswith(
         f"takes no more (disk I/O error). What is finished is kept: fix that, then `merger resume {folder}`."
     )
-    assert 1 <= len(trials_of(folder)) < 7
+    assert 1 <= len(trials_of(folder)) < 8
     assert main(["resume", str(folder)]) == 0
     assert trials_of(folder) == trials_of(finished[0])
 
@@ -387,7 +394,7 @@ def test_a_full_disk_keeps_what_is_done_and_a_second_run_goes_on(
 def test_a_search_by_gradients_and_its_continuation(
     settings: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A step, a look, a step, a look: whole, and stopped after the first step."""
+    """A step, an evaluation, a step, an evaluation: whole, and stopped after the first trial."""
     from merger.search.study import read_study
 
     monkeypatch.chdir(tmp_path)
@@ -406,8 +413,8 @@ def test_a_search_by_gradients_and_its_continuation(
     assert "method: gradient, as the tagger" in said
     assert "baselines take at most 11 trials, 66 images" in said
     assert "memory of a step, estimated: " in said
-    assert main(["search", file, "--name", "two", "--trials", "6"]) == 0
-    assert run_json(["resume", "two", "--trials", "20", "--json"])["models"] == result["models"]
+    assert main(["search", file, "--name", "two", "--set", "time_limit=0.001"]) == 0
+    assert run_json(["resume", "two", "--set", "time_limit=null", "--json"])["models"] == result["models"]
     records = {
         name: read_study(f"sqlite:///{tmp_path / 'runs' / name / 'study.db'}", name).records()
         for name in ("whole", "two")
@@ -443,12 +450,12 @@ def test_auto_does_without_gradients_where_a_step_has_no_room(
     begin = ["search", file, "--trials"]
     with monkeypatch.context() as full:
         full.setattr("merger.app.gradient_memory.free_memory", lambda device: 1000)
-        assert main([*begin, "3", "--name", "cramped"]) == 0
+        assert main([*begin, "4", "--name", "cramped"]) == 0
     said = capsys.readouterr().err
     assert "method: gp, as a gradient step needs more memory than the 0 MB that it may take" in said
     assert "memory of a step" not in said
     assert "gp, " in (tmp_path / "runs" / "cramped" / "report.html").read_text()
-    assert main(["resume", "cramped", "--trials", "4"]) == 0
+    assert main(["resume", "cramped", "--trials", "5"]) == 0
     assert "method: gp, as it began without gradients" in capsys.readouterr().err
 
     needed: list[int] = []
@@ -478,7 +485,7 @@ def test_auto_does_without_gradients_where_a_step_has_no_room(
     assert main(["resume", "roomy", "--trials", "7"]) == 2
     assert "error: 'roomy' began with gradients, and now a gradient step needs" in capsys.readouterr().err
     by_name = ["--name", "asked", "--set", "gradient.steps=1", "--set", "method=gradient"]
-    assert main([*begin, "3", *by_name]) == 0, "who asks for gradients by name gets to try"
+    assert main([*begin, "4", *by_name]) == 0, "who asks for gradients by name gets to try"
     assert "gradients streamed" in capsys.readouterr().err
 
 
@@ -524,3 +531,44 @@ def test_what_has_no_gradients_is_refused(
     assert "\n" not in error
     assert said in error
     assert not (tmp_path / "runs").exists()
+
+
+def test_baselines_leave_room_for_the_search(
+    settings: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The limit would end the search before the sampler proposes anything. What is said later counts as it is."""
+    monkeypatch.chdir(tmp_path)
+    changes = {"donors": settings["donors"][:1], "trials": 2, "validation_prompts": 2, "test_prompts": 2}  # type: ignore[index]
+    result = run_json(["search", str(written(tmp_path, settings, **changes)), "--name", "demo", "--json"])
+    said = capsys.readouterr().err
+    assert "trials: the baselines alone take up to 3, so the limit of 2 is raised to 6" in said
+    assert said.index("is raised to 6") < said.index("trial 0 (1 of 6)")
+    assert result["trials"] == 6
+    folder = tmp_path / "runs" / "demo"
+    assert yaml.safe_load((folder / "config.yaml").read_text())["trials"] == 6
+    assert run_json(["resume", "demo", "--trials", "2", "--json"])["trials"] == 6
+    assert "is raised" not in capsys.readouterr().err
+
+
+def test_every_line_names_its_model_and_trials_have_one_numbering(
+    finished: tuple[Path, dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Evaluations that were made before have their lines too, so the numbers of a resumed selection add up."""
+    import re
+
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "runs" / "tiny"
+    shutil.copytree(finished[0], folder)
+    assert main(["resume", "tiny"]) == 0
+    assert "(made before)" in capsys.readouterr().err
+    shutil.rmtree(folder / "scores")
+    assert main(["resume", "tiny", "--trials", "9"]) == 0
+    said = capsys.readouterr().err
+    assert re.search(
+        r"^trial 8 \(9 of 9\): 0\.\d+ \| best 0\.\d+ ± 0\.\d+ \((trial \d|uniform|warm|cool|base)\)", said, re.M
+    )
+    winner = json.loads((folder / "result.json").read_text())["winner"]["trial"]
+    for which, last in (("validation", "base|warm|cool"), ("test", rf"trial {winner}|base|warm|cool|uniform")):
+        lines = re.findall(rf"^{which} (\d+) of (\d+): (.+) 0\.\d{{4}} ± 0\.\d{{4}}$", said, re.MULTILINE)
+        assert [int(number) for number, _, _ in lines] == list(range(1, int(lines[0][1]) + 1))
+        assert all(re.fullmatch(rf"trial \d( \(.+\))?|{last}", name) for _, _, name in lines), lines

@@ -156,7 +156,7 @@ def test_the_best_and_the_best_that_differ() -> None:
 def test_progress_says_how_far_how_good_how_fast_and_how_long() -> None:
     done = records(scored(0.5), scored(0.625, stderr=0.0125))
     line = trial_line(done[-1], done, trials=32)
-    assert line == "trial 2 of 32: 0.6250 | best 0.6250 ± 0.0125 (trial 1) | 5.0 images/s | at most 60 s left"
+    assert line == "trial 1 (2 of 32): 0.6250 | best 0.6250 ± 0.0125 (trial 1) | 5.0 images/s | at most 60 s left"
     assert time_left(done, 32, 10.0) == 6
     assert time_left([], 32, None) is None
     assert [duration(seconds) for seconds in (45, 600, 7200)] == ["45 s", "10 min", "2.0 h"]
