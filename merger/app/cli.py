@@ -150,6 +150,9 @@ def make_parser() -> argparse.ArgumentParser:
     inspect.add_argument(
         "--pipeline", type=Path, metavar="FOLDER", help="a pipeline configuration that the base must match"
     )
+    inspect.add_argument(
+        "--hash", action="store_true", help="also read the files: SHA-256, and values that are not finite"
+    )
     _pickles(inspect)
     _json(inspect)
 

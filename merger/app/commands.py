@@ -268,7 +268,7 @@ def inspect(args: argparse.Namespace) -> int:
     """`merger inspect`: what files are; 1 if they are not compatible."""
     from merger.checkpoints.inspect import format_inspection, inspect_files
 
-    found = inspect_files(args.files, _configuration(args), allow_pickle=args.allow_pickle)
+    found = inspect_files(args.files, _configuration(args), allow_pickle=args.allow_pickle, hashes=args.hash)
     print(json.dumps(found, ensure_ascii=False) if args.json else format_inspection(found))
     return 0 if found["fit"]["ok"] else 1
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -69,10 +69,14 @@ class Checkpoint:
     @property
     def sha256(self) -> str:
         """SHA-256 of the file, in hex; of a folder or of shards, that of their weight files' names and hashes."""
+        return self.combined(file_sha256)
+
+    def combined(self, sha256: Callable[[Path], str]) -> str:
+        """`sha256`, from the hashes of the files that this function says."""
         if self.path.is_file() and self.files == (self.path,):
-            return file_sha256(self.path)
+            return sha256(self.path)
         start = self.path if self.layout == "folder" else self.path.parent
-        lines = [f"{file_sha256(file)}  {file.relative_to(start).as_posix()}\n" for file in self.weight_files]
+        lines = [f"{sha256(file)}  {file.relative_to(start).as_posix()}\n" for file in self.weight_files]
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     @property

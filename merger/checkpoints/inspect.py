@@ -13,23 +13,29 @@ from merger.checkpoints.adapter import is_adapter, open_lora
 from merger.checkpoints.checkpoint import Checkpoint, open_checkpoint, read_unet_config
 from merger.checkpoints.compatibility import check_compatible, in_words, mixed_prediction, predicts
 from merger.checkpoints.families import family_named
+from merger.checkpoints.hash_cache import known_contents
 from merger.checkpoints.hub import on_this_disk
 from merger.checkpoints.recipe_metadata import origin_of
 from merger.checkpoints.text_encoders import text_tensors
-from merger.checkpoints.weight_files import open_weights
+from merger.checkpoints.weight_files import PICKLES, open_weights
 from merger.errors import CheckpointError, NoDenoiser
 from merger.layers.grouping import group, sizes
 from merger.layers.text import group_text
 
 
-def inspect_files(paths: Sequence[Path], pipeline: Path | None = None, *, allow_pickle: bool = False) -> dict[str, Any]:
-    """Describe checkpoints; the first is the base that the others must be compatible with.
+def inspect_files(
+    paths: Sequence[Path], pipeline: Path | None = None, *, allow_pickle: bool = False, hashes: bool = False
+) -> dict[str, Any]:
+    """Describe checkpoints by their headers; the first is the base that the others must be compatible with.
+
+    hashes: whether the files are read too, so that `sha256` is there (else None) and `nonfinite` ({key: `NaN` or
+    `infinite values`}, of tensors that are no finite numbers) is not empty where it should not be.
 
     Returns {"files": [...], "fit": {"ok", "problem", "left_out", "remarks"}}. Each file is one of three:
     - a checkpoint: {name, path, family, layout, prediction, zero_snr, bytes, tensors, parameters, dtypes,
-      other_tensors, sha256, layers, text_encoders, recipe}, with `layers` {block: parameters} and `text_encoders`
-      {text encoder: parameters};
-    - weights of another kind: {name, path, kind, words, bytes, tensors, dtypes};
+      other_tensors, sha256, nonfinite, layers, text_encoders, recipe}, with `layers` {block: parameters} and
+      `text_encoders` {text encoder: parameters};
+    - weights of another kind: {name, path, kind, words, bytes, tensors, dtypes, sha256, nonfinite};
     - a file that cannot be opened: {name, path, problem}.
 
     Raises CheckpointError if the only file cannot be opened. Files that cannot be blended are no error; "fit" says why.
@@ -42,10 +48,10 @@ def inspect_files(paths: Sequence[Path], pipeline: Path | None = None, *, allow_
         try:
             path = adapter_file(on_this_disk(Path(path), "denoiser"))
             checkpoint = open_checkpoint(path, name=name, unet_config=config, allow_pickle=allow_pickle)
-            files.append(_describe(checkpoint, pipeline))
+            files.append(_describe(checkpoint, pipeline, hashes))
             opened.append(checkpoint)
         except NoDenoiser as error:
-            files.append(_describe_other(Path(path), name, error, allow_pickle))
+            files.append(_describe_other(Path(path), name, error, allow_pickle, hashes))
             try:
                 if not opened or (error.kind != "lora" and not is_adapter(Path(path), allow_pickle)):
                     refused.append(str(error))
@@ -114,7 +120,7 @@ def _lines(file: dict[str, Any]) -> list[str]:
             text = file["text_tensors"]
             left = f"; {text} tensors for text encoders are left out unless those are blended" if text else ""
             lines.append(f"  changes {file['changes']} tensors of the base's denoiser{left}")
-        return lines
+        return lines + _of_contents(file)
     network = family_named(file["family"]).network_in_words
     predicted = in_words(file["prediction"], file["zero_snr"])
     lines = [
@@ -122,17 +128,26 @@ def _lines(file: dict[str, Any]) -> list[str]:
         f"  {file['family']} {network}, {file['layout']} layout, {_size(file['bytes'])}; {predicted}",
         f"  denoiser: {file['parameters']:,} parameters in {file['tensors']} tensors ({dtypes}); "
         f"{file['other_tensors']} other tensors",
-        f"  SHA-256 {file['sha256']}",
     ]
     if file["text_encoders"]:
         encoders = ", ".join(f"{layer} {count:,}" for layer, count in file["text_encoders"].items())
-        lines.insert(-1, f"  text encoders (parameters): {encoders}")
+        lines.append(f"  text encoders (parameters): {encoders}")
+    lines += _of_contents(file)
     if file["recipe"]:
         lines.append(f"  a blend made by layermerge {file['recipe']['version']} from {', '.join(file['recipe']['of'])}")
     return lines
 
 
-def _describe_other(path: Path, name: str, found: NoDenoiser, allow_pickle: bool) -> dict[str, Any]:
+def _of_contents(file: dict[str, Any]) -> list[str]:
+    """The lines on what the file's bytes say, if they were read."""
+    lines = [f"  SHA-256 {file['sha256']}"] if file["sha256"] else []
+    if bad := list(file["nonfinite"].items()):
+        lines.append(f"  '{bad[0][0]}' holds {bad[0][1]}, which are not finite numbers ({len(bad)} such tensors)")
+    return lines
+
+
+def _describe_other(path: Path, name: str, found: NoDenoiser, allow_pickle: bool, hashes: bool) -> dict[str, Any]:
+    contents = known_contents(path) if hashes and path.is_file() else None
     tensors = open_weights(path, allow_pickle=allow_pickle).header.tensors if path.is_file() else {}
     return {
         "name": name,
@@ -142,10 +157,12 @@ def _describe_other(path: Path, name: str, found: NoDenoiser, allow_pickle: bool
         "bytes": path.stat().st_size if path.is_file() else 0,
         "tensors": len(tensors),
         "dtypes": dict(Counter(str(entry.dtype).removeprefix("torch.") for entry in tensors.values())),
+        "sha256": contents.sha256 if contents else None,
+        "nonfinite": dict(contents.nonfinite) if contents else {},
     }
 
 
-def _describe(checkpoint: Checkpoint, pipeline: Path | None) -> dict[str, Any]:
+def _describe(checkpoint: Checkpoint, pipeline: Path | None, hashes: bool) -> dict[str, Any]:
     prediction, zero_snr = predicts(checkpoint, pipeline)
     elements = {name: math.prod(info.shape) for name, info in checkpoint.denoiser.items()}
     text = {name: math.prod(info.shape) for name, info in text_tensors(checkpoint).items()}
@@ -161,11 +178,17 @@ def _describe(checkpoint: Checkpoint, pipeline: Path | None) -> dict[str, Any]:
         "parameters": checkpoint.parameters,
         "dtypes": dict(Counter(str(info.dtype).removeprefix("torch.") for info in checkpoint.denoiser.values())),
         "other_tensors": len(checkpoint.other_keys),
-        "sha256": checkpoint.sha256,
+        "sha256": checkpoint.combined(lambda file: known_contents(file).sha256) if hashes else None,
+        "nonfinite": _nonfinite(checkpoint) if hashes else {},
         "layers": sizes(group(checkpoint.denoiser, "block"), elements),
         "text_encoders": sizes(group_text(text, "block"), text),
         "recipe": _recipe_of(checkpoint),
     }
+
+
+def _nonfinite(checkpoint: Checkpoint) -> dict[str, str]:
+    files = [file for file in checkpoint.weight_files if file.suffix not in PICKLES]
+    return {key: what for file in files for key, what in known_contents(file).nonfinite.items()}
 
 
 def _recipe_of(checkpoint: Checkpoint) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from merger.checkpoints import hashing
 from merger.checkpoints.checkpoint import open_checkpoint
+from merger.checkpoints.hash_cache import cache_file
 from merger.checkpoints.inspect import format_inspection, inspect_files, unique_names
 from merger.checkpoints.names.unet import DENOISER_PREFIX
 from merger.checkpoints.recipe_metadata import METADATA_KEY
@@ -32,7 +35,8 @@ def test_it_says_what_files_are_and_that_they_fit(tiny_family: dict[str, Path], 
     text = format_inspection(found)
     assert "they fit together" in text
     assert "IN00" in text
-    assert first["sha256"] in text
+    assert first["sha256"] is None
+    assert "SHA" not in text
 
 
 def test_files_that_do_not_fit_are_described_all_the_same(tiny_family: dict[str, Path], tmp_path: Path) -> None:
@@ -58,6 +62,61 @@ def test_names_tell_files_apart() -> None:
     paths = [Path("a/model.safetensors"), Path("b/model.safetensors"), Path("c/v1.5.safetensors"), Path("d/folder")]
     assert unique_names(paths) == ["a-model", "b-model", "v1.5", "folder"]
     assert unique_names([Path("x.safetensors")] * 2)[0] != unique_names([Path("x.safetensors")] * 2)[1]
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return cache_file()
+
+
+def test_headers_are_enough_unless_hashes_are_asked_for(
+    tiny_family: dict[str, Path], tiny_diffusers_folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+    once = hashing._read_through
+    monkeypatch.setattr(hashing, "_read_through", lambda path, *more: read.append(path) or once(path, *more))
+    hashing._computed.cache_clear()
+    files = [tiny_family["base"], tiny_diffusers_folder]
+    inspect_files(files)
+    assert not read
+    assert not cache.exists()
+    for again in (False, True):
+        hashing._computed.cache_clear()  # as another call of the program begins
+        found = inspect_files(files, hashes=True)
+        assert bool(read) is not again, "the second time they are known"
+        for described, file in zip(found["files"], files, strict=True):
+            assert described["sha256"] in format_inspection(found)
+            read.clear()
+            hashing._computed.cache_clear()
+            assert described["sha256"] == open_checkpoint(file).sha256
+        read.clear()
+
+
+def test_a_file_that_changed_is_hashed_again(tiny_family: dict[str, Path], cache: Path, tmp_path: Path) -> None:
+    file = tmp_path / "x.safetensors"
+    for name in ("base", "warm"):
+        tensors = {key: tensor.clone() for key, tensor in load_file(tiny_family[name]).items()}
+        if name == "warm":
+            tensors["model.diffusion_model.out.2.bias"][0] = torch.nan
+        save_file(tensors, file)
+        (described,) = inspect_files([file], hashes=True)["files"]
+        assert described["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+        assert described["nonfinite"] == ({} if name == "base" else {"model.diffusion_model.out.2.bias": "NaN"})
+    assert "'model.diffusion_model.out.2.bias' holds NaN" in format_inspection(inspect_files([file], hashes=True))
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "[" * 100_000, '{"%s": 3}', '{"%s": {"state": 1}}'])
+def test_a_damaged_or_read_only_cache_is_no_error(
+    content: str, tiny_family: dict[str, Path], cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache.parent.mkdir(parents=True)
+    cache.write_text(content.replace("%s", str(tiny_family["base"].resolve())))
+    wanted = hashlib.sha256(tiny_family["base"].read_bytes()).hexdigest()
+    assert inspect_files([tiny_family["base"]], hashes=True)["files"][0]["sha256"] == wanted
+    (tmp_path / "a file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a file"))
+    assert inspect_files([tiny_family["base"]], hashes=True)["files"][0]["sha256"] == wanted
 
 
 def test_a_missing_file_is_an_error(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,7 +50,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             shutil.chown(folder, "postgres")
         except LookupError:
             pytest.skip("PostgreSQL does not run as root, and there is no user postgres")
-        for above in folder.parents[:2]:  # pytest's folders are their user's alone
+        for above in folder.parents:  # pytest's folders are their user's alone
+            if above == Path(tempfile.gettempdir()):
+                break
             above.chmod(above.stat().st_mode | 0o011)
         as_user = {"user": "postgres", "extra_groups": []}
     with socket.socket() as free:
