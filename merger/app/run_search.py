@@ -153,6 +153,9 @@ def _search(
         expect=evaluate.expect,
     )
     selection.result.update(spent_on(records, run.scores))
+    study.note("finalists", [finalist["trial"] for finalist in selection.result["finalists"]])
+    study.note("winner", selection.winner.number)  # which need not be the best on the search prompts
+    study.note("recommended", selection.result["recommended"])
     interrupt.stop_if_asked()
     interrupt.doing = "writing the results"
     watch.check()

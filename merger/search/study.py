@@ -25,7 +25,7 @@ from merger.search.history import WEIGHTS
 from merger.search.samplers import make_sampler
 from merger.search.space import Space, Weights
 from merger.search.storage import Storage, damage_said, shown, stored
-from merger.search.trials import PROPOSED, SEARCH, STEP, GradientStep, Score, TrialRecord, best_of
+from merger.search.trials import PROPOSED, PRUNED_AFTER, SEARCH, STEP, GradientStep, Score, TrialRecord, best_of
 
 MOST_ROWS = 256
 """Weights up to which each is also an Optuna parameter, a database row of its own (about 2.5 ms each)."""
@@ -125,7 +125,19 @@ class Study:
             del fields["asked"]
         for key, value in {**fields.pop("attributes"), **fields}.items():
             trial.set_user_attr(key, list(value) if isinstance(value, tuple) else value)
+        if trial.user_attrs["role"] == STEP or PRUNED_AFTER in score.attributes:
+            self._set_apart(trial.number)
         return _record(self._study.tell(trial, score.value), self.space)
+
+    def _set_apart(self, number: int) -> None:
+        """Keeps a trial that was scored on other prompts out of what Optuna's own tools call the best.
+
+        To Optuna it breaks a constraint: `best_trial`, plots and the dashboard leave such trials out. Our samplers are
+        not told of constraints. The form is the one that Optuna 4 and 5 both read.
+        """
+        study_id = self._storage.get_study_id_from_name(self._study.study_name)
+        trial_id = self._storage.get_trial_id_from_study_id_trial_number(study_id, number)
+        self._storage.set_trial_system_attr(trial_id, "constraints", [1.0])
 
     def step(self, trial: Trial, weights: Weights, take_step: GradientStep, settings: AdamSettings) -> Score:
         """Has the step `trial` taken at its place among all steps.

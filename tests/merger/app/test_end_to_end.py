@@ -114,6 +114,10 @@ def test_the_study_keeps_everything_of_every_trial(finished: tuple[Path, dict]) 
     assert [trial.user_attrs["role"] for trial in study.trials] == ["base", "donor", "donor", "uniform"] + [
         "search"
     ] * 4
+    result = json.loads((folder / "result.json").read_text())
+    assert study.user_attrs["winner"] == result["winner"]["trial"]
+    assert study.user_attrs["finalists"] == [finalist["trial"] for finalist in result["finalists"]]
+    assert study.user_attrs["recommended"] == result["recommended"]
     base = study.trials[0]
     assert base.user_attrs["images"] == 6
     assert len(base.user_attrs["per_prompt"]) == 6

@@ -125,6 +125,7 @@ def test_pruning_finds_as_good_a_blend_with_fewer_images() -> None:
     cut = [record for record in with_pruning.records() if not record.whole]
     assert cut and all(record.score.images < PROMPTS for record in cut)
     assert incumbent(with_pruning).whole
+    assert with_pruning._study.best_trial.number == incumbent(with_pruning).number, "estimates are set apart"
     assert all(record.whole for record in with_pruning.records()[:4]), "baselines are never pruned"
 
 

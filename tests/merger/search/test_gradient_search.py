@@ -24,7 +24,7 @@ from merger.search.gradient import ADAM, GRADIENT, GradientSampler, state_after,
 from merger.search.history import WEIGHTS
 from merger.search.loop import search
 from merger.search.space import Space, Weights, make_space
-from merger.search.storage import Storage
+from merger.search.storage import Storage, stored
 from merger.search.study import SearchSettings, Study, incumbent, open_study
 from merger.search.trials import STEP, Score, TrialRecord, last_improvement
 
@@ -319,3 +319,17 @@ def test_every_step_has_prompts_of_its_own() -> None:
     for place in (0, 1, 0):
         gradient_steps({}, place)
     assert seen[0] == seen[2] != seen[1]
+
+
+def test_optunas_own_tools_leave_steps_out(tmp_path: Path) -> None:
+    """A step's value is on prompts of its own, here 5 above all others: it must not be the best trial."""
+    url = f"sqlite:///{tmp_path}/study.db"
+    for storage in (InMemoryStorage(), url):
+        with stored(storage) as memory:
+            study = open_study(memory, "study", space_of(), identity={}, baselines=baselines_of(space_of(), "base"))
+            world = Paraboloid(study.space)
+            search(world, study, SETTINGS, take_step=world.take_step)
+            best = optuna.load_study(study_name="study", storage=memory).best_trial
+        assert best.number == incumbent(study).number
+        assert best.user_attrs["role"] != STEP
+        assert max(record.value for record in study.records()) > best.value
