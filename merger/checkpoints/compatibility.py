@@ -108,6 +108,8 @@ def mixed_prediction(base: Checkpoint, donors: Sequence[Checkpoint], pipeline: P
 
 def _other_shape(name: str, base: tuple[int, ...], donor: tuple[int, ...]) -> str:
     """The likely reason why two shapes differ, in brackets; empty if none is known."""
+    if len(base) < 2 or len(donor) < 2:
+        return ""
     if name == _INPUT and 9 in (base[1], donor[1]):
         return f" ({'an inpainting model' if donor[1] == 9 else 'the base is an inpainting model'}?)"
     if name == _INPUT and 8 in (base[1], donor[1]) and 4 in (base[1], donor[1]):

@@ -18,7 +18,7 @@ from merger.checkpoints.hub import on_this_disk
 from merger.checkpoints.recipe_metadata import origin_of
 from merger.checkpoints.text_encoders import text_tensors
 from merger.checkpoints.weight_files import PICKLES, open_weights
-from merger.errors import CheckpointError, NoDenoiser
+from merger.errors import CheckpointError, ConfigError, NoDenoiser
 from merger.layers.grouping import group, sizes
 from merger.layers.text import group_text
 
@@ -180,10 +180,17 @@ def _describe(checkpoint: Checkpoint, pipeline: Path | None, hashes: bool) -> di
         "other_tensors": len(checkpoint.other_keys),
         "sha256": checkpoint.combined(lambda file: known_contents(file).sha256) if hashes else None,
         "nonfinite": _nonfinite(checkpoint) if hashes else {},
-        "layers": sizes(group(checkpoint.denoiser, "block"), elements),
+        "layers": sizes(_blocks(checkpoint), elements),
         "text_encoders": sizes(group_text(text, "block"), text),
         "recipe": _recipe_of(checkpoint),
     }
+
+
+def _blocks(checkpoint: Checkpoint) -> dict[str, tuple[str, ...]]:
+    try:
+        return group(checkpoint.denoiser, "block")
+    except ConfigError as error:  # a network with gaps
+        raise CheckpointError(f"{checkpoint.path}: {error}") from None
 
 
 def _nonfinite(checkpoint: Checkpoint) -> dict[str, str]:

@@ -78,13 +78,18 @@ class _Place:
 
 
 def structure_of(names: Iterable[str]) -> Structure:
-    """Count levels and resnets from the names of a U-Net. Raises ConfigError if it has none."""
+    """Count levels and resnets from the names of a U-Net. Raises ConfigError if it has none, or a level lacks them."""
     resnets: dict[tuple[str, int], int] = {}
+    levels: dict[str, int] = {}
     for name in names:
-        match = _LEVELLED.match(name)
-        if match and match[3] == "resnets":
+        if match := _LEVELLED.match(name):
             level = (match[1], int(match[2]))
-            resnets[level] = max(resnets.get(level, 0), int(match[4]) + 1)
+            levels[match[1]] = max(levels.get(match[1], 0), level[1] + 1)
+            if match[3] == "resnets":
+                resnets[level] = max(resnets.get(level, 0), int(match[4]) + 1)
+    for side, count in levels.items():
+        if count > sum(level[0] == side for level in resnets):
+            raise ConfigError(f"{side}_blocks: {count} levels of a U-Net, not all of which have resnets. Is it whole?")
     sides = [tuple(resnets[key] for key in sorted(resnets) if key[0] == side) for side in ("down", "up")]
     if not all(sides):
         raise ConfigError("the denoiser's tensors are those of no U-Net and no transformer: use granularity 'tensor'")

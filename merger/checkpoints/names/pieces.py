@@ -57,8 +57,10 @@ def pieces_of(marked: Tensor, keys: list[str], name: str, where: str) -> tuple[P
     """Read back which rows a converted marker consists of: runs of rows that follow one another.
 
     keys: the keys by number. name, where: the tensor and the file, for messages. Raises CheckpointError if the
-    converter exchanged the tensor's dimensions.
+    converter exchanged the tensor's dimensions, and for a tensor without rows.
     """
+    if not marked.numel():
+        raise CheckpointError(f"{where}: '{name}' has no elements. Is it whole?")
     if marked.numel() != rows_in(tuple(marked.shape)):
         raise CheckpointError(f"{where}: diffusers exchanges the dimensions of '{name}', which is not supported here.")
     values = marked.reshape(-1)

@@ -158,6 +158,8 @@ def _converter(home: _Home, shapes: Shapes) -> Callable[[dict[str, Tensor]], Map
 
 def _tensor(mark: Tensor, keys: list[str], shapes: Shapes, name: str, where: str) -> TextTensor:
     if mark.dim() == 2 and mark.shape[0] == 1 < mark.shape[1]:  # rows that came out as a column
-        (piece,) = pieces_of(mark.T, keys, name, where)
-        return TextTensor((piece,), turned=True)
+        pieces = pieces_of(mark.T, keys, name, where)
+        if len(pieces) > 1:
+            raise CheckpointError(f"{where}: '{name}' is put together of {len(pieces)} parts and turned. Is it whole?")
+        return TextTensor(pieces, turned=True)
     return TextTensor(pieces_of(mark, keys, name, where))

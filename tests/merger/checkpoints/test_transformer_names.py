@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from merger.checkpoints.checkpoint import open_checkpoint
 from merger.checkpoints.families import transformer_family
-from merger.checkpoints.names.pieces import Piece
+from merger.checkpoints.names.pieces import Piece, pieces_of
 from merger.checkpoints.names.transformer import network_shapes, transformer_names_in
 from merger.errors import CheckpointError
 
@@ -118,3 +118,8 @@ def test_a_damaged_file_is_one_line(published_keys: Callable[[str], dict[str, tu
 def test_a_network_that_diffusers_does_not_know_is_said() -> None:
     with pytest.raises(CheckpointError, match=r"'NoSuchModel' is no network"):
         network_shapes({"_class_name": "NoSuchModel"}, "x")
+
+
+def test_a_tensor_without_rows_is_one_line() -> None:
+    with pytest.raises(CheckpointError, match=r"x\.safetensors: 'fc1.weight' has no elements"):
+        pieces_of(torch.zeros(0, 1, dtype=torch.int64), [], "fc1.weight", "x.safetensors")

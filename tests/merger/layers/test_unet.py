@@ -167,6 +167,9 @@ def test_sizes_add_up() -> None:
 def test_bad_input_is_one_clear_line() -> None:
     with pytest.raises(ConfigError, match="Did you mean 'block'"):
         group(["conv_in.weight"], "blocks")
+    for odd in ("down_blocks.9.resnets.0.conv1.weight", "up_blocks.7.attentions.0.proj_in.weight"):
+        with pytest.raises(ConfigError, match="not all of which have resnets"):
+            group([*denoiser_names(SD15), odd], "block")
     with pytest.raises(ConfigError, match="no U-Net and no transformer"):
         group(["something.0.weight"], "block")
     with pytest.raises(ConfigError, match="Did you mean 'stage'"):
