@@ -11,6 +11,7 @@ from benchmark.taggers.registry import open_tagger
 from benchmark.taggers.tagger import Tagger, columns_of
 from merger.config.config import Config
 from merger.config.parts import TaggerSettings
+from merger.scoring.floors import Floors
 from merger.scoring.objective import JUDGE, TAGGER, Metric
 
 SETS = ("search", "validation", "test")
@@ -48,7 +49,7 @@ class Exam:
 
     taggers: by role, `TAGGER` and maybe `JUDGE`. thresholds: the probability from which each has found a tag. prompts:
     by the names of `SETS`. metric: turns the tagger's findings into the score that the search maximizes. distinct:
-    whether prompts of different sets are kept different.
+    whether prompts of different sets are kept different. floors: what a blend must keep of the base.
     """
 
     taggers: Mapping[str, Tagger]
@@ -57,6 +58,7 @@ class Exam:
     source: PromptSource
     metric: Metric
     distinct: bool = True
+    floors: Floors | None = None
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -101,7 +103,10 @@ def open_exam(config: Config, device: str) -> Exam:
         earlier = [prompt for made in prompts.values() for prompt in made]
         prompts[which] = source.make(count, which, unlike=earlier if config.distinct_prompts else ())
     metric = Metric(config.objective, config.tagger_threshold, vocabulary.category)
-    return Exam(taggers, thresholds, prompts, source, metric, config.distinct_prompts)
+    keep, floors = config.keep, None
+    if keep.tag is not None or keep.category is not None:
+        floors = Floors(keep.tag, keep.category, keep.strength, vocabulary.category)
+    return Exam(taggers, thresholds, prompts, source, metric, config.distinct_prompts, floors)
 
 
 def _open(settings: TaggerSettings, config: Config, device: str) -> Tagger:

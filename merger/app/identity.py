@@ -17,6 +17,7 @@ from benchmark.prompts.prompt_set import fingerprint
 from merger.app.exam import Exam
 from merger.app.sources import BlendSources
 from merger.config.config import Config
+from merger.config.parts import Settings
 from merger.errors import StudyError
 from merger.layers.components import DENOISER
 from merger.layers.unet import EARLIER
@@ -103,7 +104,7 @@ def identity_of(config: Config, sources: BlendSources, exam: Exam, choice: Choic
     for key in _by_value():
         value = getattr(config, key)
         if key in _ALWAYS or value != Config.model_fields[key].get_default(call_default_factory=True):
-            named[key] = value
+            named[key] = value.model_dump() if isinstance(value, Settings) else value
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in named.items()}
 
 

@@ -147,6 +147,7 @@ def _search(
         evaluate,
         thresholds=exam.thresholds,
         category_of=exam.vocabulary.category,
+        floors=exam.floors,
         name=run.study_name(config),
         stopped_because=reason,
         say=progress.say,

@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
+from benchmark.evaluate.runner import Evaluation
 from benchmark.pipelines.clip_text import knows_clip
 from benchmark.pipelines.diffusers_generator import DiffusersGenerator
 from benchmark.pipelines.generation import GenerationSettings, ImageGenerator
@@ -25,7 +27,7 @@ from merger.errors import CheckpointError, ConfigError
 from merger.scoring.gradients.gradients import BlendGradients, DifferentiableTagger
 from merger.scoring.gradients.sampling import DifferentiableGenerator, Differentiation
 from merger.scoring.gradients.steps import FreshSteps
-from merger.scoring.objective import TAGGER, BlendObjective
+from merger.scoring.objective import TAGGER, BlendObjective, evaluate_blend
 from merger.scoring.pruning import pruned
 from merger.search.trials import PrunedObjective
 
@@ -42,7 +44,14 @@ class Runtime:
     def objective(self) -> BlendObjective:
         """A blend's score on the search prompts."""
         exam = self.exam
-        return BlendObjective(self.live, self.generator, exam.taggers[TAGGER], exam.prompts["search"], exam.metric)
+        scored = (self.live, self.generator, exam.taggers[TAGGER], exam.prompts["search"], exam.metric)
+        return BlendObjective(*scored, exam.floors, lambda: self._base)
+
+    @cached_property
+    def _base(self) -> Evaluation:
+        """The base's evaluation on the search prompts, which floors are measured from."""
+        exam, base = self.exam, {layer: dict.fromkeys(self.live.donors, 0.0) for layer in self.live.layers}
+        return evaluate_blend(self.live, self.generator, {TAGGER: exam.taggers[TAGGER]}, exam.prompts["search"], base)
 
     @property
     def pruned_objective(self) -> PrunedObjective:
@@ -62,7 +71,8 @@ class Runtime:
         metric = replace(self.exam.metric, kind="log_probability")
         how = Differentiation(fraction, streamed=streamed)
         return FreshSteps(
-            BlendGradients(self.live, generator, tagger, metric, how, layers=layers), self.exam.step_prompts
+            BlendGradients(self.live, generator, tagger, metric, how, layers=layers, floors=self.exam.floors),
+            self.exam.step_prompts,
         )
 
 

@@ -20,6 +20,7 @@ from merger.config.parts import (
     FrozenAtTheBase,
     GradientSettings,
     ImageSize,
+    KeepSettings,
     Name,
     NotNegative,
     PromptCount,
@@ -201,6 +202,12 @@ class Config(Settings):
         description="The score that trials are compared by: `probability` (the mean probability of the tags asked "
         "for), `log_probability` (its mean logarithm) or `accuracy` (the share of them found at the threshold). A mean "
         "probability is less noisy than a share of hits. Gradient steps always follow the mean log probability.",
+    )
+    keep: KeepSettings = Field(
+        default=KeepSettings(),
+        description="Floors for what the search may lose, for example `{tag: 0.02, category: 0.0}`: a penalty in "
+        "gradient steps, for which the base is drawn at every step too, and a constraint for the black-box samplers "
+        "`tpe` and `gp` and for finalists.",
     )
     trials: Count = Field(
         default=200,

@@ -16,7 +16,15 @@ from pydantic import ValidationError
 
 from benchmark.errors import did_you_mean
 from merger.config.config import Config
-from merger.config.parts import BRANCHES, DonorSettings, GradientSettings, Settings, TaggerSettings, VocabularySettings
+from merger.config.parts import (
+    BRANCHES,
+    DonorSettings,
+    GradientSettings,
+    KeepSettings,
+    Settings,
+    TaggerSettings,
+    VocabularySettings,
+)
 from merger.config.renamed import new_names
 from merger.errors import ConfigError, ConfigProblems
 from merger.search.urls import masked
@@ -31,6 +39,7 @@ PARTS: dict[str, type[Settings]] = {
     "judge": TaggerSettings,
     "vocabulary": VocabularySettings,
     "gradient": GradientSettings,
+    "keep": KeepSettings,
 }
 """The keys of the configuration that have parts."""
 

@@ -285,6 +285,24 @@ class GradientSettings(Settings):
     )
 
 
+class KeepSettings(Settings):
+    """What a blend must keep of the base: floors below it. Off unless one is given."""
+
+    tag: NotNegative | None = Field(
+        default=None,
+        description="How far the mean log probability of a tag may fall below the base's. 0.02 lets a probability fall "
+        "by about 2 % of itself. Without it tags have no floor.",
+    )
+    category: NotNegative | None = Field(
+        default=None, description="The same for the tags of a category together. Without it categories have no floor."
+    )
+    strength: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        default=4.0,
+        description="How much the gradient search weighs what is below a floor, against the score. Black-box searches "
+        "do not use it: they rank blends below a floor behind all others.",
+    )
+
+
 def name_of(path: Path) -> str:
     """A checkpoint's name from its path or hub id, made of characters that parameters, files and tables allow."""
     named = path.name.partition("@")[0] if not path.is_absolute() else path.name

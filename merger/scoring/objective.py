@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -15,8 +15,9 @@ from benchmark.features.extractor import FeatureExtractor
 from benchmark.pipelines.generation import ImageGenerator
 from benchmark.prompts.prompt_set import Prompt
 from benchmark.taggers.tagger import Tagger
+from merger.scoring.floors import Floors
 from merger.search.space import Weights
-from merger.search.trials import Report, Score
+from merger.search.trials import BELOW_FLOOR, Report, Score
 
 TAGGER, JUDGE = "tagger", "judge"
 """The roles of taggers in evaluations: the one that a search follows, and the one that it never sees."""
@@ -76,13 +77,18 @@ class Metric:
 
 @dataclass(frozen=True)
 class BlendObjective:
-    """A blend's score on one prompt set by the search's tagger. See `merger.search.trials.Objective`."""
+    """A blend's score on one prompt set by the search's tagger. See `merger.search.trials.Objective`.
+
+    floors: what a blend must keep, if anything; `base` then gives the base's evaluation on the same prompts.
+    """
 
     live: Live
     generator: ImageGenerator
     tagger: Tagger
     prompts: Sequence[Prompt]
     metric: Metric
+    floors: Floors | None = None
+    base: Callable[[], Evaluation] | None = None
 
     def __call__(self, weights: Weights, report: Report | None = None) -> Score:
         """Blends, generates, tags. Raises `BlendNotApplied` if the live weights are not the blend."""
@@ -90,7 +96,16 @@ class BlendObjective:
         evaluation = evaluate(
             self.generator, {TAGGER: self.tagger}, self.prompts, report=report, threshold=self.metric.threshold
         )
-        return self.metric.score(evaluation, checksum)
+        return self.score(evaluation, checksum)
+
+    def score(self, evaluation: Evaluation, checksum: str) -> Score:
+        """The score of an evaluation on all of the prompts, with the floors that it breaks (`BELOW_FLOOR`)."""
+        score = self.metric.score(evaluation, checksum)
+        if self.floors is None or self.base is None:
+            return score
+        broken = self.floors.broken(evaluation, self.base(), TAGGER)
+        rounded = {name: round(below, 6) for name, below in broken.items()}
+        return replace(score, attributes={**score.attributes, BELOW_FLOOR: rounded})
 
 
 def evaluate_blend(

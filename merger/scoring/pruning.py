@@ -60,7 +60,7 @@ def _score(objective: BlendObjective, weights: Weights, best: Score, report: Rep
         score = objective.metric.score(_joined(parts), checksum)
         if start + EVERY < len(objective.prompts) and hopeless(score.per_prompt, best.per_prompt):
             return estimated(score, best)
-    return score
+    return objective.score(_joined(parts), checksum)
 
 
 def _joined(parts: Sequence[Evaluation]) -> Evaluation:

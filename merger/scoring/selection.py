@@ -11,8 +11,9 @@ What is written (`Selection.result`, the file result.json):
                                         (recall of the tags asked for) with its 95 % interval, the same by the judge
                                         (judge_accuracy, judge_interval; null without one), accuracy by category
     winner                              trial, role, name (of a baseline), weights {layer: {donor: weight}}
-    finalists                           each on the validation prompts: trial, role, name, passed_over (reasons) and the
-                                        keys of `merger.scoring.reward_hacking.as_row`
+    finalists                           each on the validation prompts: trial, role, name, passed_over (reasons),
+                                        below_floor ({tag or category: by how much}) and the keys of
+                                        `merger.scoring.reward_hacking.as_row`
     paired_difference_to_best_parent    winner - best parent on the test prompts, by tagger and judge: mean, interval
     gains_and_losses                    of the winner against the best parent on the test prompts, by tag and category:
                                         see `merger.scoring.gains_and_losses`
@@ -34,12 +35,13 @@ from typing import Any
 
 from benchmark.evaluate.runner import Evaluation
 from benchmark.evaluate.scores import Estimate, paired_difference
+from merger.scoring.floors import Floors
 from merger.scoring.gains_and_losses import gains_and_losses
 from merger.scoring.objective import JUDGE, TAGGER
 from merger.scoring.reward_hacking import as_row, objections, signs_of
 from merger.search.baselines import Baseline
 from merger.search.space import Weights
-from merger.search.trials import TrialRecord, candidates, distinct_best
+from merger.search.trials import BELOW_FLOOR, TrialRecord, candidates, distinct_best
 
 FINALISTS = 5
 SHOWN = 8
@@ -63,9 +65,11 @@ class Selection:
 
 
 def finalists_of(records: Sequence[TrialRecord], count: int = FINALISTS) -> list[TrialRecord]:
-    """The best distinct trials that are not parents; the best of all if only parents were tried."""
+    """The best distinct trials that are not parents, those that break a floor last; parents if no others were tried."""
     blends = [record for record in candidates(records) if record.role not in ("base", "donor")]
-    return distinct_best(blends or records, count)
+    below = [record for record in blends if record.score.attributes.get(BELOW_FLOOR)]
+    kept = [record for record in blends or records if not record.score.attributes.get(BELOW_FLOOR)]
+    return [*distinct_best(kept, count), *distinct_best(below, count)][:count]
 
 
 def select_winner(
@@ -77,18 +81,19 @@ def select_winner(
     category_of: Callable[[str], str],
     name: str,
     stopped_because: str,
+    floors: Floors | None = None,
     say: Callable[[str], None] = lambda line: None,
     expect: Expect = lambda which, models: None,
 ) -> Selection:
     """Chooses the winner and the best parent on validation prompts, then scores all models on test prompts.
 
     A finalist that seems to exploit the tagger (`merger.scoring.reward_hacking`) is passed over, and `say` gets the
-    reason. If all do, the best of them is still the winner, but the best parent is recommended. thresholds: by role, as
-    `Evaluation.probabilities`. name: the study's. expect: is told, before the evaluations on a prompt set, which models
-    they are of.
+    reason. If all do, the best of them is still the winner, but the best parent is recommended. A finalist that breaks
+    one of the `floors` ranks below all that do not. thresholds: by role, as `Evaluation.probabilities`. name: the
+    study's. expect: is told, before the evaluations on a prompt set, which models they are of.
     """
     evaluated = _Evaluated(evaluate)
-    chosen = _choose(records, baselines, evaluated, thresholds[TAGGER], say, expect)
+    chosen = _choose(records, baselines, evaluated, thresholds[TAGGER], floors, say, expect)
     winner, best_parent, label = chosen.winner, chosen.best_parent, f"trial {chosen.winner.number}"
     expect("test", [*((baseline.name, baseline.weights) for baseline in baselines), (label, winner.weights)])
     tests = {baseline.name: evaluated("test", baseline.weights) for baseline in baselines}
@@ -120,6 +125,7 @@ def select_winner(
         },
         "finalists": [
             {"trial": trial.number, "role": trial.role, "name": trial.name, "passed_over": chosen.against[trial.number]}
+            | {BELOW_FLOOR: chosen.below[trial.number]}
             | as_row(signs_of(chosen.finalists[trial.number], thresholds[TAGGER]))
             for trial in finalists_of(records)
         ],
@@ -161,13 +167,17 @@ class _Evaluated:
 
 @dataclass(frozen=True)
 class _Chosen:
-    """What the validation prompts decide. finalists, against (objections): by trial number. parents: by name."""
+    """What the validation prompts decide.
+
+    By trial number: finalists, against (objections), below (floors that are broken). parents: by name.
+    """
 
     winner: TrialRecord
     best_parent: Baseline
     finalists: Mapping[int, Evaluation]
     parents: Mapping[str, Evaluation]
     against: Mapping[int, list[str]]
+    below: Mapping[int, dict[str, float]]
 
 
 def _choose(
@@ -175,6 +185,7 @@ def _choose(
     baselines: Sequence[Baseline],
     evaluated: Evaluate,
     threshold: float,
+    floors: Floors | None,
     say: Callable[[str], None],
     expect: Expect,
 ) -> _Chosen:
@@ -192,8 +203,24 @@ def _choose(
         for reason in against[trial.number]:
             say(f"{trial.label} is passed over: {reason}")
     honest = [trial for trial in trials if not against[trial.number]]
-    winner = max(honest or trials, key=lambda trial: _merit(finalists[trial.number], threshold))
-    return _Chosen(winner, best_parent, finalists, parents, against)
+    below = _below(trials, finalists, next(parents[each.name] for each in candidates if each.role == "base"), floors)
+    for trial in trials:
+        if below[trial.number]:
+            lost = ", ".join(f"{name} by {much:.2f}" for name, much in below[trial.number].items())
+            say(f"{trial.label} is below the floor, in mean log probability: {lost}")
+    winner = max(
+        honest or trials, key=lambda trial: (not below[trial.number], _merit(finalists[trial.number], threshold))
+    )
+    return _Chosen(winner, best_parent, finalists, parents, against, below)
+
+
+def _below(
+    trials: Sequence[TrialRecord], finalists: Mapping[int, Evaluation], base: Evaluation, floors: Floors | None
+) -> dict[int, dict[str, float]]:
+    """By trial number, the floors that it breaks on the validation prompts; {} without floors."""
+    if floors is None:
+        return {trial.number: {} for trial in trials}
+    return {trial.number: floors.broken(finalists[trial.number], base, TAGGER) for trial in trials}
 
 
 def _model(

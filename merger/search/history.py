@@ -15,17 +15,21 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from merger.search.space import Floats, Space
-from merger.search.trials import SEARCH, STEP
+from merger.search.trials import BELOW_FLOOR, SEARCH, STEP
 
 WEIGHTS = "weights"
 """The user attribute that holds a trial's blend: all weights as one list, however many there are."""
 
 
 class Observation(NamedTuple):
-    """A finished trial inside the space: the value of every parameter [N], and the trial's own value."""
+    """A finished trial inside the space: the value of every parameter [N], and the trial's own value.
+
+    broken: how far it breaks floors, summed; 0 if it breaks none, or if there are none.
+    """
 
     values: Floats
     value: float
+    broken: float = 0.0
 
 
 def distributions(space: Space) -> dict[str, BaseDistribution]:
@@ -67,7 +71,7 @@ class HistorySampler(BaseSampler):
         for done, point, fits in zip(trials, values, inside, strict=True):
             if fits and done.value is not None:
                 among = proposed if done.user_attrs["role"] == SEARCH else given
-                among.append(Observation(point, done.value))
+                among.append(Observation(point, done.value, sum(done.user_attrs.get(BELOW_FLOOR, {}).values())))
         return dict(self.propose(given, proposed))
 
     def sample_independent(

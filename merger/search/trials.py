@@ -27,6 +27,9 @@ PROPOSED = (SEARCH, STEP, "polish")
 PRUNED_AFTER = "stopped_after"
 """The attribute of a pruned trial's score: how many prompts it got. Its value is an estimate."""
 
+BELOW_FLOOR = "below_floor"
+"""The attribute of a score that holds the floors that a blend breaks: {name: by how much}. Absent without floors."""
+
 Report = Callable[[int, float], None]
 """`report(images made so far, value so far)`; what it raises ends the trial."""
 

@@ -26,6 +26,7 @@ class StepFindings:
         self.values: Floats = np.zeros(len(prompts), dtype=np.float64)  # [I], each prompt's part of the score
         self.broken = np.zeros(len(prompts), dtype=np.bool_)
         self.digests = np.zeros(len(prompts), dtype=np.int64)
+        self.base = torch.zeros(0)  # [I, T], log probabilities of the base's images; empty without floors
         self._began = time.perf_counter()
 
     def note(self, rows: np.ndarray, images: Images, probabilities: Tensor, values: Tensor, kind: str) -> None:

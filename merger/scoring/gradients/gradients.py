@@ -28,6 +28,7 @@ from benchmark.prompts.prompt_set import Prompt
 from benchmark.taggers.tagger import columns_of
 from merger.blend.live import LiveDenoiser
 from merger.errors import ConfigError
+from merger.scoring.floors import Floors
 from merger.scoring.gradients.findings import StepFindings
 from merger.scoring.gradients.reduction import searched_parameters, weight_gradients
 from merger.scoring.gradients.sampling import DifferentiableGenerator, Differentiation
@@ -79,8 +80,9 @@ class BlendGradients:
 
     live: the denoiser of the generator's pipeline. micro_batch: number of images generated and differentiated together;
     None takes the generator's batch size. It is halved, for good, if a GPU's memory does not suffice; nothing but
-    rounding depends on it. layers: those whose weights need gradients; None for all. Raises ConfigError for a tagger or
-    an objective without gradients.
+    rounding depends on it. layers: those whose weights need gradients; None for all. floors: what a blend must keep;
+    the score then loses what is below them, and the base's images are generated too, without gradients. Raises
+    ConfigError for a tagger or an objective without gradients.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class BlendGradients:
         *,
         micro_batch: int | None = None,
         layers: Collection[str] | None = None,
+        floors: Floors | None = None,
     ) -> None:
         if not hasattr(tagger, "logits"):
             raise ConfigError(f"{tagger.name}: this tagger cannot be differentiated, so there is no gradient to follow")
@@ -100,6 +103,7 @@ class BlendGradients:
             raise ConfigError(f"objective '{metric.kind}' has no gradient. Use {' or '.join(OBJECTIVES)}.")
         self.live, self.generator, self.tagger, self.metric, self.how = live, generator, tagger, metric, how
         self.micro_batch = micro_batch or generator.batch_size
+        self.floors = floors
         self.layers = tuple(layer for layer in live.layers if layers is None or layer in layers)
         self._searched = tuple(searched_parameters(live, self.layers))
         # Small gradients underflow in fp16, so the loss is scaled, and the gradients are scaled back.
@@ -118,6 +122,8 @@ class BlendGradients:
         """
         findings = StepFindings(tuple(prompts))
         columns = columns_of(self.tagger, findings.tags)  # type: ignore[arg-type]
+        if self.floors is not None:
+            findings.base = self._base_logs(findings, columns)
         checksum = self.live.apply(weights)
         totals = torch.zeros(len(self.layers), len(self.live.donors), dtype=torch.float64)
         done = 0
@@ -135,6 +141,26 @@ class BlendGradients:
             for layer, row in zip(self.layers, totals.tolist(), strict=True)
         }
         return Measured(self._score(evaluation, findings, checksum), gradients, evaluation)
+
+    def _base_logs(self, findings: StepFindings, columns: np.ndarray) -> Tensor:
+        """[I, T]: the log probabilities of the tags in the base's images of the findings' prompts."""
+        self.live.apply({layer: dict.fromkeys(self.live.donors, 0.0) for layer in self.live.layers})
+        how = Differentiation(recompute=False)  # no parameter asks for gradients, so there is no graph to save
+        parts: list[Tensor] = []
+        while (done := sum(map(len, parts))) < len(findings.prompts):
+            try:
+                images = self.generator.draw(findings.prompts[done : done + self.micro_batch], self.live.module, how)
+                parts.append(logsigmoid(self._logits(images, columns)).detach().cpu())
+            except torch.OutOfMemoryError:
+                if self.micro_batch == 1:
+                    raise
+                self.micro_batch = (self.micro_batch + 1) // 2
+        return torch.cat(parts)
+
+    def _logits(self, images: Tensor, columns: np.ndarray) -> Tensor:
+        """[B, 3, H, W] -> [B, T]: the tagger's, of the tags in `columns`, in the type that taggers compute in."""
+        images = images.to(torch.promote_types(images.dtype, torch.float32))
+        return self.tagger.logits(images)[:, torch.from_numpy(columns).to(images.device)]
 
     def _try(self, findings: StepFindings, columns: np.ndarray, rows: np.ndarray) -> Tensor | None:
         """One micro-batch's share of the gradient, [L, D] float64; None if memory did not suffice for it."""
@@ -174,11 +200,13 @@ class BlendGradients:
         """
         prompts = [findings.prompts[row] for row in rows]
         images = self.generator.draw(prompts, self.live.module, self.how)
-        images = images.to(torch.promote_types(images.dtype, torch.float32))  # what taggers compute in
-        logits = self.tagger.logits(images)[:, torch.from_numpy(columns).to(images.device)]
+        logits = self._logits(images, columns)
         asked = torch.from_numpy(findings.asked[rows]).to(images.device)
         values = logsigmoid(logits) if self.metric.kind == "log_probability" else torch.sigmoid(logits)
         parts = torch.where(asked, values, 0).sum(dim=1) / asked.sum(dim=1)
+        if self.floors is not None:
+            base = findings.base[torch.from_numpy(rows)].to(logits)
+            parts = parts - self.floors.penalty(logsigmoid(logits), base, asked, findings.tags)
         probabilities = torch.sigmoid(logits.detach())
         findings.note(rows, to_bytes(images.detach()), probabilities, parts.detach(), self.metric.kind)
         return parts

@@ -25,6 +25,7 @@ from merger.checkpoints.checkpoint import Checkpoint, open_checkpoint, read_unet
 from merger.checkpoints.source import TensorInfo
 from merger.errors import ConfigError, NoRoom
 from merger.layers.grouping import group
+from merger.scoring.floors import Floors
 from merger.scoring.gradients.gradients import BlendGradients
 from merger.scoring.gradients.memory import Kept, step_memory
 from merger.scoring.gradients.sampling import DifferentiableGenerator, Differentiation
@@ -232,6 +233,39 @@ def test_gradients_are_those_of_finite_differences(world: str, fraction: float, 
             worst = max(worst, abs(gradients[layer][donor] - expected) / max(abs(expected), 1e-7 * largest))
     assert largest > 1e-3
     assert worst <= 1e-4
+
+
+def test_what_is_below_floors_weighs_as_much_more_as_their_strength_says(unet64: World) -> None:
+    """The floors are so high that all is below them: the score is 5 x blend - 4 x base, and so is the gradient."""
+    plain = unet64.gradients(Differentiation(0.4))
+    base = {layer: dict.fromkeys(DONORS, 0.0) for layer in unet64.weights}
+    before, without = plain(unet64.weights, PROMPTS[:2])
+    below = plain(base, PROMPTS[:2])[0].value + 1.0
+    for high in (Floors(-1.0, None, 4.0, str), Floors(None, -1.0, 4.0, str)):  # each tag is a category of its own
+        score, gradients = unet64.gradients(Differentiation(0.4), floors=high)(unet64.weights, PROMPTS[:2])
+        assert score.value == pytest.approx(before.value - 4 * (below - before.value), rel=1e-12)
+        assert score.checksum == before.checksum, "the base is drawn first, and then the blend is there again"
+        for layer, row in gradients.items():
+            assert row == pytest.approx({donor: 5 * value for donor, value in without[layer].items()}, rel=1e-9)
+
+
+def test_the_base_is_below_no_floor(unet64: World) -> None:
+    base = {layer: dict.fromkeys(DONORS, 0.0) for layer in unet64.weights}
+    scores = [
+        unet64.gradients(Differentiation(0.4), floors=floors)(base, PROMPTS[:2])[0].value
+        for floors in (None, Floors(0.0, 0.0, 4.0, str))
+    ]
+    assert scores[0] == pytest.approx(scores[1], rel=1e-12)
+
+
+def test_floors_do_not_depend_on_how_many_are_drawn_at_once(unet64: World) -> None:
+    floors = Floors(0.0, 0.0, 4.0, lambda tag: "all")
+    whole = unet64.gradients(Differentiation(0.7), micro_batch=4, floors=floors)(unet64.weights, PROMPTS)
+    for how, micro_batch in ((Differentiation(0.7), 1), (Differentiation(0.7, streamed=True), 3)):
+        score, gradients = unet64.gradients(how, micro_batch=micro_batch, floors=floors)(unet64.weights, PROMPTS)
+        assert score.value == pytest.approx(whole[0].value, rel=1e-12)
+        for layer, row in gradients.items():
+            assert row == pytest.approx(whole[1][layer], rel=1e-6, abs=1e-12)
 
 
 @pytest.mark.parametrize("sampler", ["euler", "euler_a", "heun", "dpm++2m", "unipc", "pndm"])
