@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -125,6 +126,14 @@ def _tiny_modules(vocabulary_size: int) -> tuple[Any, Any, Any]:
     with torch.no_grad():  # far from grey, so that models that differ draw pictures that differ
         vae.decoder.conv_out.weight.mul_(3.0)
     return unet.eval(), vae.eval(), text.eval()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _signals_as_in_a_terminal() -> None:
+    """Tests send signals to programs that they start. `nohup` and shells' background jobs have them ignored."""
+    for sign, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(sign) == signal.SIG_IGN:
+            signal.signal(sign, handler)
 
 
 @pytest.fixture(scope="session")
