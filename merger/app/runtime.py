@@ -45,13 +45,16 @@ class Runtime:
         """A blend's score on the search prompts."""
         exam = self.exam
         scored = (self.live, self.generator, exam.taggers[TAGGER], exam.prompts["search"], exam.metric)
-        return BlendObjective(*scored, exam.floors, lambda: self._base)
+        floors = exam.floors
+        if floors is None:
+            return BlendObjective(*scored)
+        return BlendObjective(*scored, lambda evaluation: floors.broken(evaluation, self._base, TAGGER))
 
     @cached_property
     def _base(self) -> Evaluation:
         """The base's evaluation on the search prompts, which floors are measured from."""
-        exam, base = self.exam, {layer: dict.fromkeys(self.live.donors, 0.0) for layer in self.live.layers}
-        return evaluate_blend(self.live, self.generator, {TAGGER: exam.taggers[TAGGER]}, exam.prompts["search"], base)
+        exam = self.exam
+        return evaluate_blend(self.live, self.generator, {TAGGER: exam.taggers[TAGGER]}, exam.prompts["search"], {})
 
     @property
     def pruned_objective(self) -> PrunedObjective:

@@ -46,9 +46,14 @@ class Floors:
             for column, tag in enumerate(tags):
                 yield tag, self.tag, np.array([column])
         if self.category is not None:
-            names = np.array([self.category_of(tag) for tag in tags])
-            for name in dict.fromkeys(names.tolist()):
-                yield f"category {name}", self.category, np.flatnonzero(names == name)
+            for name, columns in self._categories(tags):
+                yield f"category {name}", self.category, columns
+
+    def _categories(self, tags: Sequence[str]) -> Iterator[tuple[str, NDArray[np.intp]]]:
+        """(name, columns among `tags`) of every category."""
+        names = np.array([self.category_of(tag) for tag in tags])
+        for name in dict.fromkeys(names.tolist()):
+            yield name, np.flatnonzero(names == name)
 
     def broken(self, blend: Evaluation, base: Evaluation, role: str) -> dict[str, float]:
         """{tag or category: how far its mean log probability lies below its floor}, where it does beyond chance.
@@ -84,8 +89,7 @@ class Floors:
             below = torch.relu(base - self.tag - logs)
             parts.append(torch.where(asked, below, 0).sum(dim=1) / asked.sum(dim=1))
         if self.category is not None:
-            only = Floors(None, self.category, self.strength, self.category_of)
-            masks = [_columns(asked, columns) for _, _, columns in only.groups(tags)]
+            masks = [_columns(asked, columns) for _, columns in self._categories(tags)]
             counts = torch.stack([mask.sum(dim=1) for mask in masks])  # [categories, B]
             means = [
                 torch.stack([torch.where(mask, each, 0).sum(dim=1) for mask in masks]) / counts.clamp(min=1)

@@ -15,7 +15,6 @@ from benchmark.features.extractor import FeatureExtractor
 from benchmark.pipelines.generation import ImageGenerator
 from benchmark.prompts.prompt_set import Prompt
 from benchmark.taggers.tagger import Tagger
-from merger.scoring.floors import Floors
 from merger.search.space import Weights
 from merger.search.trials import BELOW_FLOOR, Report, Score
 
@@ -79,7 +78,7 @@ class Metric:
 class BlendObjective:
     """A blend's score on one prompt set by the search's tagger. See `merger.search.trials.Objective`.
 
-    floors: what a blend must keep, if anything; `base` then gives the base's evaluation on the same prompts.
+    broken: the floors that an evaluation on all of the prompts breaks, {name: by how much}; None without floors.
     """
 
     live: Live
@@ -87,8 +86,7 @@ class BlendObjective:
     tagger: Tagger
     prompts: Sequence[Prompt]
     metric: Metric
-    floors: Floors | None = None
-    base: Callable[[], Evaluation] | None = None
+    broken: Callable[[Evaluation], Mapping[str, float]] | None = None
 
     def __call__(self, weights: Weights, report: Report | None = None) -> Score:
         """Blends, generates, tags. Raises `BlendNotApplied` if the live weights are not the blend."""
@@ -101,10 +99,9 @@ class BlendObjective:
     def score(self, evaluation: Evaluation, checksum: str) -> Score:
         """The score of an evaluation on all of the prompts, with the floors that it breaks (`BELOW_FLOOR`)."""
         score = self.metric.score(evaluation, checksum)
-        if self.floors is None or self.base is None:
+        if self.broken is None:
             return score
-        broken = self.floors.broken(evaluation, self.base(), TAGGER)
-        rounded = {name: round(below, 6) for name, below in broken.items()}
+        rounded = {name: round(below, 6) for name, below in self.broken(evaluation).items()}
         return replace(score, attributes={**score.attributes, BELOW_FLOOR: rounded})
 
 

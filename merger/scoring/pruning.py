@@ -57,9 +57,10 @@ def _score(objective: BlendObjective, weights: Weights, best: Score, report: Rep
         threshold = objective.metric.threshold
         generator, taggers = objective.generator, {TAGGER: objective.tagger}
         parts.append(evaluate(generator, taggers, some, tags=tags, report=so_far, threshold=threshold))
-        score = objective.metric.score(_joined(parts), checksum)
-        if start + EVERY < len(objective.prompts) and hopeless(score.per_prompt, best.per_prompt):
-            return estimated(score, best)
+        if start + EVERY < len(objective.prompts):
+            score = objective.metric.score(_joined(parts), checksum)
+            if hopeless(score.per_prompt, best.per_prompt):
+                return estimated(score, best)
     return objective.score(_joined(parts), checksum)
 
 

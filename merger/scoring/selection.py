@@ -203,7 +203,11 @@ def _choose(
         for reason in against[trial.number]:
             say(f"{trial.label} is passed over: {reason}")
     honest = [trial for trial in trials if not against[trial.number]]
-    below = _below(trials, finalists, next(parents[each.name] for each in candidates if each.role == "base"), floors)
+    base = next(parents[each.name] for each in candidates if each.role == "base")
+    below = {
+        trial.number: floors.broken(finalists[trial.number], base, TAGGER) if floors is not None else {}
+        for trial in trials
+    }
     for trial in trials:
         if below[trial.number]:
             lost = ", ".join(f"{name} by {much:.2f}" for name, much in below[trial.number].items())
@@ -212,15 +216,6 @@ def _choose(
         honest or trials, key=lambda trial: (not below[trial.number], _merit(finalists[trial.number], threshold))
     )
     return _Chosen(winner, best_parent, finalists, parents, against, below)
-
-
-def _below(
-    trials: Sequence[TrialRecord], finalists: Mapping[int, Evaluation], base: Evaluation, floors: Floors | None
-) -> dict[int, dict[str, float]]:
-    """By trial number, the floors that it breaks on the validation prompts; {} without floors."""
-    if floors is None:
-        return {trial.number: {} for trial in trials}
-    return {trial.number: floors.broken(finalists[trial.number], base, TAGGER) for trial in trials}
 
 
 def _model(

@@ -13,7 +13,7 @@ generates the images, `merger.scoring.gradients.reduction` takes the dot product
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple, Protocol
 
@@ -126,15 +126,8 @@ class BlendGradients:
             findings.base = self._base_logs(findings, columns)
         checksum = self.live.apply(weights)
         totals = torch.zeros(len(self.layers), len(self.live.donors), dtype=torch.float64)
-        done = 0
-        while done < len(prompts):
-            rows = np.arange(done, min(done + self.micro_batch, len(prompts)))
-            found = self._try(findings, columns, rows)
-            if found is None:
-                self.micro_batch = (self.micro_batch + 1) // 2
-                continue
+        for found in self._by_micro_batch(len(prompts), lambda rows: self._differentiate(findings, columns, rows)):
             totals += found
-            done += len(rows)
         evaluation = findings.evaluation()
         gradients = {
             layer: dict(zip(self.live.donors, row, strict=True))
@@ -144,34 +137,41 @@ class BlendGradients:
 
     def _base_logs(self, findings: StepFindings, columns: np.ndarray) -> Tensor:
         """[I, T]: the log probabilities of the tags in the base's images of the findings' prompts."""
-        self.live.apply({layer: dict.fromkeys(self.live.donors, 0.0) for layer in self.live.layers})
+        self.live.restore()
         how = Differentiation(recompute=False)  # no parameter asks for gradients, so there is no graph to save
-        parts: list[Tensor] = []
-        while (done := sum(map(len, parts))) < len(findings.prompts):
-            try:
-                images = self.generator.draw(findings.prompts[done : done + self.micro_batch], self.live.module, how)
-                parts.append(logsigmoid(self._logits(images, columns)).detach().cpu())
-            except torch.OutOfMemoryError:
-                if self.micro_batch == 1:
-                    raise
-                self.micro_batch = (self.micro_batch + 1) // 2
-        return torch.cat(parts)
+
+        def logs(rows: np.ndarray) -> Tensor:
+            images = self.generator.draw([findings.prompts[row] for row in rows], self.live.module, how)
+            return logsigmoid(self._logits(images, columns)).detach().cpu()
+
+        return torch.cat([*self._by_micro_batch(len(findings.prompts), logs)])
 
     def _logits(self, images: Tensor, columns: np.ndarray) -> Tensor:
         """[B, 3, H, W] -> [B, T]: the tagger's, of the tags in `columns`, in the type that taggers compute in."""
         images = images.to(torch.promote_types(images.dtype, torch.float32))
         return self.tagger.logits(images)[:, torch.from_numpy(columns).to(images.device)]
 
-    def _try(self, findings: StepFindings, columns: np.ndarray, rows: np.ndarray) -> Tensor | None:
-        """One micro-batch's share of the gradient, [L, D] float64; None if memory did not suffice for it."""
-        try:
-            return self._differentiate(findings, columns, rows)
-        except torch.OutOfMemoryError:
-            if len(rows) == 1:
-                raise
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        return None
+    def _by_micro_batch(self, prompts: int, compute: Callable[[np.ndarray], Tensor]) -> Iterator[Tensor]:
+        """What `compute` gives for the rows of each micro-batch, in order; smaller ones where memory does not suffice.
+
+        Raises torch.OutOfMemoryError if it does not suffice for a single prompt.
+        """
+        done = 0
+        while done < prompts:
+            rows = np.arange(done, min(done + self.micro_batch, prompts))
+            try:
+                found: Tensor | None = compute(rows)
+            except torch.OutOfMemoryError:
+                if len(rows) == 1:
+                    raise
+                found = None
+            if found is None:  # after the `except`, when the error no longer holds what the attempt has allocated
+                self.micro_batch = (self.micro_batch + 1) // 2
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+                continue
+            done += len(rows)
+            yield found
 
     def _differentiate(self, findings: StepFindings, columns: np.ndarray, rows: np.ndarray) -> Tensor:
         """Generates, scores, backpropagates: [L, D]. If gradients overflow in fp16, repeats it at a smaller scale."""

@@ -107,10 +107,12 @@ def objective(floors: Floors | None = FLOORS) -> BlendObjective:
     world, tagger = World(), FakeTagger(TAGS)
     scored = (world, world, tagger, prompts(1), Metric("accuracy", 0.5, CATEGORY))
 
-    def base() -> Evaluation:
-        return evaluate_blend(world, world, {TAGGER: tagger}, prompts(1), SPACE.everywhere({}))
+    def broken(evaluation: Evaluation) -> dict[str, float]:
+        assert floors is not None
+        base = evaluate_blend(world, world, {TAGGER: tagger}, prompts(1), SPACE.everywhere({}))
+        return floors.broken(evaluation, base, TAGGER)
 
-    return BlendObjective(*scored, floors, base)
+    return BlendObjective(*scored, broken if floors is not None else None)
 
 
 def at(weight: float) -> Weights:
