@@ -71,6 +71,21 @@ def test_a_source_that_is_not_finite_is_refused(
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_donor_beyond_the_bases_type_is_refused(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its pictures would all be black, and so would those of most blends."""
+    monkeypatch.chdir(tmp_path)
+    tensors = {name: tensor.bfloat16() for name, tensor in load_file(settings["donors"][0]).items()}
+    tensors[MIDDLE].flatten()[0] = 1e6
+    save_file(tensors, tmp_path / "big.safetensors")
+    assert search(tmp_path, settings | {"donors": ["big.safetensors"]}) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"big.safetensors: '{MIDDLE}' holds values up to" in error
+    assert "use a base in bf16 or fp32" in error
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_run_of_the_previous_version_keeps_its_blocks(
     settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
