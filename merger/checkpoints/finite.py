@@ -43,8 +43,8 @@ def check_range(base: Checkpoint, donors: Sequence[Checkpoint]) -> None:
             if dtype.itemsize > 1 and bool(torch.tensor(size, dtype=torch.float64).to(dtype).isinf()):
                 limit = f"{str(dtype).removeprefix('torch.')} ends at {torch.finfo(dtype).max:g}"
                 raise CheckpointError(
-                    f"{where} up to {size:g} in size, which the base {base.name} cannot hold ({limit}): its images would "
-                    "be black. Leave it out, or use a base in bf16 or fp32."
+                    f"{where} up to {size:g} in size, which the base {base.name} cannot hold ({limit}): its images "
+                    "would be black. Leave it out, or use a base in bf16 or fp32."
                 )
 
 
