@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.errors import InputError
+from benchmark.reading import no_repeats
 
 CONFIG = "adapter_config.json"
 FOLDER_FILES = (
@@ -113,7 +114,7 @@ def read_config(config: Path) -> PeftSettings:
     try:
         if config.stat().st_size > _LONGEST:
             raise InputError(f"{config}: is too long for the configuration of an adapter.")
-        table = json.loads(config.read_text(encoding="utf-8"))
+        table = json.loads(config.read_text(encoding="utf-8"), object_pairs_hook=no_repeats)
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{config}: cannot be read ({' '.join(str(error).split())[:120]}).") from None
     if not isinstance(table, dict):

@@ -29,7 +29,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     file = folder / NAME
     try:
         index = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{folder}: is no pipeline configuration; its {NAME} cannot be read ({error}).") from None
     if not isinstance(index, dict):
         raise InputError(f"{file}: holds no table of a pipeline's parts.")

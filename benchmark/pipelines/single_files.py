@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     import torch
 
 
+_EDM = ("edm_mean", "edm_vpred.sigma_max")
+
+
 def configuration_of(path: Path, config: str | None) -> Path:
     """The folder of the configuration that a single file is read with: the one named, or diffusers' own for its family.
 
@@ -105,9 +108,18 @@ def _pretrained(kind: Any, part: Path, dtype: torch.dtype) -> Any:
 def as_marked(path: Path, scheduler: Any) -> Any:
     """The scheduler, changed to the prediction type that the file's marker keys name (`v_pred`, `ztsnr`).
 
-    Models with and without markers share one configuration, which names another prediction type.
+    Models with and without markers share one configuration, which names another prediction type. Raises InputError for
+    a file made for EDM's noise levels (Playground 2.5, CosXL) if the scheduler is for others: images would be wrong.
     """
     keys = open_single_file(path).shapes
+    edm = next((marker for marker in _EDM if marker in keys), None)
+    if edm and not type(scheduler).__name__.startswith("EDM"):
+        raise InputError(
+            f"{path}: is made for EDM's noise levels ('{edm}'), which {type(scheduler).__name__} does not have: let "
+            "the configuration folder name EDMEulerScheduler or EDMDPMSolverMultistepScheduler."
+        )
+    if edm:
+        return scheduler
     if "v_pred" not in keys:
         return scheduler
     changes: dict[str, Any] = {"prediction_type": "v_prediction"}

@@ -158,7 +158,7 @@ def read_csv(path: Path, wanted: str = "") -> list[tuple[int, dict[str, str]]]:
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            lines = csv.reader(file)
+            lines = csv.reader(file, skipinitialspace=True)
             columns = [name.strip().lower() for name in _without_empty_end(next(lines, []))]
             rows = [(lines.line_num, _without_empty_end(line)) for line in lines if line]
     except FileNotFoundError:

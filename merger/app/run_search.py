@@ -17,7 +17,7 @@ from merger.app.outputs import write_outputs
 from merger.app.runs import Run
 from merger.app.runtime import Runtime, load_runtime
 from merger.app.session import Session
-from merger.checkpoints.finite import check_finite
+from merger.checkpoints.finite import check_finite, check_range
 from merger.checkpoints.watch import SourceWatch
 from merger.errors import InputError, NoRoom
 from merger.report.progress import SearchProgress
@@ -55,6 +55,7 @@ def run_search(session: Session, run: Run, interrupt: Interrupt, *, create: bool
     watch = SourceWatch((session.sources.base, *session.sources.donors), kept)
     identity = identity_of(session.config, session.sources, session.exam, choice)
     check_finite(session.sources.base, session.sources.donors, drawn=True)  # hashing has looked at the values already
+    check_range(session.sources.base, session.sources.donors)
     runtime = load_runtime(session, gradients=choice.follows_gradients)
     watch.check()
     interrupt.stop_if_asked()

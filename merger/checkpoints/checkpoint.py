@@ -182,11 +182,16 @@ def read_unet_config(pipeline: Path) -> dict[str, object]:
 
 
 def read_scheduler_config(path: Path) -> dict[str, object] | None:
-    """The scheduler's configuration in a diffusers folder; None if there is none that can be read."""
+    """The scheduler's configuration in a diffusers folder; None if there is none that can be read.
+
+    path: the folder, or that of its denoiser (`.../unet`).
+    """
+    folder = path.parent if path.name in ("unet", "transformer") and not (path / "scheduler").is_dir() else path
     try:
-        return json.loads((path / "scheduler" / "scheduler_config.json").read_text())
-    except (OSError, ValueError):
+        found = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    except (OSError, ValueError, RecursionError):
         return None
+    return found if isinstance(found, dict) else None
 
 
 def _notes(path: Path) -> tuple[str, ...]:

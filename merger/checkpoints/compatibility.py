@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmark.pipelines.key_names import usual
 from merger.checkpoints.checkpoint import Checkpoint, read_scheduler_config
-from merger.checkpoints.families import prediction_of
+from merger.checkpoints.families import prediction_of, said_prediction
 from merger.errors import CheckpointError
 from merger.layers.components import TEXT_ENCODERS
 
@@ -74,15 +74,27 @@ def predicts(checkpoint: Checkpoint, pipeline: Path | None = None) -> tuple[str,
 
     pipeline: the configuration folder that a single file is read with; its scheduler decides if the file does not say.
     """
-    if checkpoint.prediction != "unknown" or pipeline is None:
+    if pipeline is None or says(checkpoint):
         return checkpoint.prediction, checkpoint.zero_snr
     scheduler = read_scheduler_config(pipeline)
     return prediction_of(checkpoint.family, map(usual, checkpoint.tensors), checkpoint.metadata, scheduler)
 
 
+def says(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint itself says what it predicts: by markers, its own scheduler or metadata."""
+    scheduler = read_scheduler_config(checkpoint.path)
+    return said_prediction(map(usual, checkpoint.tensors), checkpoint.metadata, scheduler)[0] is not None
+
+
 def in_words(prediction: str, zero_snr: bool) -> str:
     """What a denoiser predicts, as a phrase: `predicts v, zero terminal SNR`."""
-    words = {"v": "predicts v", "epsilon": "predicts noise", "flow": "predicts flow"}
+    words = {
+        "v": "predicts v",
+        "epsilon": "predicts noise",
+        "flow": "predicts flow",
+        "edm": "predicts noise under EDM's noise levels",
+        "edm-v": "predicts v under EDM's noise levels",
+    }
     unknown = "predicts noise (512) or v (768-v): the file does not say, the pipeline's scheduler must"
     return words.get(prediction, unknown) + (", zero terminal SNR" if zero_snr else "")
 
@@ -91,12 +103,14 @@ def mixed_prediction(base: Checkpoint, donors: Sequence[Checkpoint], pipeline: P
     """A line for each donor that was trained to predict something else than the base, or for another noise schedule.
 
     A blend is used as the base is, so such a donor alone would be drawn wrongly, and a blend pulls towards that.
-    Adapters predict nothing by themselves, and what nobody knows is not compared.
+    Adapters predict nothing by themselves, and what nobody knows is not compared. pipeline: see `predicts`; if neither
+    the base nor a donor says anything, its scheduler holds for both.
     """
     wanted = predicts(base, pipeline)
+    silent = not says(base)
     lines = []
     for donor in donors:
-        given = predicts(donor)
+        given = predicts(donor, pipeline if silent and donor.prediction == base.prediction else None)
         if donor.layout == "lora" or "unknown" in (given[0], wanted[0]) or given == wanted:
             continue
         lines.append(

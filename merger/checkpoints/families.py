@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 Shape = tuple[int, ...]
-Prediction = Literal["epsilon", "v", "flow", "unknown"]
+Prediction = Literal["epsilon", "v", "flow", "edm", "edm-v", "unknown"]
+"""What a denoiser predicts. `edm` and `edm-v` are noise and v under EDM's noise levels (Playground 2.5, CosXL)."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Family:
         return self.resolutions.get(prediction, self.resolution)
 
 
+_MARKERS = ("v_pred", "ztsnr", "edm_mean", "edm_vpred.sigma_max")
 _MARKED = ("", "model.diffusion_model.")
 """Where marker keys are: beside a denoiser's keys, or under its prefix, where loaders of a denoiser alone see them."""
 
@@ -215,22 +217,43 @@ def prediction_of(
     """What the denoiser predicts, and whether its noise schedule ends at pure noise (zero terminal SNR).
 
     keys: all keys of the file. scheduler: the `scheduler_config.json` beside it, if there is one. Decided by, in this
-    order: marker keys of the file (`v_pred`, `ztsnr`), the scheduler, ModelSpec metadata, the family's record.
+    order: marker keys of the file (`v_pred`, `ztsnr`, `edm_...`), the scheduler, metadata, the family's record.
+    """
+    said, zero = said_prediction(keys, metadata, scheduler)
+    usual = family_named(family).prediction
+    return (usual if said is None or (usual == "flow" and said == "epsilon") else said), zero
+
+
+def said_prediction(
+    keys: Iterable[str], metadata: Mapping[str, str], scheduler: Mapping[str, object] | None = None
+) -> tuple[Prediction | None, bool]:
+    """The same without the family's record: None for what nobody says.
+
+    The markers and their order are those of ComfyUI (`SDXL.model_type` in comfy/supported_models.py). It also writes
+    `modelspec.predict_key` (comfy_extras/nodes_model_merging.py), where ModelSpec has `prediction_type`.
     """
     known = set(keys)
-    marked = {marker for marker in ("v_pred", "ztsnr") for start in _MARKED if start + marker in known}
+    marked = {marker for marker in _MARKERS for start in _MARKED if start + marker in known}
     scheduler = scheduler or {}
-    usual = family_named(family).prediction
     zero = "ztsnr" in marked or bool(scheduler.get("rescale_betas_zero_snr"))
-    said = str(scheduler.get("prediction_type", "")) or metadata.get("modelspec.prediction_type", "")
+    said = str(scheduler.get("prediction_type", ""))
+    said = said or metadata.get("modelspec.prediction_type", "") or metadata.get("modelspec.predict_key", "")
+    v = said in ("v", "v_prediction")
+    kind = str(scheduler.get("_class_name", "")).lower()
     architecture = metadata.get("modelspec.architecture", "")
-    if "v_pred" in marked or said in ("v", "v_prediction") or "768-v" in architecture:
+    if "edm_mean" in marked:
+        return "edm", zero
+    if "edm_vpred.sigma_max" in marked:
+        return "edm-v", zero
+    if "v_pred" in marked:
         return "v", zero
-    if "flow" in str(scheduler.get("_class_name", "")).lower() or usual == "flow":
+    if kind.startswith("edm"):
+        return ("edm-v" if v else "edm"), zero
+    if v or "768-v" in architecture:
+        return "v", zero
+    if "flow" in kind:
         return "flow", zero
-    if said == "epsilon" or "512" in architecture:
-        return "epsilon", zero
-    return usual, zero
+    return ("epsilon" if said == "epsilon" or "512" in architecture else None), zero
 
 
 def _marked(network: str, names: Collection[str]) -> str:

@@ -1,12 +1,16 @@
-"""Whether the values of a blend's sources are finite numbers: one NaN in one tensor makes every image black."""
+"""Whether the values of a blend's sources are numbers that a blend can hold: one NaN in one tensor makes every image
+black, and so does one value beyond the range of the base's type."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import torch
+
+from merger.checkpoints.adapter import LoraDonor
 from merger.checkpoints.checkpoint import Checkpoint
-from merger.checkpoints.hashing import file_contents, nonfinite_in
+from merger.checkpoints.hashing import LARGE, file_contents, nonfinite_in
 from merger.checkpoints.weight_files import PICKLES
 from merger.errors import CheckpointError
 
@@ -25,6 +29,43 @@ def check_finite(base: Checkpoint, donors: Sequence[Checkpoint], *, drawn: bool 
     if lines:
         more = f"; {len(lines) - 1} more sources hold such" if len(lines) > 1 else ""
         raise CheckpointError(f"{lines[0]}{more}. Fetch the file again, or leave it out.{advice}")
+
+
+def check_range(base: Checkpoint, donors: Sequence[Checkpoint]) -> None:
+    """Make sure that the base's types can hold every donor: at weight 1 a blend is the donor, rounded to these types.
+
+    8-bit types take their largest value instead, so they hold every donor. Raises CheckpointError naming the first
+    donor and tensor that do not fit.
+    """
+    for donor in donors:
+        for name, where, size in _large(donor):
+            dtype = base.blended[name].dtype
+            if dtype.itemsize > 1 and bool(torch.tensor(size, dtype=torch.float64).to(dtype).isinf()):
+                limit = f"{str(dtype).removeprefix('torch.')} ends at {torch.finfo(dtype).max:g}"
+                raise CheckpointError(
+                    f"{where} up to {size:g} in size, which the base {base.name} cannot hold ({limit}): its images "
+                    "would be black. Leave it out, or use a base in bf16 or fp32."
+                )
+
+
+def _large(donor: Checkpoint) -> Iterator[tuple[str, str, float]]:
+    """(blended tensor, a phrase that names it, the largest size of its values) where that is above `LARGE`."""
+    if isinstance(donor, LoraDonor):
+        for name in donor.changes:
+            size = float(donor.read(name).abs().max())
+            if size > LARGE:
+                yield name, f"{donor.path}: with what it adds, '{name}' has values", size
+        return
+    for name, info in donor.blended.items():
+        for key in {piece.key for piece in info.pieces} or {info.key}:
+            file = donor.tensors[key].file if key in donor.tensors else info.file
+            if file.suffix in PICKLES:
+                tensor = donor.read_key(key, file)
+                size = float(tensor.abs().max()) if tensor.numel() else 0.0
+            else:
+                size = file_contents(file).large.get(key, 0.0)
+            if size > LARGE:
+                yield name, f"{file}: '{key}' holds values", size
 
 
 def blended_nonfinite(base: Checkpoint, donors: Sequence[Checkpoint]) -> list[str]:

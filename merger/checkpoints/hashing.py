@@ -1,4 +1,4 @@
-"""What the bytes of a file say: their SHA-256, and which tensors hold values that are no finite numbers.
+"""What the bytes of a file say: their SHA-256, and which tensors hold values that are no finite numbers or very large.
 
 Both come from one pass over the file, which is computed once per file and process: a search asks for the same gigabytes
 several times.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BufferedReader
 from pathlib import Path
 
@@ -35,14 +35,20 @@ _PATTERNS: dict[torch.dtype, tuple[str, int]] = {
     torch.float8_e4m3fn: ("u1", 0xFD),
 }
 NAN, INFINITE = "NaN", "infinite values"
+LARGE = torch.finfo(torch.float16).max
+"""Size of a value above which it is noted: some type of a base cannot hold it."""
 
 
 @dataclass(frozen=True)
 class Contents:
-    """sha256: of all bytes, in hex. nonfinite: {key of a tensor: `NaN` or `infinite values`}, in the file's order."""
+    """sha256: of all bytes, in hex. nonfinite: {key of a tensor: `NaN` or `infinite values`}, in the file's order.
+
+    large: {key of a tensor of finite numbers: the largest size of its values}, where that is above `LARGE`.
+    """
 
     sha256: str
     nonfinite: Mapping[str, str]
+    large: Mapping[str, float] = field(default_factory=dict)
 
 
 def file_sha256(path: Path) -> str:
@@ -66,7 +72,9 @@ def file_contents(path: Path) -> Contents:
 
 def nonfinite_in(tensor: Tensor) -> str:
     """`NaN` or `infinite values` if a tensor holds such; empty if all its values are finite numbers."""
-    return _worst(raw_bytes(tensor).numpy(), tensor.dtype) if tensor.dtype in _PATTERNS else ""
+    if tensor.dtype not in _PATTERNS:
+        return ""
+    return _word(_largest(raw_bytes(tensor).numpy(), tensor.dtype), tensor.dtype)
 
 
 @functools.cache
@@ -90,26 +98,42 @@ def _read_through(path: Path, file: BufferedReader, header: Header) -> Contents:
     hashed.update(file.read(int.from_bytes(length, "little")))
     block = bytearray(_BLOCK)
     found = {}
+    large = {}
     for key, entry in header.tensors.items():
-        worst = ""
+        largest = 0
         for start in range(entry.start, entry.end, _BLOCK):
             here = memoryview(block)[: min(_BLOCK, entry.end - start)]
             if file.readinto(here) < len(here):
                 raise CheckpointError(f"{path}: became shorter while it was read. Fetch it again.")
             hashed.update(here)
-            if worst != NAN and entry.dtype in _PATTERNS:
-                worst = _worst(np.frombuffer(here, np.uint8), entry.dtype) or worst
-        if worst:
-            found[key] = worst
+            if entry.dtype in _PATTERNS:
+                largest = max(largest, _largest(np.frombuffer(here, np.uint8), entry.dtype))
+        if not largest:
+            continue
+        if word := _word(largest, entry.dtype):
+            found[key] = word
+        elif (size := _number(largest, entry.dtype)) > LARGE:
+            large[key] = size
     for rest in iter(lambda: file.read(_BLOCK), b""):  # what was added since the header was read
         hashed.update(rest)
-    return Contents(hashed.hexdigest(), found)
+    return Contents(hashed.hexdigest(), found, large)
 
 
-def _worst(values: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], dtype: torch.dtype) -> str:
-    """`nonfinite_in` of bytes. values: [N] uint8, a whole number of elements."""
-    if not values.size:
-        return ""
-    integers, infinity = _PATTERNS[dtype]
-    largest = int(np.left_shift(values.view(integers), 1).max())
+def _largest(values: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], dtype: torch.dtype) -> int:
+    """The pattern of the value that is largest in size, shifted left by one bit; NaN counts as larger than infinity.
+
+    values: [N] uint8, a whole number of elements.
+    """
+    return int(np.left_shift(values.view(_PATTERNS[dtype][0]), 1).max()) if values.size else 0
+
+
+def _word(largest: int, dtype: torch.dtype) -> str:
+    """`NaN` or `infinite values` for what `_largest` gives; empty if it is a finite number."""
+    infinity = _PATTERNS[dtype][1]
     return "" if largest < infinity else INFINITE if largest == infinity else NAN
+
+
+def _number(largest: int, dtype: torch.dtype) -> float:
+    """The size of the value that `_largest` gives the pattern of."""
+    bits = np.array([largest >> 1], _PATTERNS[dtype][0])
+    return float(torch.from_numpy(bits).view(dtype).double())

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmark.reading import no_repeats
 from merger.errors import CheckpointError
 
 # Limits, far above what real files have: their headers take some hundred KB (a preview picture or a training log makes
@@ -176,17 +176,9 @@ def _parsed(raw: bytes) -> dict[str, Any]:
     for sign, most in _MOST_SIGNS.items():
         if raw.count(sign) > most:
             raise ValueError(f"'{sign.decode()}' stands more than {most} times in it")
-    table = json.loads(raw.decode(), object_pairs_hook=_no_repeats)
+    table = json.loads(raw.decode(), object_pairs_hook=no_repeats)
     if not isinstance(table, dict):
         raise TypeError(f"a {type(table).__name__}, not a table")
-    return table
-
-
-def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
-        raise ValueError(f"'{twice[:80]}' is there twice")
     return table
 
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 
 from benchmark.writing import whole_or_nothing
 from merger.checkpoints.checkpoint import Checkpoint
+from merger.checkpoints.hashing import nonfinite_in
 from merger.checkpoints.text_encoders import TEXT_FILE, components_of
 from merger.errors import CheckpointError
 from merger.export.layout import DTYPES, Form
@@ -58,7 +60,7 @@ def export_folder(
         if base.layout == "folder":
             _copy(base.path, partial, text)
         else:
-            _take_apart(base, partial, pipeline, dtype, text)
+            _take_apart(base, partial, pipeline, dtype, text, values)
         inside = next((partial / part for part in ("unet", "transformer") if (partial / part).is_dir()), partial)
         files: dict[Form, Path] = {"diffusers": inside / WEIGHTS}
         files |= {cast(Form, component): partial / component / TEXT_FILE for component in text}
@@ -88,7 +90,14 @@ def _copy(source: Path, target: Path, text: Sequence[str]) -> None:
     shutil.copytree(source, target, ignore=left_out)
 
 
-def _take_apart(base: Checkpoint, target: Path, pipeline: Path | None, dtype: str | None, text: Sequence[str]) -> None:
+def _take_apart(
+    base: Checkpoint,
+    target: Path,
+    pipeline: Path | None,
+    dtype: str | None,
+    text: Sequence[str],
+    values: ValueCheck,
+) -> None:
     """Write a single file as its configuration folder, with the weights of all components but denoiser and `text`."""
     from safetensors import SafetensorError
 
@@ -103,10 +112,22 @@ def _take_apart(base: Checkpoint, target: Path, pipeline: Path | None, dtype: st
     stored = {info.dtype for info in base.denoiser.values()}
     kind = DTYPES.get(dtype or "", next(iter(stored)) if len(stored) == 1 else torch.float32)
     loaded = load_pipeline(base.path, config=pipeline, dtype=torch.float32 if kind.itemsize == 1 else kind)
+
+    @cache
+    def in_float32() -> Any:  # loaded only if a value may have been lost
+        return load_pipeline(base.path, config=pipeline, dtype=torch.float32)
+
+    clamped: list[str] = []
     for name, component in loaded.components.items():
         if isinstance(component, torch.nn.Module) and name not in ("unet", "transformer", *text):
+            for key, tensor in component.state_dict().items():
+                if nonfinite_in(tensor) and values.overflow(
+                    f"{name}.{key}", tensor, in_float32().components[name].state_dict()[key]
+                ):
+                    clamped.append(f"{name}.{key}")
             try:
                 component.save_pretrained(target / name)  # type: ignore[operator]
             except SafetensorError as error:  # what its writer raises if the disk refuses
                 raise OSError(f"{name}: {error}") from error
+    values.finish(clamped)
     loaded.scheduler.save_pretrained(target / "scheduler")  # a folder has here what a file says by markers

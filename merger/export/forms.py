@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Literal
 
 from merger.checkpoints.checkpoint import Checkpoint
+from merger.checkpoints.compatibility import in_words
 from merger.errors import ConfigError
 from merger.export.folder import export_folder
 from merger.export.mecha import mecha_beside
 from merger.export.recipe import Recipe
-from merger.export.values import Nonfinite
+from merger.export.values import Nonfinite, to_stderr
 from merger.export.write import export
 
 
@@ -69,6 +70,11 @@ def export_as(
                 nonfinite=how.nonfinite,
             )
         form: Literal["base", "denoiser"] = "denoiser" if how.denoiser_only else "base"
+        if how.denoiser_only and not_seen(base):
+            to_stderr(
+                f"{output.name}: {in_words(base.prediction, base.zero_snr)}, which a file with diffusers' keys says in "
+                "its metadata alone: ComfyUI samples it as noise prediction unless a ModelSampling node says else"
+            )
         return export(
             recipe,
             output,
@@ -79,6 +85,15 @@ def export_as(
             extra_metadata=extra_metadata,
             nonfinite=how.nonfinite,
         )
+
+
+def not_seen(base: Checkpoint) -> bool:
+    """Whether ComfyUI does not see what a blend of this base alone predicts.
+
+    Of a U-Net with diffusers' keys it keeps the tensors that it has names for, so no marker helps
+    (`load_diffusion_model_state_dict` in comfy/sd.py, as of 2025). What an SD 2 model predicts it tells by its weights.
+    """
+    return base.layout != "original" and base.prediction in ("v", "edm", "edm-v") and not base.family.startswith("sd2")
 
 
 def is_folder(base: Checkpoint, how: ExportOptions = AS_IT_IS) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from benchmark.hub_ids import id_of
+from benchmark.reading import no_repeats
 from merger.checkpoints.recipe_metadata import METADATA_KEY
 from merger.errors import RecipeError, did_you_mean
 from merger.layers.components import DENOISER, components_problem
@@ -143,7 +144,7 @@ class Recipe:
     def from_json(cls, text: str) -> Recipe:
         """Read `to_json` back. Raises RecipeError for what is not JSON, missing, unknown or of the wrong type."""
         try:
-            table = json.loads(text)
+            table = json.loads(text, object_pairs_hook=no_repeats)
         except (ValueError, RecursionError) as error:
             raise RecipeError(f"recipe: not JSON ({' '.join(str(error).split())[:120]})") from None
         if isinstance(table, dict):

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.hub_ids import is_hub_id
+from benchmark.reading import no_repeats
 from merger.checkpoints.adapter import open_donor
 from merger.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from merger.checkpoints.hub import fetched
@@ -83,11 +84,11 @@ def open_recipe(path: Path, *, allow_pickle: bool = False) -> tuple[Recipe, Chec
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
+        table = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=no_repeats)
     except FileNotFoundError:
         raise RecipeError(f"{path}: no such file") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise RecipeError(f"{path}: not JSON ({' '.join(str(error).split())[:120]})") from None
+        raise RecipeError(f"{path}: cannot be read as JSON ({' '.join(str(error).split())[:120]})") from None
     if not isinstance(table, dict):
         raise RecipeError(f"{path}: should hold a table with base, donors and weights")
     for key in table:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from merger.checkpoints.checkpoint import Checkpoint
@@ -53,13 +54,27 @@ class ValueCheck:
         """
         what = "" if as_it_was else nonfinite_in(tensor)
         if what and self.how != "keep":
-            dtype = str(tensor.dtype).removeprefix("torch.")
-            raise CheckpointError(
-                f"the blend of '{key}' has values beyond the range of {dtype}, which would become {what}. Choose "
-                "another --dtype (bf16, fp32) or smaller weights, or let --nonfinite clamp limit them."
-            )
+            raise _beyond(key, tensor, what)
         if what:
             self._kept.append(key)
+
+    def overflow(self, key: str, tensor: Tensor, before: Tensor) -> bool:
+        """Check a tensor of a component that is not blended and was converted by diffusers; clamp it if asked to.
+
+        before: the same tensor in a wider type. Returns whether values were clamped, in place. Values that are not
+        finite in the base's own file stay as they are. Raises CheckpointError for others, naming the tensor.
+        """
+        lost = before.isfinite() & ~tensor.isfinite()
+        if not bool(lost.any()):
+            return False
+        if self.how == "refuse":
+            raise _beyond(key, tensor, nonfinite_in(tensor))
+        if self.how == "keep":
+            self._kept.append(key)
+            return False
+        most = torch.finfo(tensor.dtype).max
+        tensor[lost] = before[lost].clamp(-most, most).to(tensor.dtype)
+        return True
 
     def finish(self, clamped: Sequence[str]) -> None:
         """Say what was clamped or kept. clamped: keys of tensors whose values were clamped."""
@@ -70,3 +85,11 @@ class ValueCheck:
             if keys:
                 self.say(f"{words}, in {len(keys)} tensors, first '{keys[0]}'")
         self._kept.clear()
+
+
+def _beyond(key: str, tensor: Tensor, what: str) -> CheckpointError:
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return CheckpointError(
+        f"the blend of '{key}' has values beyond the range of {dtype}, which would become {what}. Choose another "
+        "--dtype (bf16, fp32) or smaller weights, or let --nonfinite clamp limit them."
+    )

@@ -79,7 +79,14 @@ def test_settings_that_cannot_be_followed(settings: dict[str, Any], message: str
 
 def test_damaged_files_and_other_ranks(tmp_path: Path) -> None:
     file = tmp_path / "adapter_config.json"
-    for text in ("[" * 100_000, "[]", "{", '{"r": ' + "9" * 5000 + "}", ""):
+    for text in (
+        "[" * 100_000,
+        "[]",
+        "{",
+        '{"r": 2, "lora_alpha": 4, "lora_alpha": 8}',
+        '{"r": ' + "9" * 5000 + "}",
+        "",
+    ):
         file.write_text(text)
         with pytest.raises(InputError, match=r"adapter_config.json: (cannot be read|holds no settings)"):
             read_config(file)

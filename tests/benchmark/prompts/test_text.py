@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -93,3 +94,28 @@ def test_every_tag_survives_every_template() -> None:
         ]
         got = parse_emphasis(filled(template, escaped(tag)))
         assert [(part.text, part.weight) for part in got] == expected, (template, tag)
+
+
+def test_faces_in_any_order_survive_every_template() -> None:
+    """As a prompt set writes them: several tags, of which the last, a middle one or all may end like a weight."""
+    faces = (":3", ">:3", "\\m/", "\\(^o^)/", "(o)_(o)", "3:", "1:1", ":1", "smile", "\\o/", "[x]", ":)", "(:")
+    templates = ("{tags}", "({tags})", "({tags}:1.2)", "[{tags}]", "(({tags}))", "best, ({tags}, (a:1.3))", "({tags}")
+    for template, count in itertools.product(templates, (1, 2, 3)):
+        for tags in itertools.islice(itertools.permutations(faces, count), 0, None, 7 if count == 3 else 1):
+            words = ", ".join(tags)
+            expected = [
+                (part.text.replace("\0", words), part.weight)
+                for part in parse_emphasis(template.replace("{tags}", "\0"))
+            ]
+            got = parse_emphasis(filled(template, escaped(words)))
+            assert [(part.text, part.weight) for part in got] == expected, (template, words)
+
+
+def test_a_prompt_set_draws_faces_as_they_are_written() -> None:
+    faces = (":3", "\\m/", "\\(^o^)/", "(o)_(o)", "1:1")
+    vocabulary = Vocabulary(faces)
+    for prompt in make_prompts(vocabulary, 20, tags_per_prompt=(1, 5), seed=3, template="a, ({tags})"):
+        (first, second) = parse_emphasis(prompt.text)
+        assert (first.text, first.weight) == ("a, ", 1.0)
+        assert second.text == ", ".join(prompt.tags)
+        assert second.weight == pytest.approx(1.1)

@@ -49,9 +49,16 @@ def test_a_bad_vocabulary_file_is_named_with_its_line(tmp_path: Path, text: str,
         read_vocabulary(tmp_path / "none.csv")
 
 
-def test_the_header_may_have_spaces_capitals_and_an_empty_end(tmp_path: Path) -> None:
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize(
+    "header", [" Group ,tag, category,,", '"Group", "TAG" , "category"', "group,\u00a0tag,Category\t"]
+)
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_the_header_may_have_spaces_capitals_quotes_and_an_empty_end(
+    encoding: str, header: str, end: str, tmp_path: Path
+) -> None:
     file = tmp_path / "v.csv"
-    file.write_text(" Group ,tag, category,,\nh, blue hair,hair,,\n,smile\n")
+    file.write_bytes(f"{header}\nh, blue hair,hair,,\n,smile\n".replace("\n", end).encode(encoding))
     vocabulary = read_vocabulary(file)
     assert vocabulary.tags == ("blue_hair", "smile")
     assert (vocabulary.category("blue_hair"), vocabulary.groups) == ("hair", {"blue_hair": "h"})

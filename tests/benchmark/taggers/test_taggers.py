@@ -506,6 +506,19 @@ def test_a_preprocessor_that_cannot_be_is_refused(
         read_preprocessing(tmp_path / "p.json")
 
 
+def test_a_key_that_a_taggers_file_has_twice_is_refused(tiny_tagger_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_tagger_folder, tmp_path / "tagger")
+    for name, more, twice in (
+        ("preprocessor_config.json", '"image_mean": [0, 0, 0]', "image_mean"),
+        ("config.json", '"more": {"0": "smile", "0": "hat"}', "0"),
+    ):
+        before = (folder / name).read_text()
+        (folder / name).write_text(f"{before.rstrip()[:-1]}, {more}}}")
+        with pytest.raises(InputError, match=rf"{name}: cannot be read as JSON \('{twice}' is there twice\)"):
+            open_tagger(folder)
+        (folder / name).write_text(before)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

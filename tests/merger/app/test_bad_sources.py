@@ -51,23 +51,50 @@ def search(folder: Path, settings: dict[str, Any], *more: str) -> int:
     return main(["search", str(folder / "search.yaml"), "--name", "run", *more])
 
 
-@pytest.mark.parametrize("which", ["base", "donor"])
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+@pytest.mark.parametrize(
+    ("which", "key"),
+    [
+        ("base", MIDDLE),
+        ("base", "first_stage_model.decoder.conv_in.weight"),
+        ("base", "cond_stage_model.transformer.text_model.final_layer_norm.bias"),
+        ("donor", MIDDLE),
+        ("donor", "model.diffusion_model.out.2.bias"),
+    ],
+)
 def test_a_source_that_is_not_finite_is_refused(
     which: str,
+    key: str,
+    value: float,
     settings: dict[str, Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    key = MIDDLE if which == "donor" else "first_stage_model.decoder.conv_in.weight"
     source = settings["base"] if which == "base" else settings["donors"][0]
     tensors = {name: tensor.clone() for name, tensor in load_file(source).items()}
-    tensors[key].flatten()[0] = math.nan
+    tensors[key].flatten()[0] = value
     save_file(tensors, tmp_path / "bad.safetensors")
     changed = {"base": "bad.safetensors"} if which == "base" else {"donors": ["bad.safetensors"]}
     assert search(tmp_path, settings | changed) == 2
-    assert f"bad.safetensors: '{key}' holds NaN" in capsys.readouterr().err
+    words = "NaN" if math.isnan(value) else "infinite values"
+    assert f"bad.safetensors: '{key}' holds {words}" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_donor_beyond_the_bases_type_is_refused(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its pictures would all be black, and so would those of most blends."""
+    monkeypatch.chdir(tmp_path)
+    tensors = {name: tensor.bfloat16() for name, tensor in load_file(settings["donors"][0]).items()}
+    tensors[MIDDLE].flatten()[0] = 1e6
+    save_file(tensors, tmp_path / "big.safetensors")
+    assert search(tmp_path, settings | {"donors": ["big.safetensors"]}) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"big.safetensors: '{MIDDLE}' holds values up to" in error
+    assert "use a base in bf16 or fp32" in error
     assert not (tmp_path / "runs").exists()
 
 
@@ -88,6 +115,47 @@ def test_a_run_of_the_previous_version_keeps_its_blocks(
     last = "model.diffusion_model.out.2.weight"
     assert not load_file("two.safetensors")[last].equal(load_file(settings["base"])[last])  # in BASE, not in OUT11
     assert search(tmp_path, old, "--set", "block_names=community") == 2
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_what_images_are_not_generated_with_may_be_anything(
+    allowed: bool, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A donor's text encoder counts only if it is blended."""
+    monkeypatch.chdir(tmp_path)
+    tensors = {name: tensor.clone() for name, tensor in load_file(settings["donors"][0]).items()}
+    tensors["cond_stage_model.transformer.text_model.final_layer_norm.bias"][0] = math.nan
+    save_file(tensors, tmp_path / "bad.safetensors")
+    components = ["denoiser"] if allowed else ["denoiser", "text_encoder"]
+    assert search(tmp_path, settings | {"donors": ["bad.safetensors"], "components": components}) == 2 * (not allowed)
+
+
+@pytest.mark.parametrize(
+    ("base", "donor", "said"),
+    [
+        ((), ("v_pred",), "donor predicts v, but the base base predicts noise"),
+        (("v_pred",), (), "donor predicts noise, but the base base predicts v"),
+        (("v_pred",), ("v_pred", "ztsnr"), "donor predicts v, zero terminal SNR, but the base base predicts v:"),
+        (("v_pred", "ztsnr"), ("v_pred",), "donor predicts v, but the base base predicts v, zero terminal SNR"),
+        ((), ("ztsnr",), "donor predicts noise, zero terminal SNR, but the base base predicts noise"),
+        ((), ("edm_vpred.sigma_max",), "donor predicts v under EDM's noise levels, but the base base predicts noise"),
+    ],
+)
+def test_both_directions_and_schedules_are_refused(
+    base: tuple[str, ...],
+    donor: tuple[str, ...],
+    said: str,
+    settings: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, source, marks in (("base", settings["base"], base), ("donor", settings["donors"][0], donor)):
+        save_file(load_file(source) | {mark: torch.zeros(0) for mark in marks}, tmp_path / f"{name}.safetensors")
+    assert search(tmp_path, settings | {"base": "base.safetensors", "donors": ["donor.safetensors"]}) == 2
+    assert said in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_donor_that_predicts_something_else_is_refused_unless_allowed(

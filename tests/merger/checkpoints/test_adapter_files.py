@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,28 @@ def test_refusals_come_when_it_is_opened_and_everywhere(
     with pytest.raises(InputError, match=r"x\.safetensors") as refused:
         add_lora(pipeline, Lora(file))
     assert "\n" not in str(refused.value)
+
+
+SPELLINGS = {
+    "kohya": FLAT,
+    "kohya, original": "lora_unet_" + ORIGINAL.replace(".", "_"),
+    "diffusers": f"unet.{QUERY}",
+    "PEFT": f"base_model.model.{QUERY}",
+    "ComfyUI": f"diffusion_model.{ORIGINAL}",
+    "LyCORIS": "lycoris_" + QUERY.replace(".", "_"),
+    "compiled": f"unet._orig_mod.{QUERY}",
+}
+
+
+@pytest.mark.parametrize(("one", "other"), [*itertools.combinations(SPELLINGS, 2)])
+def test_no_two_spellings_count_together(one: str, other: str, base: Checkpoint, tmp_path: Path) -> None:
+    """Each alone is read."""
+    for spelling in (one, other):
+        donor = open_donor(written(tmp_path, pair(SPELLINGS[spelling])), base)
+        torch.testing.assert_close(added(donor, f"{QUERY}.weight"), UP @ DOWN, rtol=1e-4, atol=1e-5)
+    file = written(tmp_path, pair(SPELLINGS[one]) | pair(SPELLINGS[other], UP * 2))
+    with pytest.raises(CheckpointError, match=r"change the same tensor|are one tensor under two keys"):
+        open_donor(file, base)
 
 
 def test_a_change_beyond_float32_is_refused(base: Checkpoint, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from merger.checkpoints import hashing
 from merger.checkpoints.adapter import open_donor
 from merger.checkpoints.checkpoint import open_checkpoint
-from merger.checkpoints.finite import check_finite
+from merger.checkpoints.finite import check_finite, check_range
 from merger.checkpoints.hashing import file_contents, file_sha256, nonfinite_in
 from merger.checkpoints.headers import FLOATING
 from merger.errors import CheckpointError
@@ -132,3 +132,44 @@ def test_a_file_that_shrinks_while_it_is_read_is_one_line(tiny_family: dict[str,
     file.write_bytes(file.read_bytes()[:-100])
     with file.open("rb") as stream, pytest.raises(CheckpointError, match="became shorter"):
         hashing._read_through(file, stream, header)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
+def test_a_donor_that_the_bases_type_cannot_hold_is_named(
+    dtype: torch.dtype, suffix: str, tiny_family: dict[str, Path], tmp_path: Path
+) -> None:
+    """The base is fp16, whose largest number is 65,504; up to 65,519 is rounded to that."""
+    base = open_checkpoint(tiny_family["base"])
+    for value, fits in ((6e4, True), (-1e5, False), (65_519.0, dtype != torch.bfloat16)):
+        tensors = {key: tensor.to(dtype) for key, tensor in load_file(tiny_family["warm"]).items()}
+        tensors[MIDDLE].flatten()[3] = value
+        file = tmp_path / f"{value}{suffix}"
+        save_file(tensors, file) if suffix == ".safetensors" else torch.save(tensors, file)
+        donor = open_donor(file, base, allow_pickle=True)
+        check_finite(base, [donor])
+        if fits:
+            check_range(base, [donor])
+            continue
+        with pytest.raises(CheckpointError, match=rf"'{MIDDLE}' holds values up to .* \(float16 ends at 65504\)"):
+            check_range(base, [donor])
+        save_file({k: v.float() for k, v in load_file(tiny_family["base"]).items()}, tmp_path / "wide.safetensors")
+        check_range(open_checkpoint(tmp_path / "wide.safetensors"), [donor])
+
+
+def test_so_is_an_adapter_with_what_it_adds(tiny_family: dict[str, Path], tmp_path: Path) -> None:
+    base = open_checkpoint(tiny_family["base"])
+    shape = base.denoiser["mid_block.resnets.0.conv1.weight"].shape
+    module = "lora_unet_mid_block_resnets_0_conv1"
+    for strength, fits in ((1.0, True), (400.0, False)):
+        tensors = {
+            f"{module}.lora_up.weight": torch.full((shape[0], 2, 1, 1), strength),
+            f"{module}.lora_down.weight": torch.full((2, *shape[1:]), strength),
+        }
+        save_file(tensors, tmp_path / f"{strength}.safetensors")
+        donor = open_donor(tmp_path / f"{strength}.safetensors", base)
+        if fits:
+            check_range(base, [donor])
+            continue
+        with pytest.raises(CheckpointError, match=r"400\.0\.safetensors: with what it adds, 'mid_block"):
+            check_range(base, [donor])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,12 +11,21 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from benchmark.errors import InputError
+from benchmark.pipelines.loading import load_pipeline
 from merger.app.cli import main
 from merger.checkpoints.checkpoint import open_checkpoint
 from merger.checkpoints.compatibility import mixed_prediction
 from merger.checkpoints.inspect import format_inspection, inspect_files
 
-MARKS = {"v": ("v_pred",), "v-zero": ("v_pred", "ztsnr"), "zero": ("ztsnr",), "plain": ()}
+MARKS = {
+    "v": ("v_pred",),
+    "v-zero": ("v_pred", "ztsnr"),
+    "zero": ("ztsnr",),
+    "plain": (),
+    "edm": ("edm_mean", "edm_std"),
+    "edm-v": ("edm_vpred.sigma_max", "edm_vpred.sigma_min"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +69,52 @@ def test_the_pipelines_scheduler_speaks_for_a_file_that_does_not(marked: dict[st
         assert len(mixed_prediction(base, [v], tmp_path)) == lines
 
 
+def test_a_file_that_says_nothing_is_what_the_pipeline_says(marked: dict[str, Path], tmp_path: Path) -> None:
+    """The pipeline's scheduler draws such a base, so it also holds for donors that say nothing."""
+    plain, v = (open_checkpoint(marked[name]) for name in ("plain", "v"))
+    donor = replace(plain, name="donor")
+    noise = replace(donor, metadata={"modelspec.prediction_type": "epsilon"})
+    (tmp_path / "scheduler").mkdir()
+    scheduler = tmp_path / "scheduler" / "scheduler_config.json"
+    for said, lines in (("v_prediction", (0, 0, 1)), ("epsilon", (0, 1, 0))):
+        scheduler.write_text(json.dumps({"prediction_type": said}))
+        assert tuple(len(mixed_prediction(plain, [each], tmp_path)) for each in (donor, v, noise)) == lines
+        assert len(mixed_prediction(v, [donor], tmp_path)) == 1, "the base says it itself"
+    assert [len(mixed_prediction(plain, [each])) for each in (donor, v, noise)] == [0, 1, 0]
+
+
+@pytest.mark.parametrize("key", ["modelspec.prediction_type", "modelspec.predict_key"])
+def test_metadata_say_it(key: str, marked: dict[str, Path], tmp_path: Path) -> None:
+    """ModelSpec's key, and ComfyUI's."""
+    for said, prediction in (("v", "v"), ("epsilon", "epsilon")):
+        save_file(load_file(marked["plain"]), tmp_path / "x.safetensors", metadata={key: said})
+        opened = open_checkpoint(tmp_path / "x.safetensors")
+        assert opened.prediction == prediction
+        assert len(mixed_prediction(open_checkpoint(marked["plain"]), [opened])) == (said == "v")
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "prediction"),
+    [
+        ({"_class_name": "DDIMScheduler", "prediction_type": "v_prediction"}, ("v", False)),
+        ({"_class_name": "DDIMScheduler", "rescale_betas_zero_snr": True}, ("epsilon", True)),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, ("flow", False)),
+        ({"_class_name": "EDMEulerScheduler", "prediction_type": "v_prediction"}, ("edm-v", False)),
+        ({"_class_name": "EDMDPMSolverMultistepScheduler", "prediction_type": "epsilon"}, ("edm", False)),
+        (["v_prediction"], ("epsilon", False)),
+    ],
+)
+def test_a_folders_scheduler_says_it(
+    scheduler: object, prediction: tuple[str, bool], tiny_diffusers_folder: Path, tmp_path: Path
+) -> None:
+    """Of the folder, and of its denoiser's own folder."""
+    folder = shutil.copytree(tiny_diffusers_folder, tmp_path / "model")
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
+    for place in (folder, folder / "unet"):
+        opened = open_checkpoint(place)
+        assert (opened.prediction, opened.zero_snr) == prediction
+
+
 def test_inspect_and_merge_say_it(marked: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = inspect_files([marked["plain"], marked["v"]])
     assert found["fit"]["ok"]
@@ -79,3 +135,17 @@ def test_markers_under_the_denoisers_prefix_count(marked: dict[str, Path], tmp_p
     save_file(tensors, tmp_path / "x.safetensors")
     opened = open_checkpoint(tmp_path / "x.safetensors")
     assert (opened.prediction, opened.zero_snr) == ("v", True)
+
+
+@pytest.mark.parametrize("name", ["edm", "edm-v"])
+def test_a_base_for_edm_is_not_drawn_with_another_schedule(
+    name: str, marked: dict[str, Path], tiny_pipeline_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"is made for EDM's noise levels \('edm_.*'\), which DDIMScheduler does"):
+        load_pipeline(marked[name], config=tiny_pipeline_folder)
+    folder = shutil.copytree(tiny_pipeline_folder, tmp_path / "pipeline")
+    index = json.loads((folder / "model_index.json").read_text())
+    index["scheduler"] = ["diffusers", "EDMEulerScheduler"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps({"_class_name": "EDMEulerScheduler"}))
+    assert type(load_pipeline(marked[name], config=folder).scheduler).__name__ == "EDMEulerScheduler"

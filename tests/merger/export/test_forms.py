@@ -169,6 +169,25 @@ def test_merge_makes_a_file_from_a_hand_written_recipe(
 
 
 @pytest.mark.parametrize(
+    ("weights", "twice"),
+    [
+        ('{"*": {"warm": 0.3}, "*": {"warm": 0.9}}', "*"),
+        ('{"*": {"warm": 0.3, "warm": 0.9}}', "warm"),
+        ('{"*": {"warm": 0.3}}, "dtype": "fp16", "dtype": "fp32"', "dtype"),
+    ],
+)
+def test_a_key_that_a_recipe_has_twice_is_refused(
+    weights: str, twice: str, tiny_family: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """JSON keeps the last one without a word."""
+    base, donor = json.dumps(str(tiny_family["base"])), json.dumps(str(tiny_family["warm"]))
+    (tmp_path / "recipe.json").write_text(f'{{"base": {base}, "donors": [{donor}], "weights": {weights}}}')
+    assert main(["merge", str(tmp_path / "recipe.json"), "--output", str(tmp_path / "out.safetensors")]) == 2
+    assert f"recipe.json: cannot be read as JSON ('{twice}' is there twice)" in capsys.readouterr().err
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+@pytest.mark.parametrize(
     ("change", "said"),
     [
         ({"wieghts": {}}, "unknown key 'wieghts'"),

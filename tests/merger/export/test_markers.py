@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from merger.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from merger.checkpoints.headers import read_header
 from merger.export import write
+from merger.export.forms import ExportOptions, export_as
 from merger.export.layout import FORM_KEY, marked_twice
 from merger.export.recipe import Recipe
 from merger.export.write import export, verify
@@ -93,6 +96,22 @@ def test_keys_without_a_prefix_need_no_second_marker(sources: list[Checkpoint], 
     kept = load_file(made(bare, tmp_path / "alone.safetensors"))
     assert not any(key.startswith(PREFIX) for key in kept)
     assert seen_by_comfyui(kept, whole=False) == set(MARKERS)
+
+
+def test_a_denoiser_of_a_folder_cannot_say_it_to_comfyui(
+    tiny_diffusers_folder: Path, tiny_family: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It keeps only what it has names for, so this is said when the file is written; its metadata say v to others."""
+    folder = shutil.copytree(tiny_diffusers_folder, tmp_path / "v")
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    for prediction, said in (("v_prediction", True), ("epsilon", False)):
+        scheduler.write_text(json.dumps(json.loads(scheduler.read_text()) | {"prediction_type": prediction}))
+        base, donor = open_checkpoint(folder), open_checkpoint(tiny_family["warm"])
+        recipe = Recipe.of(base, [donor], "stage", {"MID": {donor.name: 0.5}})
+        how = ExportOptions(denoiser_only=True)
+        alone = export_as(recipe, tmp_path / f"{prediction}.safetensors", how, base=base, donors=[donor])
+        assert ("ComfyUI samples it as noise prediction" in capsys.readouterr().err) == said
+        assert open_checkpoint(alone).prediction == ("v" if said else "epsilon")
 
 
 def test_a_file_of_the_previous_version_is_still_verified(

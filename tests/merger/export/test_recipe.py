@@ -69,6 +69,7 @@ def test_the_donors_that_are_used() -> None:
     [
         ("{", "not JSON"),
         ("[]", "expected a table"),
+        ('{"base": {"name": "a", "name": "b"}}', "'name' is there twice"),
         (table(granularty="block"), "unknown key 'granularty'. Did you mean 'granularity'"),
         (json.dumps({"base": {}}), "'donors' is missing"),
         (table(base={"name": "b", "path": "p"}), "base: 'sha256' is missing"),

@@ -121,6 +121,51 @@ def test_a_folder_is_checked_as_a_file_is(
     assert verify(output).ok
 
 
+TEXT = "cond_stage_model.transformer.text_model.final_layer_norm.weight"
+
+
+@pytest.mark.parametrize(
+    ("key", "inside", "end"),
+    [
+        (VAE, "vae/diffusion_pytorch_model.safetensors", "decoder.conv_in.weight"),
+        (TEXT, "text_encoder/model.safetensors", "final_layer_norm.weight"),
+    ],
+)
+def test_so_are_the_other_components_of_a_file_that_becomes_a_folder(
+    key: str,
+    inside: str,
+    end: str,
+    tiny_family: dict[str, Path],
+    tiny_pipeline_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """diffusers converts them; the value is beyond fp16 in bf16, and one is not finite in the base's own file."""
+    base = changed(tiny_family["base"], tmp_path / "base.safetensors", key, -1e6, torch.bfloat16)
+    recipe, output = recipe_file(tmp_path, base, tiny_family["warm"]), tmp_path / "out"
+    arguments = ["merge", str(recipe), "--output", str(output), "--format", "diffusers"]
+    arguments += ["--pipeline", str(tiny_pipeline_folder)]
+    assert main([*arguments, "--dtype", "fp16"]) == 2
+    error = capsys.readouterr().err
+    part = inside.split("/")[0]
+    assert f"the blend of '{part}." in error
+    assert f"{end}' has values beyond the range of float16" in error
+    assert not output.exists()
+    assert main([*arguments, "--dtype", "fp16", "--nonfinite", "clamp"]) == 0
+    assert f"became its largest number, in 1 tensors, first '{part}." in capsys.readouterr().err
+    (written,) = (tensor for name, tensor in load_file(output / inside).items() if name.endswith(end))
+    assert written.min() == -LARGEST
+    assert written.isfinite().all()
+    output.rename(tmp_path / "first")
+    assert main([*arguments, "--dtype", "fp16", "--nonfinite", "keep"]) == 0
+    assert f"NaN or infinite values were written, in 1 tensors, first '{part}." in capsys.readouterr().err
+    output.rename(tmp_path / "second")
+    changed(base, tmp_path / "nan.safetensors", key, math.nan, torch.bfloat16)
+    recipe_file(tmp_path, tmp_path / "nan.safetensors", tiny_family["warm"])
+    assert main([*arguments, "--dtype", "fp16"]) == 0
+    assert f"'{key}' holds NaN" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("given", [torch.float16, torch.float32, torch.float64])
 def test_clamping_changes_nothing_but_what_overflows(stored: torch.dtype, given: torch.dtype) -> None:

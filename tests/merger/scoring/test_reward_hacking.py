@@ -120,6 +120,16 @@ def test_one_broken_parent_excuses_nothing(order: int, parents: list[Evaluation]
     assert "too much alike" in said
 
 
+@pytest.mark.parametrize("count", [2, 3])
+def test_nor_do_several_or_all(count: int, parents: list[Evaluation]) -> None:
+    """Up to every parent but the best, and then that one as well."""
+    some = [*parents, *(broken(parents[0], 1.0) for _ in range(count))]
+    every = [broken(parent, 1.0) for parent in some]
+    for theirs, best in ((some, parents[0]), (every, every[0])):
+        found = objections(broken(seen(Painter(0.9)), 1.0), theirs, best, 0.5)
+        assert any("and more than 5% are too many whatever the parents do" in said for said in found)
+
+
 def test_one_parent_that_draws_one_picture_excuses_no_duplicates(parents: list[Evaluation]) -> None:
     collapsed = [*parents, repeated(parents[1], 149)]
     (said,) = objections(repeated(seen(Painter(0.9)), 40), collapsed, parents[0], 0.5)
