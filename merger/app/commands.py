@@ -68,6 +68,7 @@ def resume(args: argparse.Namespace) -> int:
 
 def _search(config: Config, run: Run, args: argparse.Namespace, *, create: bool) -> int:
     from benchmark.app.interrupt import exit_status
+    from benchmark.taggers.asking import TaggerError
     from merger.app.interrupt import Interrupt
     from merger.app.run_search import run_search
     from merger.app.session import open_session
@@ -82,6 +83,11 @@ def _search(config: Config, run: Run, args: argparse.Namespace, *, create: bool)
             if not run.exists():
                 how = "stopped before the first trial; nothing was written"
             raise Stopped(how, exit_status(stop)) from None
+        except TaggerError as error:
+            if not run.exists():
+                raise
+            how = f"Nothing finished is lost; continue with: merger resume {_shown(run.folder)}"
+            raise TaggerError(f"{error} {how}") from error
     _print_result(run, result, args.json)
     return 0
 
