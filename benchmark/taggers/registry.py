@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from benchmark.errors import InputError, did_you_mean, first_line
 from benchmark.hub_ids import is_hub_id
 from benchmark.reading import read_json
-from benchmark.taggers.asking import foreign
 
 if TYPE_CHECKING:
     from benchmark.taggers.tagger import Tagger
@@ -115,6 +114,8 @@ def open_tagger(
     if chosen is None:
         raise InputError(f"{folder}: holds no tagger; it needs {_needed(wanted)}.")
     module, _, name = chosen.opener.partition(":")
+    from benchmark.taggers.asking import foreign  # needs NumPy, and naming the formats does not
+
     with foreign(f"{folder}: the tagger cannot be opened"):
         opened: Tagger = getattr(import_module(module), name)(folder, device=device, threads=threads)
     return opened
