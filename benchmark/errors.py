@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+from pathlib import Path
 
 
 class InputError(Exception):
@@ -77,6 +78,8 @@ def out_of_memory(error: BaseException) -> bool:
 
     Python, NumPy and torch have types for it; of other libraries' errors, only the text tells.
     """
+    if isinstance(error.__cause__, Exception) and out_of_memory(error.__cause__):
+        return True
     torch = sys.modules.get("torch")  # imported already if it raised this
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
@@ -96,9 +99,42 @@ def memory_said() -> Iterator[None]:
     except (*UNFORESEEN, SystemError) as error:
         if not out_of_memory(error):
             raise
+        if isinstance(error, ImportError) or "Failed to import" in str(error):  # diffusers' words
+            raise InputError(
+                "out of memory while a library was loaded. End other programs, or raise the limit (`ulimit -v`)."
+            ) from error
         size = re.search(r"tried to allocate ([\d.]+ \w+)", str(error), re.IGNORECASE)
         more = f" for {size[1]} more" if size else ""
         raise InputError(
             f"out of memory{more}. Draw smaller images, fewer at once or in half precision, or end other programs; "
             "what is finished is kept."
+        ) from error
+
+
+def check_working_directory() -> None:
+    """Raise InputError if the folder that the command is called from was removed.
+
+    To be called before torch is imported: its MKL then ends the process with a line that blames a library.
+    """
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise InputError("the folder that this command is called from is gone. Change to another one.") from None
+
+
+@contextmanager
+def surroundings_said() -> Iterator[None]:
+    """Within it, a working directory that is gone and an encoding of file names that lacks a letter are `InputError`s.
+
+    Such a path can be met wherever one is used, so it is told here and not at each of these places.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        check_working_directory()
+        raise
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{ascii(error.object)[:200]}: cannot be written in the encoding '{error.encoding}' of your settings. "
+            "Set PYTHONUTF8=1."
         ) from error
