@@ -233,6 +233,8 @@ def load_tokenizer(folder: Path) -> Any:
         try:
             return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except (*UNFORESEEN, StrictDataclassError) as error:
+            if out_of_memory(error):
+                raise
             raise InputError(f"{folder}: its tokenizer cannot be loaded ({first_line(error)}).") from None
 
 

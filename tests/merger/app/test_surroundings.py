@@ -110,3 +110,43 @@ def test_too_little_memory_to_load_a_library(gigabytes: float, tmp_path: Path) -
     assert done.returncode == 2
     assert done.stderr.startswith(b"error: out of memory")
     assert done.stderr.count(b"\n") == 1
+
+
+def restricted() -> str:
+    """What stands before a command so that it may not write where the permissions forbid it, also for root."""
+    if os.geteuid() != 0:
+        return ""
+    if shutil.which("setpriv") is None:
+        pytest.skip("root may write everywhere, and there is no setpriv")
+    return "setpriv --inh-caps=-all --bounding-set=-dac_override,-dac_read_search"
+
+
+def test_a_read_only_run_is_shown_and_exported_elsewhere(tmp_path: Path) -> None:
+    data = shutil.copytree(PREVIOUS, tmp_path / "data")
+    for name in ("gradient", "black_box"):
+        config = data / name / "config.yaml"
+        config.write_text(config.read_text().replace("/previous", str(data)))
+    before = restricted()
+    commands = ["list --json data", "status data/gradient --json", "status data/black_box"]
+    exports = ["data/gradient", "data/black_box --trial 3"]
+    paths = [data, *data.rglob("*")]
+    modes = [path.stat().st_mode for path in paths]
+    contents = {path: path.read_bytes() for path in paths if path.is_file()}
+    for path in paths:
+        path.chmod(path.stat().st_mode & ~0o222)
+    try:
+        for command in commands:
+            done = called(command, tmp_path, before=before)
+            assert (done.returncode, done.stderr) == (0, b"")
+        for number, target in enumerate(exports):
+            done = called(f"export {target} --output out/{number}.safetensors", tmp_path, before=before)
+            assert done.returncode == 0, done.stderr
+            assert (tmp_path / "out" / f"{number}.safetensors").is_file()
+        for command in ("export data/gradient", "resume data/black_box"):
+            done = called(command, tmp_path, before=before)
+            assert done.returncode == 2
+            assert b"(Permission denied)" in done.stderr.splitlines()[-1]
+    finally:
+        for path, mode in zip(paths, modes, strict=True):
+            path.chmod(mode)
+    assert {path: path.read_bytes() for path in [data, *data.rglob("*")] if path.is_file()} == contents
