@@ -60,7 +60,8 @@ def add_lora(pipeline: Any, lora: Lora) -> int:
     """Add an adapter to the pipeline's weights; returns how many tensors it changed.
 
     Prints a line on what is set aside. Raises InputError, with nothing changed, for an unknown key, a module that this
-    model does not have, whole differences alone, two modules for one tensor, shapes that do not fit, and values that are not finite.
+    model does not have, whole differences alone, two modules for one tensor, shapes that do not fit, and values that
+    are not finite.
     """
     import torch
     from safetensors import SafetensorError, safe_open
