@@ -47,7 +47,8 @@ def mecha_text(recipe: Recipe, base: Checkpoint, donors: Sequence[Checkpoint]) -
     """The text of a `.mecha` file.
 
     Raises RecipeError for what sd-mecha cannot express: families it does not know, sources in other layouts than the
-    original one (adapters too), keys in other spellings than it looks for, and weights that differ within one tensor of the file.
+    original one (adapters too), keys in other spellings than it looks for, and weights that differ within one tensor of
+    the file.
     """
     layout = Layout(recipe, base, donors)
     config = family_named(base.family).mecha
