@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+from pathlib import Path
 
 
 class InputError(Exception):
@@ -59,22 +61,80 @@ def first_line(error: BaseException) -> str:
     return next((line for line in str(error).strip().splitlines() if line), type(error).__name__)
 
 
+_NO_MEMORY = re.compile(
+    r"DefaultCPUAllocator"  # torch
+    r"|could not create a (primitive(?! descriptor)|memory object)"  # oneDNN; torch drops the status that it gives
+    r"|std::bad_alloc|bad allocation"  # C++
+    r"|[Ff]ailed to allocate memory"  # onnxruntime
+    r"|[Cc]annot allocate memory"  # the system, and what quotes it: of a thread, a library, a mapped file
+    r"|failed to map segment from shared object"  # the loader of a library, when its address space is used up
+    r"|can't start new thread|failed to create thread"
+)
+"""What errors about lack of memory say that have no type of their own."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory did not suffice, on a GPU or on the machine.
+
+    Python, NumPy and torch have types for it; of other libraries' errors, only the text tells.
+    """
+    if isinstance(error.__cause__, Exception) and out_of_memory(error.__cause__):
+        return True
+    torch = sys.modules.get("torch")  # imported already if it raised this
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    if torch is not None and isinstance(error, getattr(torch, "OutOfMemoryError", ())):
+        return True
+    return _NO_MEMORY.search(str(error)) is not None
+
+
 @contextmanager
 def memory_said() -> Iterator[None]:
     """Within it, an error about lack of memory becomes an `InputError` that says what to do. Others pass unchanged.
 
-    torch has a type of its own for a GPU's memory; for a CPU's, only the text of the error tells.
+    An `InputError` passes unchanged, too.
     """
     try:
         yield
-    except RuntimeError as error:
-        torch = sys.modules.get("torch")  # imported already if it raised this
-        on_gpu = torch is not None and isinstance(error, torch.OutOfMemoryError)
-        if not on_gpu and "DefaultCPUAllocator" not in str(error):
+    except (*UNFORESEEN, SystemError) as error:
+        if not out_of_memory(error):
             raise
+        if isinstance(error, ImportError) or "Failed to import" in str(error):  # diffusers' words
+            raise InputError(
+                "out of memory while a library was loaded. End other programs, or raise the limit (`ulimit -v`)."
+            ) from error
         size = re.search(r"tried to allocate ([\d.]+ \w+)", str(error), re.IGNORECASE)
         more = f" for {size[1]} more" if size else ""
         raise InputError(
             f"out of memory{more}. Draw smaller images, fewer at once or in half precision, or end other programs; "
             "what is finished is kept."
+        ) from error
+
+
+def check_working_directory() -> None:
+    """Raise InputError if the folder that the command is called from was removed.
+
+    To be called before torch is imported: its MKL then ends the process with a line that blames a library.
+    """
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise InputError("the folder that this command is called from is gone. Change to another one.") from None
+
+
+@contextmanager
+def surroundings_said() -> Iterator[None]:
+    """Within it, a working directory that is gone and an encoding of file names that lacks a letter are `InputError`s.
+
+    Such a path can be met wherever one is used, so it is told here and not at each of these places.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        check_working_directory()
+        raise
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{ascii(error.object)[:200]}: cannot be written in the encoding '{error.encoding}' of your settings. "
+            "Set PYTHONUTF8=1."
         ) from error

@@ -231,4 +231,5 @@ def checkpoints(context: Context) -> None:
             text_encoder=model.text_encoder.state_dict(),
             unet_config=dict(model.unet.config),
             vae_config=dict(autoencoder.config),
+            metadata={"modelspec.resolution": f"{demo_world.SIZE}x{demo_world.SIZE}"},  # blends keep it
         )

@@ -23,11 +23,13 @@ def save_single_file(
     unet_config: Mapping[str, object],
     vae_config: Mapping[str, object],
     dtype: torch.dtype = torch.float16,
+    metadata: Mapping[str, str] | None = None,
 ) -> Path:
     """Write diffusers state dicts as one `.safetensors` file in the original single-file layout.
 
     Floating tensors are stored as `dtype`. The VAE's attention projections [C, C] become the 1×1 convolutions
-    [C, C, 1, 1] of the original layout. Raises CheckpointError if a state dict is not that of its configuration.
+    [C, C, 1, 1] of the original layout. metadata: what else the file says of itself. Raises CheckpointError if a state
+    dict is not that of its configuration.
     """
     from safetensors.torch import save_file
 
@@ -48,5 +50,5 @@ def save_single_file(
                 tensor = tensor[:, :, None, None]
             kind = dtype if tensor.is_floating_point() else tensor.dtype
             tensors[key] = tensor.detach().to("cpu", kind).contiguous().clone()
-    save_file(tensors, path, metadata={"format": "pt"})
+    save_file(tensors, path, metadata={"format": "pt", **(metadata or {})})
     return path

@@ -33,6 +33,22 @@ def drawn() -> tuple[np.ndarray, np.ndarray]:
     return images, np.array([[name in tags for name in names] for tags in described])
 
 
+def test_its_files_say_the_resolution_that_they_are_made_for(tmp_path: Path) -> None:
+    """A blend keeps it; without it, it would be SD 1's."""
+    for path in CHECKPOINTS:
+        with safe_open(path, "pt") as file:
+            assert file.metadata()["modelspec.resolution"] == "64x64", path
+    recipe = {
+        "base": str(DEMO / "checkpoints" / "base.safetensors"),
+        "donors": [str(DEMO / "checkpoints" / "actor.safetensors")],
+        "weights": {"*": {"actor": 0.5}},
+    }
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    assert main(["merge", str(tmp_path / "recipe.json"), "--output", str(tmp_path / "blend.safetensors")]) == 0
+    with safe_open(tmp_path / "blend.safetensors", "pt") as file:
+        assert file.metadata()["modelspec.resolution"] == "64x64"
+
+
 def test_the_family_fits_into_the_repository() -> None:
     assert {path.stem for path in CHECKPOINTS} == NAMES
     assert sum(path.stat().st_size for path in DEMO.rglob("*") if path.is_file()) <= 40e6

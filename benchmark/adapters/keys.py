@@ -121,6 +121,21 @@ def refusal_of(keys: Iterable[str], of: str = "a LoRA") -> str:
     return f"'{unknown[0]}' is no key of {of} that is known here ({len(unknown)} such)."
 
 
+def no_factors(modules: Iterable[Mapping[str, str]]) -> str:
+    """Why an adapter with these modules {part: key} is not read, as the end of a sentence on the file; mostly empty.
+
+    Whole differences (LyCORIS's `full` and `norm`) are read beside factors. Alone, nothing tells them from differences
+    of another kind, to which a strength of 1 may mean something else.
+    """
+    keys = [(part, key) for parts in modules for part, key in parts.items()]
+    if not keys or not all(part.startswith("diff") for part, _ in keys):
+        return ""
+    return (
+        f"holds whole differences only (LyCORIS 'full', first '{keys[0][1]}'), which are read beside factors and not "
+        "alone."
+    )
+
+
 def both_say(first: str, second: str) -> str:
     """The end of a sentence on a file in which two keys say the same thing."""
     return f"'{first}' and '{second}' change the same tensor. Remove one of them: which is meant cannot be told."

@@ -19,6 +19,7 @@ from benchmark.adapters.keys import (
     is_unused_projection,
     leaves,
     network_path,
+    no_factors,
     refusal_of,
     sort_keys,
     sort_text_keys,
@@ -59,7 +60,8 @@ def add_lora(pipeline: Any, lora: Lora) -> int:
     """Add an adapter to the pipeline's weights; returns how many tensors it changed.
 
     Prints a line on what is set aside. Raises InputError, with nothing changed, for an unknown key, a module that this
-    model does not have, two modules for one tensor, shapes that do not fit, and values that are not finite.
+    model does not have, whole differences alone, two modules for one tensor, shapes that do not fit, and values that
+    are not finite.
     """
     import torch
     from safetensors import SafetensorError, safe_open
@@ -89,6 +91,8 @@ def _changes(pipeline: Any, lora: Lora, file: Any) -> Iterator[tuple[Tensor, Ten
         raise InputError(f"{lora.path}: {both_say(*doubled)}")
     if not found.modules and not text.modules:
         raise InputError(f"{lora.path}: holds no LoRA.")
+    if refusal := no_factors([*found.modules.values(), *text.modules.values()]):
+        raise InputError(f"{lora.path}: {refusal}")
     if found.embeddings:
         say(f"{lora.path.name}: its {len(found.embeddings)} tensors of embeddings ('bundle_emb') are set aside")
     metadata = file.metadata() or {}

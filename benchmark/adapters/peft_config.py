@@ -17,7 +17,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,9 @@ _PREFIX = "base_model.model."  # PEFT's, before every key it writes
 _ALPHA = {"LORA": "lora_alpha", "LOHA": "alpha", "LOKR": "alpha"}  # the types that are read -> their setting
 _DEFAULT = 8  # of alpha and r, in PEFT
 _LONGEST = 10_000_000  # bytes; a configuration takes about a thousand
+_SECONDS = 1.0  # of the processor's time; thousands of modules and ordinary patterns take hundredths
+_MOST_REPEATS = 10_000
+_LONGEST_PATTERN = 10_000  # letters
 # Settings that change what the factors add, in ways that a sum of weights does not have or that are not known here.
 _VARIANTS = (
     "alora_invocation_tokens",
@@ -53,6 +57,55 @@ _VARIANTS = (
 _MOVES_BASE = ("pissa", "corda", "olora", "lora_ga", "loftq")
 
 
+class Patterns:
+    """Values by patterns of modules' paths, as `peft.utils.other.get_pattern_key` finds them: the first that matches.
+
+    table: {pattern: value}. where: file and place, for messages. Raises InputError for what is no pattern, and for
+    patterns that repeat something more than `_MOST_REPEATS` times, which would be written out in memory.
+    """
+
+    def __init__(self, table: Mapping[str, Any], where: str) -> None:
+        self.where = where
+        self._left = _SECONDS
+        self._values = [(pattern, self._compiled(pattern), value) for pattern, value in table.items()]
+
+    def of(self, module: str, otherwise: Any) -> Any:
+        """The value of a module, or `otherwise`. Raises InputError if all searches took more than `_SECONDS`.
+
+        A pattern can be written so that a search of it takes years, and this one comes with a file from elsewhere.
+        """
+        for pattern, compiled, value in self._values:
+            if compiled is None:
+                if module == pattern or module.endswith(f".{pattern}"):
+                    return value
+                continue
+            began = time.process_time()
+            try:
+                if compiled.match(module, timeout=max(self._left, 1e-6)):
+                    return value
+            except TimeoutError:
+                raise InputError(f"{self.where} has {pattern[:60]!r}, which takes too long to match.") from None
+            finally:
+                self._left -= time.process_time() - began
+        return otherwise
+
+    def _compiled(self, pattern: str) -> Any:
+        """The pattern at the end of a path; None for a plain name, which needs no search."""
+        import regex  # unlike re, it can be told when to give up
+
+        if re.fullmatch(r"\w+", pattern):
+            return None
+        counts = (re.findall(r"\d+", said) for said in re.findall(r"\{[\d,]*\d[\d,]*\}", pattern))
+        repeats = math.prod(max(int(number[:6]) for number in numbers) for numbers in counts)
+        if repeats > _MOST_REPEATS or len(pattern) > _LONGEST_PATTERN:
+            raise InputError(f"{self.where} has {pattern[:60]!r}, which is too large for a pattern of names.")
+        try:
+            re.compile(pattern)  # PEFT's own reading of it
+            return regex.compile(rf"(.*\.)?({pattern})$", flags=regex.VERSION0)
+        except (re.error, regex.error, RecursionError, OverflowError):
+            raise InputError(f"{self.where} has {pattern[:60]!r}, which is no pattern.") from None
+
+
 @dataclass(frozen=True)
 class PeftSettings:
     """How strongly an adapter's modules count. where: file and place, for messages."""
@@ -61,8 +114,8 @@ class PeftSettings:
     alpha: float
     rank: int | None = None
     rslora: bool = False
-    alphas: Mapping[str, float] = field(default_factory=dict)
-    ranks: Mapping[str, int] = field(default_factory=dict)
+    alphas: Patterns = field(default_factory=lambda: Patterns({}, ""))
+    ranks: Patterns = field(default_factory=lambda: Patterns({}, ""))
 
     def scale(self, module: str, rank: int | None) -> float:
         """The factor of a module's change.
@@ -70,14 +123,14 @@ class PeftSettings:
         module: its path with dots, within the network. rank: that of its factors; None if they have none (LoKr of
         whole matrices). Raises InputError if the settings name another rank.
         """
-        said = _matching(self.ranks, module, self.rank)
+        said = self.ranks.of(module, self.rank)
         if rank is not None and said is not None and rank != said:
             raise InputError(
                 f"{self.where}: gives '{module}' rank {said}, but its weights have rank {rank}. They are not of one "
                 "adapter."
             )
         rank = said if rank is None else rank
-        alpha = _matching(self.alphas, module, self.alpha)
+        alpha = self.alphas.of(module, self.alpha)
         if not rank or alpha is None:
             return 1.0
         return alpha / math.sqrt(rank) if self.rslora else alpha / rank
@@ -168,28 +221,18 @@ def _settings(table: Mapping[str, Any], alpha: str, where: str, defaults: Mappin
             f"{where}: was begun with '{begun[:40]}', which changes the base's weights too. Save the adapter with "
             "PEFT's path_initial_model_for_weight_conversion, which makes a plain LoRA of it."
         )
-    ranks = {
-        pattern: _rank(value, where) for pattern, value in _patterns(table.get("rank_pattern"), "rank", where).items()
-    }
-    alphas = {
-        pattern: _number(value, where)
-        for pattern, value in _patterns(table.get("alpha_pattern"), "alpha", where).items()
-    }
+    ranks = _patterns(table.get("rank_pattern"), "rank", where, _rank)
+    alphas = _patterns(table.get("alpha_pattern"), "alpha", where, _number)
     rank = None if table.get("r") is None else _rank(table["r"], where)
     return PeftSettings(where, _number(table[alpha], where), rank, table.get("use_rslora") is True, alphas, ranks)
 
 
-def _patterns(said: Any, what: str, where: str) -> dict[str, Any]:
+def _patterns(said: Any, what: str, where: str, read: Callable[[Any, str], Any]) -> Patterns:
     if said is None:
-        return {}
+        return Patterns({}, where)
     if not isinstance(said, dict):
         raise InputError(f"{where}: '{what}_pattern' must be a table of patterns.")
-    for pattern in said:
-        try:
-            re.compile(pattern)
-        except (re.error, RecursionError, OverflowError):
-            raise InputError(f"{where}: '{what}_pattern' has {pattern[:60]!r}, which is no pattern.") from None
-    return said
+    return Patterns({pattern: read(value, where) for pattern, value in said.items()}, f"{where}: '{what}_pattern'")
 
 
 def _number(value: Any, where: str) -> float:
@@ -202,8 +245,3 @@ def _rank(value: Any, where: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 1 << 31:
         raise InputError(f"{where}: a rank must be a whole number above 0, and is {str(value)[:40]!r}.")
     return value
-
-
-def _matching(table: Mapping[str, Any], module: str, otherwise: Any) -> Any:
-    """The value of the first pattern that matches a module's path, as `peft.utils.other.get_pattern_key` finds it."""
-    return next((value for key, value in table.items() if re.match(rf"(.*\.)?({key})$", module)), otherwise)

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmark.app.interrupt import ending, exit_status
-from benchmark.errors import InputError, memory_said
+from benchmark.app.output import printing
+from benchmark.errors import InputError, check_working_directory, memory_said, surroundings_said
 from benchmark.prompts.text import plain_text
 from benchmark.taggers.registry import tagger_kinds
 
@@ -41,6 +42,10 @@ GRID_PROMPTS = 4  # of the prompt set, where a grid is given none
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `python -m benchmark`. Returns the exit status."""
+    return printing(lambda: _main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(
         "python -m benchmark",
         allow_abbrev=False,
@@ -51,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_arguments(parser)
     args = parser.parse_args(argv)
     try:
-        with ending(), memory_said():
+        with ending(), memory_said(), surroundings_said():
+            check_working_directory()
             return run(args)
     except InputError as error:
         for line in error.lines:

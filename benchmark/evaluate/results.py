@@ -18,6 +18,7 @@ import hashlib
 import json
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -130,12 +131,10 @@ class Rows:
     def evaluation(self) -> Evaluation:
         """The complete rows as an Evaluation (without images). Raises InputError if the file is damaged."""
         columns = _read_columns(self.folder / "rows.npz")
-        seeds = np.array([prompt.seed for prompt in self.spec.prompts], dtype=np.int64)
         roles = {f"probabilities/{role}": role for role in self.spec.taggers}
         extracted = {name: role for role, name in self._feature_columns().items()}
         needed = {"seed", "broken", "digest", "seconds", *roles, *extracted}
-        whole = columns is not None and needed <= columns.keys()
-        if columns is None or not whole or not np.array_equal(columns["seed"], seeds):
+        if columns is None or not needed <= columns.keys() or not self._sound(columns, 0, len(self.spec.prompts)):
             raise InputError(
                 f"{self.folder / 'rows.npz'}: is damaged. Remove the folder, and its images are drawn again."
             )
@@ -213,11 +212,27 @@ class Rows:
         row = 0
         while (file := self.folder / f"{kind}-{row:06}.npz").is_file():
             columns = _read_columns(file)
-            if columns is None or not needed <= columns.keys() or not len(columns["seed"]):
+            if columns is None or not needed <= columns.keys() or not self._sound(columns, row):
                 break
             parts.append({name: columns[name] for name in columns if name in needed or name[:9] != "features/"})
             row += len(columns["seed"])
         return parts
+
+    def _sound(self, columns: Columns, start: int, count: int | None = None) -> bool:
+        """Whether these are columns of the rows from `start` on, as `add` keeps them; of `count` rows, if given."""
+        seeds = columns["seed"]
+        expected = [prompt.seed for prompt in self.spec.prompts[start : start + seeds.size]]
+        if not seeds.size or count not in (None, seeds.size) or not np.array_equal(seeds, expected):
+            return False
+        kinds = {"broken": "b", "digest": "i", "seconds": "f"}
+        shapes = {f"probabilities/{role}": (len(self.spec.tags),) for role in self.spec.taggers}
+        return all(
+            values.shape[:1] == seeds.shape
+            and values.dtype.kind == kinds.get(name, "f" if "/" in name else values.dtype.kind)
+            and values.shape[1:] == shapes.get(name, values.shape[1:])
+            and (not name.startswith("features/") or values.ndim == 2)
+            for name, values in columns.items()
+        )
 
 
 def _read_columns(path: Path) -> Columns | None:
@@ -225,5 +240,5 @@ def _read_columns(path: Path) -> Columns | None:
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+    except (OSError, ValueError, EOFError, KeyError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error):
         return None

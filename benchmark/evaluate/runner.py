@@ -19,6 +19,7 @@ from benchmark.images import Images, image_digests, is_broken
 from benchmark.pipelines.generation import ImageGenerator
 from benchmark.prompts.prompt_set import Prompt
 from benchmark.prompts.vocabulary import normal_tag
+from benchmark.taggers.asking import foreign, probabilities_of
 from benchmark.taggers.tagger import Probabilities, Tagger, columns_of
 
 THRESHOLD = 0.5
@@ -181,15 +182,18 @@ def score_batches(
 ) -> Iterator[Batch]:
     """Draw and tag, batch by batch. The columns are `tags`; a broken image's probabilities are 0.
 
-    Raises InputError, before anything is drawn, for a tag that a tagger does not know.
+    Raises InputError, before anything is drawn, for a tag that a tagger does not know, and `TaggerError` for a tagger
+    that fails.
     """
     columns = {name: columns_of(tagger, tags) for name, tagger in taggers.items()}
     done, started = 0, time.perf_counter()
     for images in generator.generate(prompts):
         broken = is_broken(images)
-        said = {name: tagger.probabilities(images)[:, columns[name]] for name, tagger in taggers.items()}
-        said = {name: np.where(broken[:, None], np.float32(0), np.nan_to_num(p, nan=0.0)) for name, p in said.items()}
-        features = {role: extractor.images(images) for role, extractor in (extractors or {}).items()}
+        said = {name: probabilities_of(tagger, images, broken)[:, columns[name]] for name, tagger in taggers.items()}
+        features = {}
+        for role, extractor in (extractors or {}).items():
+            with foreign(f"{extractor.name} fails on {len(images)} images"):
+                features[role] = extractor.images(images)
         seconds = time.perf_counter() - started
         yield Batch(done, images, said, broken, image_digests(images), features, seconds)
         done, started = done + len(images), time.perf_counter()

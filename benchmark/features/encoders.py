@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmark.errors import UNFORESEEN, InputError
+from benchmark.errors import UNFORESEEN, InputError, out_of_memory
 from benchmark.features.extractor import Features
 from benchmark.images import Images
 from benchmark.prompts.text import plain_text
@@ -102,6 +102,8 @@ class PooledEncoder(TransformersNetwork):
             with torch.inference_mode():
                 first, second = self._pooled(noise), self._pooled(noise)
         except UNFORESEEN as error:
+            if out_of_memory(error):
+                raise
             reason = " ".join(str(error).split())[:120]
             raise InputError(f"{folder}: is no image encoder; it does not take an image ({reason}).") from None
         if not torch.allclose(first, second):

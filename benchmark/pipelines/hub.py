@@ -14,6 +14,7 @@ from typing import Literal
 
 from benchmark.errors import InputError
 from benchmark.pipelines.quiet import quiet_diffusers
+from benchmark.pipelines.variants import PREFERRED
 
 Portion = Literal["whole", "denoiser", "vae", "configuration"]
 """What of a model is wanted: all that draws; the weights of the denoiser or of the VAE; the configuration alone."""
@@ -97,15 +98,38 @@ def command(hub_id: str, patterns: Sequence[str] = _ALL["whole"]) -> str:
 
 def _download(hub_id: str, portion: Portion) -> Path:
     repository, _, revision = hub_id.partition("@")
-    if portion == "whole":  # diffusers knows which of several variants it will read
-        import diffusers
-
-        options = {"revision": revision or None, "use_safetensors": True, "safety_checker": None}
-        with quiet_diffusers():
-            return Path(diffusers.DiffusionPipeline.download(repository, **options))
+    if portion == "whole":  # diffusers knows which files of a repository it will read
+        return _download_whole(repository, revision)
     from huggingface_hub import snapshot_download
 
     return Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(_ALL[portion])))
+
+
+def _download_whole(repository: str, revision: str) -> Path:
+    """Fetches all that draws: the plain weights, or those of a variant (fp16, ...) if a part has no others.
+
+    diffusers does not look for a variant by itself. It raises an error without the plain weights of a part, or fetches
+    the configuration alone. Raises what the first try raised if no variant does better.
+    """
+    import diffusers
+
+    options = {"revision": revision or None, "use_safetensors": True, "safety_checker": None}
+    folder, refused = None, None
+    for variant in (None, *PREFERRED):
+        try:
+            with quiet_diffusers():
+                folder = Path(diffusers.DiffusionPipeline.download(repository, variant=variant, **options))
+        except (OSError, ValueError) as error:
+            refused = refused or error
+            if "variant=" not in str(error):  # the network's, or a repository that is none
+                break
+        else:
+            if not lacking(folder):
+                return folder
+    if folder is None and refused is not None:
+        raise refused
+    assert folder is not None
+    return folder
 
 
 def _has_weights(folder: Path) -> bool:

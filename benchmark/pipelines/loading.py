@@ -10,7 +10,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmark.errors import InputError, did_you_mean, first_line
+from benchmark.errors import InputError, did_you_mean, first_line, out_of_memory
 from benchmark.hub_ids import is_hub_id
 from benchmark.pipelines import hub
 from benchmark.pipelines.model_index import pipeline_class, read_index
@@ -117,6 +117,8 @@ def _load(source: str, config: str | None, dtype: torch.dtype, to_fill: Collecti
         expects = config or "its family"
         raise InputError(f"{source}: lacks tensors that {expects} expects. Is it whole, and of this family?") from error
     except (*_LOADING_ERRORS, SafetensorError, SingleFileComponentError) as error:
+        if out_of_memory(error):
+            raise
         raise InputError(f"{source}: diffusers cannot load it ({first_line(error)}).") from error
     pipeline.scheduler = as_marked(path, pipeline.scheduler)
     return pipeline

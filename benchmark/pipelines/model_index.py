@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from benchmark.errors import InputError, first_line
+from benchmark.errors import InputError, first_line, out_of_memory
 
 NAME = "model_index.json"
 _LIBRARIES = ("diffusers", "transformers")
@@ -91,6 +91,8 @@ def _found(module: Any, name: str, file: Path) -> Any:
     try:
         return None if name.startswith("_") else getattr(module, name, None)
     except (ImportError, RuntimeError) as error:  # libraries import their classes only now, with what these need
+        if out_of_memory(error):
+            raise
         raise InputError(f"{file}: '{name}' of {module.__name__} cannot be imported ({first_line(error)}).") from error
 
 

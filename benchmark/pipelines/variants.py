@@ -1,7 +1,7 @@
 """Weights of a diffusers folder under a variant's name: `diffusion_pytorch_model.fp16.safetensors` and no other.
 
 That is what `hf download --include "*fp16*"` leaves. diffusers reads a variant only if it is told to; here one is read
-where a part has no plain weights. Of several the first of `_PREFERRED` is read.
+where a part has no plain weights. Of several the first of `PREFERRED` is read.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _VARIANT = re.compile(
     r"^(?:diffusion_pytorch_model|model)\.(?:(?P<one>[\w-]+?)(?:-\d+-of-\d+)?\.safetensors"
     r"|safetensors\.index\.(?P<index>[\w-]+)\.json)$"
 )
-_PREFERRED = ("fp16", "bf16", "fp32")
+PREFERRED = ("fp16", "bf16", "fp32")
 
 
 def variant_in(part: Path) -> str | None:
@@ -27,7 +27,7 @@ def variant_in(part: Path) -> str | None:
         return None
     matches = (_VARIANT.match(name) for name in names)
     found = sorted({match["one"] or match["index"] for match in matches if match})
-    return next((name for name in _PREFERRED if name in found), found[0] if found else None)
+    return next((name for name in PREFERRED if name in found), found[0] if found else None)
 
 
 def variants_in(folder: Path) -> dict[str, str]:

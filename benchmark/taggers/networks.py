@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmark.errors import UNFORESEEN, InputError, first_line
+from benchmark.errors import UNFORESEEN, InputError, first_line, out_of_memory
 from benchmark.hashing import files_fingerprint
 from benchmark.images import Images, check_images
 from benchmark.reading import read_json
@@ -190,6 +190,8 @@ def load_transformers(folder: Path, kind: str, spare: str | None = None) -> Any:
                 output_loading_info=True,
             )
         except (*UNFORESEEN, StrictDataclassError) as error:
+            if out_of_memory(error):
+                raise
             raise InputError(f"{folder}: transformers cannot load it ({first_line(error)}).") from None
     missing = sorted(told["missing_keys"])
     if missing and spare and missing == sorted(key for key in model.state_dict() if key.startswith(f"{spare}.")):
@@ -231,6 +233,8 @@ def load_tokenizer(folder: Path) -> Any:
         try:
             return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except (*UNFORESEEN, StrictDataclassError) as error:
+            if out_of_memory(error):
+                raise
             raise InputError(f"{folder}: its tokenizer cannot be loaded ({first_line(error)}).") from None
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmark.errors import InputError, first_line
+from benchmark.errors import InputError, first_line, out_of_memory
 
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
@@ -45,7 +45,8 @@ class OnnxModel:
         """float32 [B, ...] in the model's own layout, B at least 1 -> float32 [B, T].
 
         A model that was exported for a fixed number of images gets just as many: the last image is repeated, and what
-        is said of the repetitions is dropped. Raises InputError if the model cannot compute, or T is not the same.
+        is said of the repetitions is dropped. Raises InputError if the model cannot compute, or T is not the same, and
+        MemoryError.
         """
         size = self._batch or len(images)
         parts = []
@@ -59,6 +60,8 @@ class OnnxModel:
         try:
             said = self._session.run([self._names[1]], {self._names[0]: images.astype(self._dtype, copy=False)})[0]
         except _failures() as error:
+            if out_of_memory(error):
+                raise MemoryError(first_line(error)) from None
             raise InputError(f"{self._path}: cannot compute ({first_line(error)}).") from None
         said = np.asarray(said)
         if said.shape[:1] != (len(images),) or said.ndim != 2 or said.shape[1] != (self.width or said.shape[1]):
@@ -86,6 +89,8 @@ def open_onnx(path: Path, *, device: str = "cpu", threads: int | None = None) ->
     except failures.InvalidProtobuf as error:
         raise InputError(f"{path}: is no ONNX model, or was cut short ({error}).") from None
     except _failures() as error:
+        if out_of_memory(error):
+            raise MemoryError(first_line(error)) from None
         raise InputError(f"{path}: onnxruntime cannot load it ({first_line(error)}).") from None
 
 

@@ -114,7 +114,10 @@ def open_tagger(
     if chosen is None:
         raise InputError(f"{folder}: holds no tagger; it needs {_needed(wanted)}.")
     module, _, name = chosen.opener.partition(":")
-    opened: Tagger = getattr(import_module(module), name)(folder, device=device, threads=threads)
+    from benchmark.taggers.asking import foreign  # needs NumPy, and naming the formats does not
+
+    with foreign(f"{folder}: the tagger cannot be opened"):
+        opened: Tagger = getattr(import_module(module), name)(folder, device=device, threads=threads)
     return opened
 
 

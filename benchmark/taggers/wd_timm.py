@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmark.errors import UNFORESEEN, InputError, first_line, memory_said
+from benchmark.errors import UNFORESEEN, InputError, first_line, memory_said, out_of_memory
 from benchmark.images import Images
 from benchmark.taggers.networks import CONFIG, WEIGHTS, ImageNetwork, check_config, check_weights, read_config
 from benchmark.taggers.preprocessing import Preprocessing, is_side, three_numbers
@@ -70,6 +70,8 @@ def _load(folder: Path) -> Any:
     try:
         model.load_state_dict(load_file(folder / WEIGHTS))
     except UNFORESEEN as error:
+        if out_of_memory(error):
+            raise
         raise InputError(f"{folder / WEIGHTS}: does not fit {CONFIG} ({first_line(error)}).") from None
     return model.float().eval().requires_grad_(False)
 

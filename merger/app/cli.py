@@ -8,14 +8,14 @@ what it needs.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from benchmark.app import cli as benchmark_cli
 from benchmark.app.interrupt import ending, exit_status
-from benchmark.errors import InputError, memory_said
+from benchmark.app.output import printing
+from benchmark.errors import InputError, check_working_directory, memory_said, surroundings_said
 from merger.errors import BlendNotApplied, Stopped
 from merger.version import __version__
 
@@ -29,10 +29,16 @@ EXAMPLES = """examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command. Returns the exit status."""
+    return printing(lambda: _run(argv))
+
+
+def _run(argv: Sequence[str] | None) -> int:
     args = make_parser().parse_args(argv)
 
     try:
-        with ending(), memory_said():
+        with ending(), memory_said(), surroundings_said():
+            if args.command not in ("list", "status"):  # which need no torch
+                check_working_directory()
             return int(args.run(args))
     except InputError as error:
         for line in error.lines:
@@ -48,9 +54,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         goes_on = args.run is benchmark_cli.run
         print(benchmark_cli.STOPPED if goes_on else "stopped; nothing was left half-written", file=sys.stderr)
         return exit_status(stop)
-    except BrokenPipeError:  # the reader of our output went away (`merger list | head`)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
 
 
 def make_parser() -> argparse.ArgumentParser:

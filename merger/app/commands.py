@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmark.errors import surroundings_said
 from benchmark.writing import sweep
 from merger.app.runs import ROOT, Run, find_run, list_runs
 from merger.config.config import Config
@@ -68,6 +69,7 @@ def resume(args: argparse.Namespace) -> int:
 
 def _search(config: Config, run: Run, args: argparse.Namespace, *, create: bool) -> int:
     from benchmark.app.interrupt import exit_status
+    from benchmark.taggers.asking import TaggerError
     from merger.app.interrupt import Interrupt
     from merger.app.run_search import run_search
     from merger.app.session import open_session
@@ -82,6 +84,11 @@ def _search(config: Config, run: Run, args: argparse.Namespace, *, create: bool)
             if not run.exists():
                 how = "stopped before the first trial; nothing was written"
             raise Stopped(how, exit_status(stop)) from None
+        except TaggerError as error:
+            if not run.exists():
+                raise
+            how = f"Nothing finished is lost; continue with: merger resume {_shown(run.folder)}"
+            raise TaggerError(f"{error} {how}") from error
     _print_result(run, result, args.json)
     return 0
 
@@ -123,7 +130,8 @@ def list_(args: argparse.Namespace) -> int:
     rows = []
     for run in list_runs(args.folder):
         try:
-            rows.append(describe(run))
+            with surroundings_said():
+                rows.append(describe(run))
         except InputError as error:  # one damaged run must not hide the others
             rows.append(
                 {"name": run.name, "folder": str(run.folder), "state": "damaged", "problem": "; ".join(error.lines)}
@@ -332,5 +340,8 @@ def _print_result(run: Run, result: dict[str, Any], as_json: bool) -> None:
 
 def _shown(path: Path) -> str:
     """A path, relative to the current folder if it lies in it."""
-    here = Path.cwd()
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:  # it was removed since the command began
+        return str(path)
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

@@ -22,6 +22,7 @@ from benchmark.adapters.keys import (
     flat_module,
     foreign_kind,
     is_unused_projection,
+    no_factors,
     refusal_of,
     sort_keys,
     sort_text_keys,
@@ -104,7 +105,8 @@ def open_lora(path: Path, base: Checkpoint, *, name: str | None = None, allow_pi
     """Open an adapter as a donor of `base`. Reads its tensors once, to see whether all are finite.
 
     Raises CheckpointError for keys whose meaning or place in the base is unknown, by name, for another kind of adapter,
-    two modules for one tensor, shapes that do not fit the base, NaN or infinite values, and quantised weights.
+    whole differences alone, two modules for one tensor, shapes that do not fit the base, NaN or infinite values, and
+    quantised weights.
     """
     file = open_weights(path, allow_pickle=allow_pickle)
     config = config_beside(path, file.header.tensors)
@@ -114,6 +116,8 @@ def open_lora(path: Path, base: Checkpoint, *, name: str | None = None, allow_pi
         raise CheckpointError(f"{path}: {refusal_of(found.unknown)}")
     if found.doubled:
         raise CheckpointError(f"{path}: {both_say(*found.doubled)}")
+    if refusal := no_factors([*found.modules.values(), *sort_text_keys(found.text).modules.values()]):
+        raise CheckpointError(f"{path}: {refusal}")
     if not found.modules and not (base.text and found.text):
         what = "changes text encoders only, which are not blended" if found.text else "holds no LoRA"
         raise CheckpointError(f"{path}: {what}. There is nothing to weigh.")
@@ -150,21 +154,12 @@ def open_lora(path: Path, base: Checkpoint, *, name: str | None = None, allow_pi
 
 
 def is_adapter(file: Path, allow_pickle: bool) -> bool:
-    """Whether a file holds an adapter, though `merger.checkpoints.kinds` does not know its keys for one's.
-
-    Raises CheckpointError for one of whole differences alone, which no factors tell from other weights.
-    """
+    """Whether a file holds an adapter, though `merger.checkpoints.kinds` does not know its keys for one's."""
     if not file.is_file():
         return False
     keys = open_weights(file, allow_pickle=allow_pickle).header.tensors
     found = sort_keys(keys)
-    known = bool(found.modules) and not found.unknown
-    if known and all(part.startswith("diff") for parts in found.modules.values() for part in parts):
-        raise CheckpointError(
-            f"{file}: holds whole differences only (LyCORIS 'full', first '{next(iter(keys))}'), which are read beside "
-            "factors and not alone."
-        )
-    return known or bool(foreign_kind(keys))
+    return (bool(found.modules) and not found.unknown) or bool(foreign_kind(keys))
 
 
 def _changes(

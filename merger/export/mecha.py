@@ -10,14 +10,23 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from benchmark.pipelines.key_names import usual
 from benchmark.writing import whole_or_nothing
 from merger.checkpoints.checkpoint import Checkpoint
 from merger.checkpoints.families import family_named, known_families
+from merger.checkpoints.names.unet import DENOISER_PREFIX
 from merger.errors import RecipeError
 from merger.export.layout import Layout
 from merger.export.recipe import Recipe
 
 _VERSION = "version 0.1.0"
+_HOMES = (DENOISER_PREFIX, "cond_stage_model.", "conditioner.", "text_encoders.")
+# What sd-mecha 1.1.8 reads under two keys, by `aliases` in its model configurations: a denoiser without its prefix, and
+# CLIP without `text_model.`
+_BARE = {
+    "flux-flux": ("double_blocks.", "single_blocks.", "final_layer.", "img_", "txt_", "time_", "vector_", "guidance_")
+}
+_CLIP_EITHER_WAY = ("sd1-ldm",)
 
 
 @contextmanager
@@ -38,7 +47,8 @@ def mecha_text(recipe: Recipe, base: Checkpoint, donors: Sequence[Checkpoint]) -
     """The text of a `.mecha` file.
 
     Raises RecipeError for what sd-mecha cannot express: families it does not know, sources in other layouts than the
-    original one (adapters too), and weights that differ within one tensor of the file.
+    original one (adapters too), keys in other spellings than it looks for, and weights that differ within one tensor of
+    the file.
     """
     layout = Layout(recipe, base, donors)
     config = family_named(base.family).mecha
@@ -48,6 +58,7 @@ def mecha_text(recipe: Recipe, base: Checkpoint, donors: Sequence[Checkpoint]) -
     for source in (base, *layout.donors):
         if source.layout != "original" or len(source.files) != 1 or not source.path.is_file():
             raise RecipeError(f"--mecha: {source.path} is no single file with original keys, as sd-mecha wants it.")
+        _check_keys(source, config)
     for donor in layout.donors:
         if donor.lent:
             raise RecipeError(f"--mecha: {donor.name} holds no {donor.lent[0]}, and sd-mecha wants one to blend.")
@@ -66,6 +77,27 @@ def mecha_text(recipe: Recipe, base: Checkpoint, donors: Sequence[Checkpoint]) -
         ]
         current = at + 5
     return "\n".join(lines)
+
+
+def _check_keys(source: Checkpoint, config: str) -> None:
+    """Raise RecipeError for a file whose keys sd-mecha would not find: it would take them for absent.
+
+    It looks for the keys of its model configuration, and for the other spellings that this one names.
+    """
+    blended = {key for info in source.blended.values() for key in (info.key, *(piece.key for piece in info.pieces))}
+    for key in (key for file in source.files for key in source.keys_of(file)):
+        inside = key in blended and not key.startswith(_HOMES)
+        if _spelled(key, config) != key or (inside and not (config in _BARE and key.startswith(_BARE[config]))):
+            raise RecipeError(
+                f"--mecha: {source.path} has '{key}', and sd-mecha looks for it under another key: its names of this "
+                "family are the original ones, without what training frameworks put around them."
+            )
+
+
+def _spelled(key: str, config: str) -> str:
+    """The key as sd-mecha wants it."""
+    wanted = usual(key)
+    return key if config in _CLIP_EITHER_WAY and wanted.replace("text_model.", "") == key else wanted
 
 
 def _weights(layout: Layout, column: int) -> dict[str, float]:

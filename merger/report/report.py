@@ -181,7 +181,8 @@ def _samples(page: ReportInput) -> dict[str, Any]:
             found = evaluation.probabilities[TAGGER][place] >= page.threshold
             column = {tag: number for number, tag in enumerate(evaluation.tags)}
             tags = [{"name": tag.replace("_", " "), "found": bool(found[column[tag]])} for tag in prompt.tags]
-            data = "" if evaluation.images is None else _inline(evaluation.images[place])
+            images = evaluation.images
+            data = "" if images is None or place >= len(images) else _inline(images[place])
             pictures.append({"data": data, "tags": tags})
         rows.append({"prompt": prompt.text, "pictures": pictures})
     return {"names": list(page.samples), "rows": rows}

@@ -68,6 +68,9 @@ THUMBNAILS = "thumbnails"
 
 _SIDE = 8  # pixels of a thumbnail
 
+THUMBNAIL_NUMBERS = 3 * _SIDE**2
+"""How many numbers a thumbnail is."""
+
 
 def shifted(images: Images) -> Images:
     """[B, H, W, 3] moved by one pixel to the right and down; the first row and column are repeated."""

@@ -143,7 +143,8 @@ def _has_studies(storage: str, *, read_only: bool) -> bool:
 
 def _writable(file: Path) -> bool:
     """Whether SQLite can read a file where it lies: it makes files of its own beside it."""
-    return os.access(file, os.W_OK) and os.access(file.parent, os.W_OK)
+    beside = [path for ending in ("-wal", "-shm") if (path := file.with_name(f"{file.name}{ending}")).exists()]
+    return all(os.access(path, os.W_OK) for path in (file, file.parent, *beside))
 
 
 def _copied(file: Path) -> tuple[str, Path]:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmark.errors import out_of_memory
 from merger.checkpoints.names.pieces import CONVERTER_ERRORS, Piece, marker, pieces_of, whole
 from merger.errors import CheckpointError
 
@@ -84,6 +85,8 @@ def _translated(
         keys = list(bare.values())
         return stem, {name: pieces_of(marked, keys, name, where) for name, marked in landed.items() if _marked(marked)}
     except CONVERTER_ERRORS as error:
+        if out_of_memory(error):
+            raise
         reason = " ".join(str(error).split())[:120]
         raise CheckpointError(
             f"{where}: seems to be a {stem} model, but diffusers' converter cannot read it "

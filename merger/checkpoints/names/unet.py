@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping
 import torch
 
 from benchmark.adapters.original_names import DENOISER_PREFIX, keys_of, land, unet_converter
+from benchmark.errors import out_of_memory
 from merger.checkpoints.names.pieces import CONVERTER_ERRORS
 from merger.errors import CheckpointError
 
@@ -58,6 +59,8 @@ def denoiser_names_in(keys: Iterable[str], prefix: str = DENOISER_PREFIX, where:
     try:
         found = land(bare, unet_converter(blocks - 1, _conditioning(set(bare))))
     except CONVERTER_ERRORS as error:
+        if out_of_memory(error):
+            raise
         reason = " ".join(str(error).split())[:120]
         raise CheckpointError(
             f"{where}: seems to be a U-Net, but diffusers' converter cannot read it "

@@ -25,6 +25,7 @@ from torch.nn.functional import logsigmoid
 from benchmark.evaluate.runner import Evaluation
 from benchmark.images import to_bytes
 from benchmark.prompts.prompt_set import Prompt
+from benchmark.taggers.asking import logits_of
 from benchmark.taggers.tagger import columns_of
 from merger.blend.live import LiveDenoiser
 from merger.errors import ConfigError
@@ -149,7 +150,7 @@ class BlendGradients:
     def _logits(self, images: Tensor, columns: np.ndarray) -> Tensor:
         """[B, 3, H, W] -> [B, T]: the tagger's, of the tags in `columns`, in the type that taggers compute in."""
         images = images.to(torch.promote_types(images.dtype, torch.float32))
-        return self.tagger.logits(images)[:, torch.from_numpy(columns).to(images.device)]
+        return logits_of(self.tagger, images)[:, torch.from_numpy(columns).to(images.device)]
 
     def _by_micro_batch(self, prompts: int, compute: Callable[[np.ndarray], Tensor]) -> Iterator[Tensor]:
         """What `compute` gives for the rows of each micro-batch, in order; smaller ones where memory does not suffice.

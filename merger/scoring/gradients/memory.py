@@ -20,6 +20,7 @@ from torch import Tensor, UntypedStorage
 
 from benchmark.pipelines.lending import lent
 from benchmark.prompts.prompt_set import Prompt
+from benchmark.taggers.asking import logits_of
 from merger.errors import NoRoom
 from merger.scoring.gradients.gradients import BlendGradients
 from merger.scoring.gradients.sampling import Differentiation, decoded_at_once
@@ -100,7 +101,7 @@ def step_memory(scored: BlendGradients, prompt: Prompt, images: int, free: float
         with lent(denoiser, "forward", predict), lent(vae, "decode", decode), kept:
             drawn = generator.draw([prompt], denoiser, last)
             kept.part = _TAGGER
-            tagger.logits(drawn.to(torch.promote_types(drawn.dtype, torch.float32)))
+            logits_of(tagger, drawn.to(torch.promote_types(drawn.dtype, torch.float32)))
     except (TooMuch, torch.OutOfMemoryError):
         there = "there is" if free == math.inf else f"the {size(free)} that it may take"
         raise NoRoom(f"a gradient step needs more memory than {there} besides the models") from None

@@ -108,7 +108,6 @@ def test_other_kinds_and_biases(tmp_path: Path) -> None:
             {"lora_up.weight": a, "lora_down.weight": b, "dora_scale": torch.ones(6, 1)},
             whole / whole.norm(dim=1, keepdim=True) - before.to_q.weight,
         ),
-        "full": ({"diff": a @ b}, a @ b),
     }
     for kind, (tensors, added) in kinds.items():
         changed = pipeline()
@@ -117,8 +116,15 @@ def test_other_kinds_and_biases(tmp_path: Path) -> None:
         now = changed.unet["down_blocks"][0].to_q.weight
         assert torch.allclose(now, before.to_q.weight + 0.5 * added, atol=1e-6), kind
     changed = pipeline()
-    assert add_lora(changed, Lora(written(tmp_path, {f"{FLAT}.diff_b": torch.ones(6)}))) == 1
-    assert torch.equal(changed.unet["down_blocks"][0].to_q.bias, before.to_q.bias + 1)
+    beside = {f"{FLAT}.diff": a @ b, f"{FLAT}.diff_b": torch.ones(6)}
+    conv = FLAT.replace("to_q", "conv")
+    factors = {f"{conv}.lora_up.weight": torch.zeros(5, 2, 1, 1), f"{conv}.lora_down.weight": torch.zeros(2, 3, 3, 3)}
+    assert add_lora(changed, Lora(written(tmp_path, beside | factors))) == 3
+    now = changed.unet["down_blocks"][0].to_q
+    assert torch.allclose(now.weight, before.to_q.weight + a @ b, atol=1e-6)
+    assert torch.equal(now.bias, before.to_q.bias + 1)
+    with pytest.raises(InputError, match=r"lora\.safetensors: holds whole differences only"):  # as for a donor
+        add_lora(pipeline(), Lora(written(tmp_path, beside)))
 
 
 def test_alphas_in_the_metadata_are_each_networks_own(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import re
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from benchmark.adapters.lora import Lora, add_lora
-from benchmark.adapters.peft_config import PeftSettings, adapter_file, config_beside, read_config, settings_in
+from benchmark.adapters.peft_config import Patterns, PeftSettings, adapter_file, config_beside, read_config, settings_in
 from benchmark.errors import InputError
 
 
@@ -50,7 +52,7 @@ def test_the_factor_of_a_module(
 def test_patterns_match_as_in_peft() -> None:
     other = pytest.importorskip("peft.utils.other")
     patterns = {"to_q": 1.0, r"down.*\.to_k": 2.0, "^mid.to_v": 3.0, "0": 4.0, "to_out.0": 5.0}
-    settings = PeftSettings("x", 9.0, 1, alphas=patterns)
+    settings = PeftSettings("x", 9.0, 1, alphas=Patterns(patterns, "x"))
     for module in ("to_q", "a.to_q", "ato_q", "down.1.to_k", "mid.to_v", "x.mid.to_v", "a.to_out.0", "to_out10", "b"):
         wanted = patterns.get(other.get_pattern_key(patterns.keys(), module), 9.0)
         assert settings.scale(module, 1) == wanted, module
@@ -161,3 +163,67 @@ def test_an_adapter_of_peft_without_its_settings_is_said(tmp_path: Path, capsys:
     pipeline = type("Pipeline", (), {"unet": Small().requires_grad_(False)})()
     assert add_lora(pipeline, Lora(tmp_path / "silent.safetensors")) == 1
     assert "silent.safetensors: was written by PEFT, but its adapter_config.json" in capsys.readouterr().err
+
+
+SLOW = [
+    r"((\w+\.)*)*(\w+\.?)*!",
+    r"(\w|\.|[a-z0-9_.])*!",
+    r"(.*)*(.*)*(.*)*(.*)*!",
+    r"(?:(?:[\w.]+)+)+[!]",
+    r"(x+x+)+y",
+]
+LARGE = ["(?:a{1000}){1000}", "a{99999}", "(?:(?:x?){0,500}){0,500}y", "(?:a)" * 20_000, "a{" + "9" * 5000 + "}"]
+MODULES = [
+    f"down_blocks.{n}.attentions.0.transformer_blocks.{n}.attn1.to_q_xxxxxxxxxxxxxxxxxxxxxxxxxxxxxx" for n in range(300)
+]
+
+
+@pytest.mark.parametrize("pattern", [*SLOW, *LARGE])
+@pytest.mark.parametrize("setting", ["alpha_pattern", "rank_pattern"])
+def test_no_pattern_takes_long(pattern: str, setting: str, tmp_path: Path) -> None:
+    """They are matched soon, or refused in one line."""
+    file = written(tmp_path, **{setting: {pattern: 1 if setting == "alpha_pattern" else 2}})
+    began = time.process_time()
+    try:
+        settings = read_config(file)
+        assert pattern in SLOW
+        assert {settings.scale(module, 4) for module in MODULES} == {2.0}
+    except InputError as error:
+        assert re.search(f"'{setting}' has .* (takes too long to match|is too large for a pattern)", str(error))
+    assert time.process_time() - began < 3
+
+
+def test_patterns_are_matched_as_peft_does(tmp_path: Path) -> None:
+    other = pytest.importorskip("peft.utils.other")
+    patterns = [
+        "to_q",
+        "^a",
+        "a.b",
+        r".*\.to_(k|v)",
+        "mid|up",
+        "(?i:TO_OUT)",
+        r"blocks\.[0-3]\..*",
+        "b$",
+        "to_q.0",
+        "x_",
+        "",
+    ]
+    modules = [
+        "to_q",
+        "a.to_q",
+        "not_to_q",
+        "a.b",
+        "c.a.b",
+        "axb",
+        "a.to_k",
+        "mid",
+        "x.up",
+        "to_out",
+        "blocks.2.z",
+        "b",
+    ]
+    for pattern in patterns:
+        settings = read_config(written(tmp_path, alpha_pattern={pattern: 1}))
+        for module in modules:
+            matched = pattern == module or other.get_pattern_key([pattern], module) != module
+            assert settings.scale(module, 4) == (0.25 if matched else 2.0), (pattern, module)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -209,3 +210,32 @@ def test_rows_begun_without_a_look_are_begun_again_with_it(tmp_path: Path) -> No
     assert Rows(tmp_path, EXTRACTED).done == 0
     done = complete_rows(Rows(tmp_path, EXTRACTED), draws(), TAGGERS, extractors={"mean": Mean()})
     assert done.features["mean"].shape == (22, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("seed", lambda values: values[0]),
+        ("seed", lambda values: values + 1),
+        ("broken", lambda values: values[:-1]),
+        ("digest", lambda values: values.astype(np.float32)),
+        ("probabilities/judge", lambda values: values[:, :-1]),
+        ("probabilities/judge", lambda values: values.astype(str)),
+    ],
+)
+def test_a_part_that_holds_something_else_is_drawn_again(tmp_path: Path, name: str, change: Any) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        complete_rows(Rows(tmp_path, SPEC), lambda _: Stops(3, 4), TAGGERS)
+    (second,) = tmp_path.rglob("part-000004.npz")
+    with np.load(second) as archive:
+        columns = dict(archive)
+    np.savez(second, **{**columns, name: change(columns[name])})
+    rows = Rows(tmp_path, SPEC)
+    assert rows.done == 4
+    assert same(complete_rows(rows, draws(), TAGGERS), evaluate(FakeGenerator(TAGS, 0.6), TAGGERS, PROMPTS, tags=TAGS))
+    (whole,) = tmp_path.rglob("rows.npz")
+    with np.load(whole) as archive:
+        columns = dict(archive)
+    np.savez(whole, **{**columns, name: change(columns[name])})
+    with pytest.raises(InputError, match=r"rows\.npz: is damaged"):
+        Rows(tmp_path, SPEC).evaluation()

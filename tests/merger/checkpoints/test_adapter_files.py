@@ -132,6 +132,7 @@ REFUSED: dict[str, tuple[Tensors, str]] = {
         f"'unet.{QUERY}.lora_(A|down).weight' and 'unet.{QUERY}.lora_(A|down).weight' change the same tensor",
     ),
     "two kinds": (pair(FLAT) | {f"{FLAT}.diff": torch.ones(8, 8)}, "has 'down' beside 'diff'"),
+    "whole differences": ({f"{FLAT}.diff": torch.ones(8, 8)}, "holds whole differences only"),
     "two text spellings": (
         pair(FLAT)
         | pair(f"text_encoder.{TEXT}", TEXT_UP, TEXT_DOWN)

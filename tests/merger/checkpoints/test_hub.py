@@ -257,3 +257,64 @@ def test_inspect_and_merge_take_ids_and_a_recipe_notes_them(
     shutil.rmtree(moved / "models--b--donor")
     with pytest.raises(InputError, match=f"'donor' of the recipe is not at {place}.*hf download b/donor --revision 01"):
         verify(tmp_path / "blend")
+
+
+@pytest.fixture
+def repository(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str | None]]:
+    """`repository(put, folder, variants)`: a hub that has only these variants of the weights; returns what is asked."""
+
+    def make(put: Callable[..., Path], folder: Path, variants: set[str | None]) -> list[str | None]:
+        import diffusers
+
+        asked: list[str | None] = []
+
+        def download(repository: str, *, variant: str | None, **options: Any) -> str:
+            asked.append(variant)
+            if variant not in variants:  # diffusers' own words
+                raise OSError(f"Could not find the necessary `safetensors` weights in [] (variant={variant})")
+            return str(put(repository, folder))
+
+        monkeypatch.setattr(diffusers.DiffusionPipeline, "download", download)
+        return asked
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("variants", "asked"),
+    [({None, "fp16"}, [None]), ({"fp16", "bf16"}, [None, "fp16"]), ({"bf16"}, [None, "fp16", "bf16"])],
+)
+def test_a_repository_with_variants_only_is_fetched(
+    variants: set[str | None],
+    asked: list[str | None],
+    cache: Callable[..., Path],
+    repository: Callable[..., list[str | None]],
+    tiny_diffusers_folder: Path,
+) -> None:
+    said = repository(cache, tiny_diffusers_folder, variants)
+    assert id_of(hub.fetch("a/base")) == f"a/base@{REVISION}"
+    assert said == asked
+
+
+def test_a_repository_without_weights_or_network_is_one_line(
+    cache: Callable[..., Path],
+    repository: Callable[..., list[str | None]],
+    tiny_diffusers_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import diffusers
+
+    asked = repository(cache, tiny_diffusers_folder, set())
+    with pytest.raises(InputError, match=r"cannot be fetched \(Could not find the necessary"):
+        hub.fetch("a/base")
+    assert asked[0] is None
+
+    def unreachable(repository: str, *, variant: str | None, **options: Any) -> str:
+        asked.append(variant)
+        raise ConnectionError("no route")
+
+    asked.clear()
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "download", unreachable)
+    with pytest.raises(InputError, match="the hub cannot be reached"):
+        hub.fetch("a/base")
+    assert asked == [None]  # it is not asked again and again

@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import logging
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from merger.checkpoints.checkpoint import open_checkpoint
@@ -74,3 +75,37 @@ def test_what_it_cannot_say_is_refused(
     with pytest.raises(RecipeError, match="has 2 different weights, and sd-mecha takes one a tensor"):
         mecha_text(recipe, base, [one])
     assert not list(tmp_path.iterdir())
+
+
+UNET = "model.diffusion_model."
+SPELLINGS: dict[str, Callable[[str], str]] = {
+    "compiled": lambda key: f"_orig_mod.{key}",
+    "compiled U-Net": lambda key: key.replace(UNET, f"{UNET}_orig_mod."),
+    "data-parallel": lambda key: f"module.{key}",
+    "bare": lambda key: key.replace(UNET, ""),
+    "ComfyUI's": lambda key: key.replace(UNET, "diffusion_model."),
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("which", ["base", "warm"])
+def test_keys_that_sd_mecha_does_not_look_for_are_refused(
+    spelling: str, which: str, tiny_family: dict[str, Path], tmp_path: Path
+) -> None:
+    """Otherwise it would take the tensors for absent."""
+    files = {name: tiny_family[name] for name in ("base", "warm")}
+    odd = {SPELLINGS[spelling](key): tensor for key, tensor in load_file(files[which]).items()}
+    files[which] = tmp_path / "odd.safetensors"
+    save_file(odd, files[which])
+    base, warm = (open_checkpoint(file, name=name) for name, file in files.items())
+    recipe = Recipe.of(base, [warm], "block", {"M00": {"warm": 0.5}})
+    with pytest.raises(RecipeError, match=r"odd\.safetensors has '.*', and sd-mecha looks for it under another key"):
+        mecha_text(recipe, base, [warm])
+
+
+def test_clip_without_text_model_is_read_by_sd_mecha_too(tiny_family: dict[str, Path], tmp_path: Path) -> None:
+    """For SD 1: its model configuration names both spellings."""
+    odd = {key.replace("text_model.", ""): tensor for key, tensor in load_file(tiny_family["base"]).items()}
+    save_file(odd, tmp_path / "odd.safetensors")
+    base, warm = open_checkpoint(tmp_path / "odd.safetensors", name="base"), open_checkpoint(tiny_family["warm"])
+    assert "M00" not in mecha_text(Recipe.of(base, [warm], "block", {"M00": {"warm": 0.5}}), base, [warm])
