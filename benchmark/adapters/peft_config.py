@@ -1,13 +1,12 @@
 """The settings that PEFT keeps beside an adapter's weights and that decide how strongly they count.
 
 PEFT writes `adapter_config.json` into the adapter's folder; diffusers writes the same settings into the metadata of the
-weights. Names, defaults and the matching of patterns are PEFT's (0.21: `LoraConfig`, `LoHaConfig`, `LoKrConfig`,
-`utils.other.get_pattern_key`).
+weights. Names and defaults are PEFT's (0.21: `LoraConfig`, `LoHaConfig`, `LoKrConfig`); patterns are matched in
+`benchmark.adapters.peft_patterns`.
 
     scale = alpha / r, or alpha / sqrt(r) with `use_rslora`
     alpha, r: of the first pattern that matches the module, else the adapter's own
 
-A pattern is a regular expression that must match the end of the module's path, after a dot or from its beginning.
 `fan_in_fan_out` needs nothing: it matters to `Conv1D` layers only, which no diffusion model has, and PEFT itself
 switches it off for others.
 """
@@ -16,12 +15,12 @@ from __future__ import annotations
 
 import json
 import math
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmark.adapters.peft_patterns import Patterns
 from benchmark.errors import InputError
 
 CONFIG = "adapter_config.json"
@@ -60,8 +59,8 @@ class PeftSettings:
     alpha: float
     rank: int | None = None
     rslora: bool = False
-    alphas: Mapping[str, float] = field(default_factory=dict)
-    ranks: Mapping[str, int] = field(default_factory=dict)
+    alphas: Patterns = field(default_factory=lambda: Patterns({}))
+    ranks: Patterns = field(default_factory=lambda: Patterns({}))
 
     def scale(self, module: str, rank: int | None) -> float:
         """The factor of a module's change.
@@ -69,14 +68,14 @@ class PeftSettings:
         module: its path with dots, within the network. rank: that of its factors; None if they have none (LoKr of
         whole matrices). Raises InputError if the settings name another rank.
         """
-        said = _matching(self.ranks, module, self.rank)
+        said = self.ranks.of(module, self.rank)
         if rank is not None and said is not None and rank != said:
             raise InputError(
                 f"{self.where}: gives '{module}' rank {said}, but its weights have rank {rank}. They are not of one "
                 "adapter."
             )
         rank = said if rank is None else rank
-        alpha = _matching(self.alphas, module, self.alpha)
+        alpha = self.alphas.of(module, self.alpha)
         if not rank or alpha is None:
             return 1.0
         return alpha / math.sqrt(rank) if self.rslora else alpha / rank
@@ -167,28 +166,18 @@ def _settings(table: Mapping[str, Any], alpha: str, where: str, defaults: Mappin
             f"{where}: was begun with '{begun[:40]}', which changes the base's weights too. Save the adapter with "
             "PEFT's path_initial_model_for_weight_conversion, which makes a plain LoRA of it."
         )
-    ranks = {
-        pattern: _rank(value, where) for pattern, value in _patterns(table.get("rank_pattern"), "rank", where).items()
-    }
-    alphas = {
-        pattern: _number(value, where)
-        for pattern, value in _patterns(table.get("alpha_pattern"), "alpha", where).items()
-    }
+    ranks = _patterns(table.get("rank_pattern"), "rank", where, _rank)
+    alphas = _patterns(table.get("alpha_pattern"), "alpha", where, _number)
     rank = None if table.get("r") is None else _rank(table["r"], where)
     return PeftSettings(where, _number(table[alpha], where), rank, table.get("use_rslora") is True, alphas, ranks)
 
 
-def _patterns(said: Any, what: str, where: str) -> dict[str, Any]:
+def _patterns(said: Any, what: str, where: str, read: Callable[[Any, str], float]) -> Patterns:
     if said is None:
-        return {}
+        return Patterns({})
     if not isinstance(said, dict):
         raise InputError(f"{where}: '{what}_pattern' must be a table of patterns.")
-    for pattern in said:
-        try:
-            re.compile(pattern)
-        except (re.error, RecursionError, OverflowError):
-            raise InputError(f"{where}: '{what}_pattern' has {pattern[:60]!r}, which is no pattern.") from None
-    return said
+    return Patterns({pattern: read(value, where) for pattern, value in said.items()}, f"{where}: '{what}_pattern'")
 
 
 def _number(value: Any, where: str) -> float:
@@ -201,8 +190,3 @@ def _rank(value: Any, where: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 1 << 31:
         raise InputError(f"{where}: a rank must be a whole number above 0, and is {str(value)[:40]!r}.")
     return value
-
-
-def _matching(table: Mapping[str, Any], module: str, otherwise: Any) -> Any:
-    """The value of the first pattern that matches a module's path, as `peft.utils.other.get_pattern_key` finds it."""
-    return next((value for key, value in table.items() if re.match(rf"(.*\.)?({key})$", module)), otherwise)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from benchmark.adapters.lora import Lora, add_lora
 from benchmark.adapters.peft_config import PeftSettings, adapter_file, config_beside, read_config, settings_in
+from benchmark.adapters.peft_patterns import Patterns
 from benchmark.errors import InputError
 
 
@@ -50,10 +52,33 @@ def test_the_factor_of_a_module(
 def test_patterns_match_as_in_peft() -> None:
     other = pytest.importorskip("peft.utils.other")
     patterns = {"to_q": 1.0, r"down.*\.to_k": 2.0, "^mid.to_v": 3.0, "0": 4.0, "to_out.0": 5.0}
-    settings = PeftSettings("x", 9.0, 1, alphas=patterns)
+    settings = PeftSettings("x", 9.0, 1, alphas=Patterns(patterns))
     for module in ("to_q", "a.to_q", "ato_q", "down.1.to_k", "mid.to_v", "x.mid.to_v", "a.to_out.0", "to_out10", "b"):
         wanted = patterns.get(other.get_pattern_key(patterns.keys(), module), 9.0)
         assert settings.scale(module, 1) == wanted, module
+
+
+MODULES = [f"up_blocks.{n}.attentions.1.transformer_blocks.0.attn{n % 2}.to_{x}" for n in range(200) for x in "qkvo"]
+
+
+def test_a_pattern_for_each_module_takes_no_time() -> None:
+    began = time.process_time()
+    patterns = Patterns({module: number for number, module in enumerate(MODULES)})
+    assert [patterns.of(module, None) for module in MODULES] == [*range(len(MODULES))]
+    people = Patterns(
+        {r"(down|up)_blocks\.\d+\.attentions\.\d+\.transformer_blocks\.\d+\.attn\d+\.to_q": 1, ".*attn.*": 2}
+    )
+    assert [people.of(module, None) for module in MODULES[:2]] == [1, 2]
+    assert time.process_time() - began < 2
+
+
+def test_patterns_that_take_long_are_given_up() -> None:
+    patterns = Patterns({f".*.*.*.*{number}!": 1 for number in range(1000)}, "x")
+    began = time.process_time()
+    with pytest.raises(InputError, match="x has patterns that take too long to match"):
+        for module in MODULES:
+            patterns.of(module, None)
+    assert time.process_time() - began < 4
 
 
 @pytest.mark.parametrize(
@@ -68,6 +93,13 @@ def test_patterns_match_as_in_peft() -> None:
         ({"r": 0}, "a rank must be a whole number above 0"),
         ({"alpha_pattern": ["to_q"]}, "must be a table of patterns"),
         ({"alpha_pattern": {"(": 1}}, "which is no pattern"),
+        ({"alpha_pattern": {"(?i)to_q": 1}}, "which is no pattern"),  # PEFT puts it behind something else
+        ({"alpha_pattern": {"(?P<a>x)(?P=b)": 1}}, "which is no pattern"),
+        ({"alpha_pattern": {"(.*)*x": 1}}, "could take very long to match: no group may be repeated"),
+        ({"alpha_pattern": {"x?" * 40 + "x" * 40: 1}}, "at most 4 of"),
+        ({"rank_pattern": {".*" * 30 + "!": 4}}, "at most 4 of"),
+        ({"rank_pattern": {"x" * 5000: 4}}, "a pattern of 5000 characters"),
+        ({"rank_pattern": {f"to_{number}": 4 for number in range(20_000)}}, "has 20000 patterns"),
         ({"rank_pattern": {"to_q": 1.5}}, "a rank must be a whole number"),
     ],
 )
