@@ -78,3 +78,14 @@ def memory_said() -> Iterator[None]:
             f"out of memory{more}. Draw smaller images, fewer at once or in half precision, or end other programs; "
             "what is finished is kept."
         ) from error
+
+
+@contextmanager
+def files_said() -> Iterator[None]:
+    """Within it, the system's refusal of a file becomes an `InputError` that names it: a path that is too long, say."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:  # it speaks of no file: a pipe, a socket
+            raise
+        raise InputError(f"{error.filename}: {error.strerror or first_line(error)}.") from error

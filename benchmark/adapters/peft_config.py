@@ -22,6 +22,7 @@ from typing import Any
 
 from benchmark.adapters.peft_patterns import Patterns
 from benchmark.errors import InputError
+from benchmark.writing import there
 
 CONFIG = "adapter_config.json"
 FOLDER_FILES = (
@@ -86,7 +87,7 @@ def adapter_file(path: Path) -> Path:
 
     A folder without one is returned as it is.
     """
-    if not path.is_dir():
+    if not there(path) or not path.is_dir():
         return path
     return next((path / name for name in FOLDER_FILES if (path / name).is_file()), path)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmark.app.interrupt import ending, exit_status
-from benchmark.errors import InputError, memory_said
+from benchmark.errors import InputError, files_said, memory_said
 from benchmark.prompts.text import plain_text
 from benchmark.taggers.registry import tagger_kinds
 
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_arguments(parser)
     args = parser.parse_args(argv)
     try:
-        with ending(), memory_said():
+        with ending(), memory_said(), files_said():
             return run(args)
     except InputError as error:
         for line in error.lines:

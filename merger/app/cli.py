@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmark.app import cli as benchmark_cli
 from benchmark.app.interrupt import ending, exit_status
-from benchmark.errors import InputError, memory_said
+from benchmark.errors import InputError, files_said, memory_said
 from merger.errors import BlendNotApplied, Stopped
 from merger.version import __version__
 
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
 
     try:
-        with ending(), memory_said():
+        with ending(), memory_said(), files_said():
             return int(args.run(args))
     except InputError as error:
         for line in error.lines:
