@@ -124,15 +124,19 @@ def check_working_directory() -> None:
 
 @contextmanager
 def surroundings_said() -> Iterator[None]:
-    """Within it, a working directory that is gone and an encoding of file names that lacks a letter are `InputError`s.
+    """Within it, what the system refuses about a path is an `InputError` that names it.
 
-    Such a path can be met wherever one is used, so it is told here and not at each of these places.
+    That is a path that is too long, a working directory that is gone, or an encoding of file names that lacks a letter.
+    Each can be met wherever a path is used, so it is told here and not at each of these places.
     """
     try:
         yield
-    except FileNotFoundError:
-        check_working_directory()
-        raise
+    except OSError as error:
+        if isinstance(error, FileNotFoundError):
+            check_working_directory()
+        if error.filename is None:  # it speaks of no file: a pipe, a socket
+            raise
+        raise InputError(f"{error.filename}: {error.strerror or first_line(error)}.") from error
     except UnicodeEncodeError as error:
         raise InputError(
             f"{ascii(error.object)[:200]}: cannot be written in the encoding '{error.encoding}' of your settings. "

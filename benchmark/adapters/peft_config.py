@@ -25,6 +25,7 @@ from typing import Any
 
 from benchmark.errors import InputError
 from benchmark.reading import no_repeats
+from benchmark.writing import there
 
 CONFIG = "adapter_config.json"
 FOLDER_FILES = (
@@ -141,7 +142,7 @@ def adapter_file(path: Path) -> Path:
 
     A folder without one is returned as it is.
     """
-    if not path.is_dir():
+    if not there(path) or not path.is_dir():
         return path
     return next((path / name for name in FOLDER_FILES if (path / name).is_file()), path)
 

@@ -14,17 +14,20 @@ from types import ModuleType
 from typing import Any
 
 from benchmark.errors import InputError, first_line, out_of_memory
+from benchmark.reading import check_numbers, read_json
 
 NAME = "model_index.json"
 _LIBRARIES = ("diffusers", "transformers")
 _PART = re.compile(r"vae|text_encoder(_\d+)?")  # always parts, never settings
+_CONFIGS = ("config.json", "scheduler_config.json")
 
 
 def read_index(folder: Path) -> dict[str, Any]:
     """What a pipeline folder's `model_index.json` holds, each entry checked. Raises InputError.
 
     An entry of a part is `[library, class]`, with None for a part that the pipeline does without. The library is
-    diffusers, one of diffusers' pipelines (such as `stable_diffusion`), or transformers.
+    diffusers, one of diffusers' pipelines (such as `stable_diffusion`), or transformers. The numbers in the parts' own
+    configurations are checked, too.
     """
     file = folder / NAME
     try:
@@ -35,9 +38,13 @@ def read_index(folder: Path) -> dict[str, Any]:
         raise InputError(f"{file}: holds no table of a pipeline's parts.")
     if not isinstance(index.get("_class_name"), str):
         raise InputError(f"{file}: does not say which diffusers pipeline it is ('_class_name').")
-    for code in ("None.py", *(f"{name}/{library}.py" for name, (library, _) in parts_of(index, file))):
+    parts = dict(parts_of(index, file))
+    for code in ("None.py", *(f"{name}/{library}.py" for name, (library, _) in parts.items())):
         if (folder / code).exists():
             raise InputError(f"{folder / code}: is Python code, which diffusers could run. Remove it to use the model.")
+    for config in (folder / name / config for name in parts for config in _CONFIGS):
+        if config.is_file():
+            check_numbers(config, read_json(config))
     return index
 
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from benchmark.errors import InputError
+from benchmark.prompts.taken import Taken
 from benchmark.prompts.text import escaped, filled
 from benchmark.prompts.vocabulary import Vocabulary, spoken
 
@@ -70,17 +72,18 @@ def make_prompts(
     if "{tags}" not in template:
         raise InputError(f"The template '{template}' has no {{tags}} in it.")
     draw = random.Random(seed)
+    word = cache(lambda tag: escaped(spoken(tag)))
     asked = dict.fromkeys(vocabulary.tags, 0)
     prompts = []
-    taken = {frozenset(prompt.tags) for prompt in unlike}, {prompt.tags for prompt in unlike}
+    taken = Taken(vocabulary, (prompt.tags for prompt in unlike), least, most)
     for index in range(count):
         size = least + int(draw.random() * (most - least + 1))
         tags = _least_asked(vocabulary, asked, size, draw)
-        if tags in taken[1]:
+        if tags in taken.orders:
             tags = _others(vocabulary, asked, (least, most), tags, taken, derive_seed(seed, index, "again"))
         for tag in tags:
             asked[tag] += 1
-        text = filled(template, ", ".join(escaped(spoken(tag)) for tag in tags))
+        text = filled(template, ", ".join(word(tag) for tag in tags))
         prompts += [Prompt(index, text, tags, derive_seed(seed, index, number)) for number in range(images)]
     return tuple(prompts)
 
@@ -106,27 +109,35 @@ def _others(
     asked: Mapping[str, int],
     sizes: tuple[int, int],
     tags: tuple[str, ...],
-    taken: tuple[Collection[frozenset[str]], Collection[tuple[str, ...]]],
+    taken: Taken,
     seed: int,
 ) -> tuple[str, ...]:
-    """Tags that are not `taken`, as (sets, orders); else some in an order that is not taken; else `tags` themselves.
+    """Tags whose set is not taken; else some in an order that is not taken; else `tags` themselves.
 
     Draws with balance first, then without, of any size in `sizes`. It has a seed of its own, so that the draws after it
-    are the same whether it was needed or not.
+    are the same whether it was needed or not. Draws that can find nothing are left out, as far as no other changes.
     """
+    if not taken.any_order_left:
+        return tags
     draw = random.Random(seed)
-    for _ in range(_BALANCED):
-        found = _least_asked(vocabulary, asked, len(tags), draw)
-        if frozenset(found) not in taken[0]:
-            return found
+    if taken.has_set_left(len(tags)):
+        for _ in range(_BALANCED):
+            found = _least_asked(vocabulary, asked, len(tags), draw)
+            if frozenset(found) not in taken.sets:
+                return found
+    else:
+        for _ in range(_BALANCED * (len(vocabulary.tags) + len(tags))):  # as many numbers as those draws would take
+            draw.random()
     alike = dict.fromkeys(vocabulary.tags, 0)
     other_order = None
     for _ in range(_FREE):
         found = _least_asked(vocabulary, alike, sizes[0] + int(draw.random() * (sizes[1] - sizes[0] + 1)), draw)
-        if frozenset(found) not in taken[0]:
+        if frozenset(found) not in taken.sets:
             return found
-        if other_order is None and found not in taken[1]:
+        if other_order is None and found not in taken.orders:
             other_order = found
+        if other_order is not None and not taken.any_set_left:
+            break
     return other_order or tags
 
 

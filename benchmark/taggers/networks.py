@@ -6,7 +6,6 @@ B images, E numbers for each.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from benchmark.errors import UNFORESEEN, InputError, first_line, out_of_memory
 from benchmark.hashing import files_fingerprint
 from benchmark.images import Images, check_images
-from benchmark.reading import read_json
+from benchmark.reading import check_numbers, read_json
 from benchmark.taggers.preprocessing import MOST_SIDE, Preprocessing, is_side, read_preprocessing
 
 if TYPE_CHECKING:
@@ -27,10 +26,6 @@ if TYPE_CHECKING:
 
 WEIGHTS, CONFIG, PREPROCESSOR = "model.safetensors", "config.json", "preprocessor_config.json"
 _SPARE = 10**7  # numbers that a model may have beyond twice those in its file: buffers, and a part that is left out
-_MOST_NUMBER = 10**7  # of any count in a configuration
-_MOST_LAYERS = 512
-_MOST_LABELS = 10**6
-_LAYERS = re.compile(r"layer|depth|block|stage", re.IGNORECASE)
 
 
 class ImageNetwork:
@@ -111,35 +106,13 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def check_config(path: Path, config: Mapping[str, Any]) -> None:
-    """Raise InputError for numbers in a `config.json` that no model has, before anything is made from them.
-
-    A model is made before its weights are compared with it, so a wrong number could take all memory or hours.
-    """
-    for key, value in _numbers(config, ""):
-        most = _MOST_NUMBER
-        if _LAYERS.search(key):
-            most = _MOST_LAYERS
-        elif "num_labels" in key or "num_classes" in key:
-            most = _MOST_LABELS
-        if isinstance(value, int) and abs(value) > most:
-            raise InputError(f"{path}: {key} {str(value)[:20]} is beyond {most}.")
+    """Raise InputError for numbers and labels in a `config.json` that no tagger has."""
+    check_numbers(path, config)
     labels = config.get("id2label")
     if labels is not None and not (
         isinstance(labels, dict) and all(key.isascii() and key.isdecimal() and len(key) < 8 for key in labels)
     ):
         raise InputError(f"{path}: id2label must be a table from the number of an output to its tag.")
-
-
-def _numbers(value: Any, key: str) -> Iterator[tuple[str, int | float]]:
-    """(key, number) of every number in a configuration, at any depth; the key is the nearest one above it."""
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            yield from _numbers(inner, name)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _numbers(inner, key)
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        yield key, value
 
 
 def natural_size(folder: Path, config: Any) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from benchmark.pipelines.key_names import usual
 from benchmark.pipelines.variants import variant_in
+from benchmark.reading import check_numbers
 from merger.checkpoints.denoiser import (
     check_names,
     denoiser_files,
@@ -166,19 +167,21 @@ def open_checkpoint(
 def read_unet_config(pipeline: Path) -> dict[str, object]:
     """`unet/config.json` of a diffusers folder, or `transformer/config.json` if it has no U-Net.
 
-    Raises CheckpointError if both are missing or it is not JSON.
+    Raises CheckpointError if both are missing or it is not JSON, InputError for numbers that no model has.
     """
     file = Path(pipeline) / "unet" / "config.json"
     if not file.exists() and (other := Path(pipeline) / "transformer" / "config.json").exists():
         file = other
     try:
-        return json.loads(file.read_text())
+        config = json.loads(file.read_text())
     except FileNotFoundError:
         raise CheckpointError(
             f"{pipeline}: not a diffusers pipeline folder (it has no unet/config.json and no transformer/config.json)."
         ) from None
     except ValueError as error:
         raise CheckpointError(f"{file}: not JSON ({error}).") from None
+    check_numbers(file, config)
+    return config
 
 
 def read_scheduler_config(path: Path) -> dict[str, object] | None:

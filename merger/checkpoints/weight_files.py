@@ -100,7 +100,7 @@ def shards(index: Path) -> tuple[Path, ...]:
         raise CheckpointError(f"{index}: no index of shards ({type(error).__name__}: {error}).") from None
     if not files or any(Path(name).name != name for name in map(str, names)):
         raise CheckpointError(f"{index}: names no files, or files outside its folder.")
-    if missing := [file.name for file in files if not file.exists()]:
+    if missing := [file.name for file in files if not is_there(file)]:
         raise CheckpointError(
             f"{index}: shard {missing[0]} is missing ({len(missing)} of {len(files)}). Fetch it again."
         )

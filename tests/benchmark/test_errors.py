@@ -1,6 +1,10 @@
 from __future__ import annotations
 
-from benchmark.errors import did_you_mean
+from pathlib import Path
+
+import pytest
+
+from benchmark.errors import InputError, did_you_mean, surroundings_said
 
 
 def test_did_you_mean() -> None:
@@ -8,3 +12,10 @@ def test_did_you_mean() -> None:
     assert did_you_mean("zzz", ["smile", "hat"]) == " Available: smile, hat."
     assert did_you_mean("zzz", []) == ""
     assert did_you_mean("zzz", map(str, range(20))).endswith("11, and 8 more.")
+
+
+def test_files_that_the_system_refuses_are_named() -> None:
+    with pytest.raises(InputError, match=r"^x{300}: File name too long\.$"), surroundings_said():
+        Path("x" * 300).is_dir()
+    with pytest.raises(BrokenPipeError), surroundings_said():
+        raise BrokenPipeError(32, "Broken pipe")

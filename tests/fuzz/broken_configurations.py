@@ -1,21 +1,14 @@
-"""Configurations that are broken in a few places, and what reading them comes to. Everything follows from seeds."""
+"""Configurations that are broken in a few places, made from seeds."""
 
 from __future__ import annotations
 
 import copy
 import random
-import resource
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
-
-from merger.config.config import Config
-from merger.config.loading import dump_config, load_config
-from merger.errors import InputError
 
 SOUND: dict[str, Any] = {
     "name": "demo",
@@ -68,6 +61,27 @@ ODD: tuple[Any, ...] = (
     *(0, -1, 1, 2, 7, 10**5, 10**9, 10**30, -(10**12), 0.0, -0.5, 1e30, float("nan"), float("inf"), 1e-300),
     *("sqlite:///a?b=c", "postgresql://me:pa/ss@host:port/x", "sqlite://", "://", "mysql://[::1", "1e5", "0x1F"),
 )
+EDGES: tuple[tuple[str, Any], ...] = (  # that are read, or nearly
+    *(("granularity", value) for value in ("stage", "module", "channel", {"*": "all"}, {"x": "mine"}, {})),
+    *(("frozen", value) for value in ({"*": 0}, {"[": 0}, {"IN0?": 0}, {"M00": 1e30}, {"BASE": -0.0}, ["OUT*"])),
+    *(("tied", value) for value in ([["*"]], [["IN*", "OUT*"]], [["OUT00"]], [[]], [["BASE", "IN00"]], [["no"]])),
+    *(("bounds", value) for value in ([0, 0], [1, 1], [-1e300, 1e300], [0, 1e-320], [1, 0])),
+    *(("tags_per_prompt", value) for value in ([1, 1], [0, 0], 1, [11, 11], [1, 10**6])),
+    *(("vocabulary", value) for value in ({"top": 1}, {"tags": ["smile"]}, {"tags": []}, ["smile", "hat"], "tags.csv")),
+    *(("size", value) for value in ([8, 8], 16384, [16384, 16384], [0, 8], 12)),
+    *(("prompts", value) for value in (1, 2, 20_000, 100_001)),
+    *(("validation_prompts", value) for value in (1, 1000)),
+    *(("template", value) for value in ("{tags}", "{tags} {tags}", "{}", "{0}", "{tags!r:>999999999}", "{tags", "x")),
+    *(("keep", value) for value in ({"tag": 0.02}, {"category": 0}, {"tag": -1}, {"tag": 1e400})),
+    *(("components", value) for value in (["denoiser", "text_encoder"], ["text_encoder"], [], ["vae"])),
+    *(("method", value) for value in ("gradient", "cmaes", "tpe", "bayes", "random", "no")),
+    *(("judge", value) for value in ("tagger", {"path": "judge", "kind": "wd"}, "base.safetensors", ".")),
+    *(("donors", value) for value in (["a.safetensors"] * 2, ["base.safetensors"], [{"path": "a.safetensors"}] * 40)),
+    *(("seed", value) for value in (0, 2**63, 2**64, 10**30)),
+    *(("baselines", []), ("pruning", True), ("device", "cuda:99"), ("device", "meta"), ("clip_skip", 11)),
+    *(("threshold", 0), ("threshold", 1), ("time_limit", 1e-300), ("trials", 1), ("batch_size", 10_000)),
+    *(("allow_mixed_prediction", True), ("distinct_prompts", False), ("objective", "no"), ("pipeline", "tagger")),
+)
 RAW = (
     "steps: 012",
     "time_limit: 1:30:00",
@@ -105,50 +119,25 @@ class Broken:
     overrides: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What reading one came to. lines: of the refusal, () if it was read. seconds: of CPU; mib: more memory."""
-
-    lines: tuple[str, ...]
-    seconds: float
-    mib: float
+def sound_configuration() -> Broken:
+    """What is broken here, whole."""
+    return Broken(_dumped(SOUND))
 
 
-def mutated_configurations(seed: int, count: int = 500) -> Iterator[Broken]:
-    """`count` broken configurations, always the same ones for a seed."""
+def broken_configuration(seed: int) -> Broken:
+    """A configuration with a few changes, in its values, its text or its bytes, or with overrides."""
     draw = random.Random(seed)
     text = yaml.safe_dump(SOUND, sort_keys=False, allow_unicode=True)
-    for _ in range(count):
-        kind = draw.random()
-        if kind < 0.55:
-            yield Broken(_dumped(_changed(draw, draw.randint(1, 3))))
-        elif kind < 0.7:
-            yield Broken(_with_line(text, draw).encode("utf-8", "surrogatepass"))
-        elif kind < 0.85:
-            yield Broken(_damaged(text.encode(), draw))
-        else:
-            yield Broken(text.encode(), tuple(_override(draw) for _ in range(draw.randint(1, 2))))
-
-
-def outcome_of(broken: Broken, file: Path) -> Outcome:
-    """Writes a broken configuration to `file` and reads it. What is read is read back the same after it was written."""
-    file.write_bytes(broken.data)
-    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
-    lines: tuple[str, ...] = ()
-    try:
-        config = load_config(file, broken.overrides)
-    except InputError as error:
-        lines = error.lines
-    else:
-        _check_written(config, file)
-    seconds = time.process_time() - began
-    return Outcome(lines, seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
-
-
-def _check_written(config: Config, file: Path) -> None:
-    file.write_text(dump_config(config), encoding="utf-8")
-    if load_config(file) != config:
-        raise AssertionError("a configuration is not read back as it was written")
+    kind = draw.random()
+    if kind < 0.25:
+        return Broken(_dumped(SOUND | dict(draw.sample(EDGES, draw.randint(1, 2)))))
+    if kind < 0.6:
+        return Broken(_dumped(_changed(draw, draw.randint(1, 3))))
+    if kind < 0.7:
+        return Broken(_with_line(text, draw).encode("utf-8", "surrogatepass"))
+    if kind < 0.85:
+        return Broken(_damaged(text.encode(), draw))
+    return Broken(text.encode(), tuple(_override(draw) for _ in range(draw.randint(1, 2))))
 
 
 def _dumped(value: Any) -> bytes:

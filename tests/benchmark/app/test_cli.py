@@ -260,3 +260,17 @@ def test_help_is_quick_and_importing_loads_nothing_heavy() -> None:
         [sys.executable, "-m", "benchmark", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert "python -m benchmark a.safetensors b.safetensors" in asked.stdout
+
+
+@pytest.mark.parametrize(
+    "option", ["models", "--pipeline", "--tagger", "--judge", "--output", "--lora", "--vocabulary", "--style-reference"]
+)
+def test_a_path_that_is_too_long_is_one_line(
+    option: str, arguments: dict[str, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    long = Path("é" * 300)
+    given = {name: value for name, value in arguments.items() if (name, option) != ("--tags", "--vocabulary")}
+    more = ["--style-vgg", "x"] if option == "--style-reference" else []
+    assert call({**given, option: [long] if option == "models" else long}, *more) == 2
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ")

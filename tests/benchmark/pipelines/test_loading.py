@@ -162,6 +162,22 @@ def test_code_beside_a_model_is_refused(tiny_diffusers_folder: Path, tmp_path: P
     refused(f"{file}: is Python code, which diffusers could run", folder)
 
 
+@pytest.mark.parametrize(
+    ("file", "name", "value"),
+    [
+        ("scheduler/scheduler_config.json", "num_train_timesteps", 10**10),
+        ("unet/config.json", "layers_per_block", 10**6),
+    ],
+)
+def test_numbers_that_would_take_all_memory_are_refused_at_once(
+    tiny_diffusers_folder: Path, tmp_path: Path, file: str, name: str, value: int
+) -> None:
+    folder = shutil.copytree(tiny_diffusers_folder, tmp_path / "whole")
+    config = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps(config | {name: value}))
+    refused(f"{file}: {name} {value} is beyond", folder)
+
+
 def test_parts_that_a_pipeline_does_without_and_its_settings_are_no_entries(
     tiny_diffusers_folder: Path, tmp_path: Path
 ) -> None:

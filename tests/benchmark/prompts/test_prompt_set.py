@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import time
 from collections import Counter
 
 import pytest
 
 from benchmark.errors import InputError
 from benchmark.prompts.prompt_set import Prompt, derive_seed, fingerprint, make_prompts, repeated
+from benchmark.prompts.taken import Taken
 from benchmark.prompts.text import parse_emphasis
 from benchmark.prompts.vocabulary import Vocabulary, spoken, vocabulary_from_tags
 
@@ -139,3 +141,35 @@ def test_prompts_that_are_distinct_anyway_stay_as_they_are() -> None:
     assert again[:20] == alone[:20]
     assert again[20].text != alone[20].text
     assert [prompt.seed for prompt in again] == [prompt.seed for prompt in alone]
+
+
+@pytest.mark.parametrize("groups", [{}, {"a": "x", "b": "x"}])
+def test_a_vocabulary_with_nothing_left_takes_no_time(groups: dict[str, str]) -> None:
+    vocabulary = Vocabulary(tuple("abcd"), groups=groups)
+    first = make_prompts(vocabulary, 30, tags_per_prompt=1, seed=1)
+    assert {prompt.tags for prompt in first} == {(tag,) for tag in "abcd"}
+    began = time.process_time()
+    second = make_prompts(vocabulary, 2000, tags_per_prompt=1, seed=2, unlike=first)
+    assert repeated(second, first) == 2000
+    assert second == tuple(make_prompts(vocabulary, 2000, tags_per_prompt=1, seed=2)), "nothing else could be drawn"
+    pairs = make_prompts(vocabulary, 300, tags_per_prompt=(1, 2), seed=3)
+    orders = make_prompts(vocabulary, 2000, tags_per_prompt=(1, 2), seed=4, unlike=pairs)
+    assert repeated(orders, pairs) == 2000
+    assert time.process_time() - began < 1
+
+
+def test_what_is_left_is_counted() -> None:
+    vocabulary = Vocabulary(tuple("abcd"), groups={"a": "x", "b": "x"})  # pairs: ac ad bc bd cd
+    pairs = [tuple(pair) for pair in ("ac", "ad", "bc", "bd", "dc")]
+    every = [order for pair in pairs for order in (pair, pair[::-1])]
+    taken = Taken(vocabulary, pairs[:4], 1, 2)
+    assert (taken.has_set_left(1), taken.has_set_left(2), taken.any_set_left) == (True, True, True)
+    assert Taken(vocabulary, [*pairs[:4], ("a", "b"), ("x", "y"), ("c", "c")], 2, 2).has_set_left(2), (
+        "none of those counts"
+    )
+    taken = Taken(vocabulary, pairs, 2, 2)
+    assert (taken.has_set_left(2), taken.any_set_left, taken.any_order_left) == (False, False, True)
+    assert Taken(vocabulary, pairs, 1, 2).any_set_left
+    assert not Taken(vocabulary, every, 2, 2).any_order_left
+    large = Vocabulary(tuple(f"t{number}" for number in range(3000)))
+    assert Taken(large, [("t1", "t2")], 2, 2000).any_set_left

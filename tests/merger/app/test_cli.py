@@ -39,6 +39,28 @@ def test_every_command_shows_an_example(command: str, capsys: pytest.CaptureFixt
     assert "--json" in said
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["inspect", "LONG"], ["inspect", "BASE", "--pipeline", "LONG"]),
+        *(
+            ["merge", "LONG", "--output", "x"],
+            ["merge", "BASE", "--output", "LONG"],
+            ["convert", "LONG", "--output", "x"],
+        ),
+        *(["search", "LONG"], ["resume", "LONG"], ["status", "LONG"], ["export", "LONG"], ["verify", "LONG"]),
+        *(["benchmark", "LONG"], ["benchmark", "BASE", "--tagger", "LONG"]),
+    ],
+)
+def test_a_path_that_is_too_long_is_one_line(
+    arguments: list[str], tiny_family: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = {"LONG": "é" * 300, "BASE": str(tiny_family["base"])}
+    assert main([words.get(word, word) for word in arguments]) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: ")
+
+
 @pytest.mark.parametrize("arguments", [[], ["serch"], ["search"], ["export", "x", "--trial", "one"], ["list", "--x"]])
 def test_wrong_use_is_status_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:

@@ -1,21 +1,14 @@
-"""Checkpoints and recipes with something broken in them, made from a seed: what an inspection must answer in a line."""
+"""Files of weights with something broken in them, made from a seed: in the header, in a few values, or cut short."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import random
-import resource
 import struct
-import time
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 ODD_NUMBERS: tuple[float, ...] = (-1, 0, 1, 2, 3, 5, 9, 2**31, 2**63, 2**64, 10**400, 0.5, 1e999, True)
 ODD_VALUES: tuple[Any, ...] = (None, [], {}, "", "x", "\u0000", "𝟙", [[[]]], {"a": {}}, *ODD_NUMBERS)
@@ -50,15 +43,32 @@ ODD_KEYS = (
     "lora_unet_mid_block_resnets_0_conv1.lora_down.weight",
     "lora_unet_mid_block_resnets_0_conv1.alpha",
     "lora_te_text_model_encoder_layers_0_mlp_fc1.hada_w1_a",
+    "unet.mid_block.resnets.0.conv1.lora_A.default.weight",
+    "unet.mid_block.resnets.0.conv1.lora_B.bias",
+    "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.processor.to_q_lora.down.weight",
+    "double_blocks.0.processor.qkv_lora1.up.weight",
+    "text_encoders.clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.lora_up.weight",
+    "bundle_emb.x.clip_l",
+    "lora_unet_mid_block_resnets_0_conv1.oft_blocks",
+    "unet.x.lora_magnitude_vector",
     "v_pred",
     "scaled_fp8",
     "__metadata__",
+)
+PARTS = (  # how keys of adapters end
+    *("lora_up.weight", "lora_down.weight", "lora_mid.weight", "lora_A.weight", "lora_B.weight", "lora_B.bias"),
+    *("alpha", "dora_scale", "diff", "diff_b", "w_norm", "b_norm", "lora_magnitude_vector", "lokr_w1", "lokr_w2"),
+    *("hada_w1_a", "hada_w1_b", "hada_t1", "hada_t2", "lokr_w1_a", "lokr_w2_a", "lokr_w2_b", "lokr_t2"),
 )
 ODD_METADATA: tuple[Any, ...] = (
     {"layermerge.recipe": "{"},
     {"layermerge.recipe": "[" * 100_000},
     {"layermerge.recipe": json.dumps({"weights": {"a": {"b": 1}}, "donors": [{"name": []}], "base": 3})},
     {"layermerge.recipe": json.dumps({"weights": [], "donors": {}, "base": {"name": "x"}, "version": None})},
+    {"lora_adapter_metadata": "{"},
+    {"lora_adapter_metadata": json.dumps({"unet.lora_alpha": [], "unet.r": "x"})},
+    {"lora_adapter_metadata": json.dumps({"unet.lora_alpha": 1, "unet.alpha_pattern": {"(": 1}})},
+    {"lora_adapter_metadata": "[" * 100_000},
     {"modelspec.prediction_type": "v", "modelspec.architecture": "stable-diffusion-v2-512"},
     {"a": 3},
     {"a": None},
@@ -91,7 +101,7 @@ def broken_checkpoint(original: Original, seed: int) -> bytes:
     body = original.body
     keys = [key for key in table if key != "__metadata__"]
     if dice.random() < 0.1:  # of few tensors, which look like another kind of model
-        for key in dice.sample(keys, len(keys) - dice.randint(1, 5)):
+        for key in dice.sample(keys, max(0, len(keys) - dice.randint(1, 5))):
             del table[key]
         table, body = _packed(table, body)
     for _ in range(dice.randint(1, 4)):
@@ -166,6 +176,25 @@ def _key(dice: random.Random, table: dict[str, Any], body: bytes) -> tuple[dict[
     return {other if each == key else each: entry for each, entry in table.items()}, body
 
 
+def _part(dice: random.Random, table: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
+    """Another part of an adapter's module in the place of one."""
+    named = {each: part for each in table for part in PARTS if each.endswith(f".{part}")}
+    if not named:
+        return _key(dice, table, body)
+    key = dice.choice([*named])
+    other = key.removesuffix(named[key]) + dice.choice(PARTS)
+    return {other if each == key else each: entry for each, entry in table.items()}, body
+
+
+def _values(dice: random.Random, table: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
+    """A few values that are very large, infinite or NaN in most dtypes, or anything."""
+    changed = bytearray(body)
+    for _ in range(dice.randint(1, 3)):
+        place = dice.randrange(len(changed) + 1) // 4 * 4
+        changed[place : place + 4] = dice.choice((b"\xff\x7f\xff\x7f", b"\x00\x00\x80\x7f", dice.randbytes(4)))
+    return table, bytes(changed[: len(body)])
+
+
 def _lost(dice: random.Random, table: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
     """Without all tensors whose key holds some part of a key."""
     key = dice.choice([*table])
@@ -195,7 +224,8 @@ _CHANGES: tuple[Change, ...] = (
     _shape,
     _key,
     _key,
-    _key,
+    _part,
+    _values,
     _lost,
     _prefix,
     _dtype,
@@ -224,104 +254,3 @@ def _packed(table: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
         packed[key] = {**entry, "data_offsets": [at, at + size]}
         at += size
     return packed, (body * (at // max(len(body), 1) + 1))[:at]
-
-
-def broken_recipe(sound: dict[str, Any], seed: int) -> str:
-    """The text of a recipe with a few changes."""
-    dice = random.Random(seed)
-    if dice.random() < 0.1:
-        return dice.choice(
-            ("", "[" * 50_000, '{"a":' * 20_000, "nul", "3", '"x"', "[]", "\ufeff{}", "{}{}", "9" * 5000)
-        )
-    recipe = json.loads(json.dumps(sound))
-    for _ in range(dice.randint(1, 3)):
-        places = list(_places(recipe))
-        holder, key = dice.choice(places)
-        if isinstance(holder, dict) and dice.random() < 0.2:
-            holder[dice.choice(("", "x", "*", "[", "weights", "𝟙", "block_names", "clamp"))] = dice.choice(ODD_VALUES)
-        elif dice.random() < 0.2:
-            del holder[key]
-        else:
-            odd = (*ODD_VALUES, "~nouser/x", "/", "..", "x" * 5000, "a\u0000b", "*", "[", "[!", "owner/name")
-            holder[key] = dice.choice(odd)
-        if not recipe:
-            break
-    text = json.dumps(recipe, ensure_ascii=dice.random() < 0.5)
-    if dice.random() < 0.1:
-        place = dice.randrange(len(text))
-        text = text[:place] + dice.choice('{}[]",:9eE-\\') + text[place + 1 :]
-    return text.replace("Infinity", dice.choice(("Infinity", "1e999", "9" * 5000)))
-
-
-def _places(value: Any) -> Iterator[tuple[Any, Any]]:
-    """(table or list, key) of every value in a recipe."""
-    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, part in list(inside):
-        yield value, key
-        yield from _places(part)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a command did: exit status, the error's last line, a traceback if one got out, CPU seconds, new memory."""
-
-    status: int
-    said: str
-    traceback: str
-    seconds: float
-    memory: int
-
-
-def answer(arguments: list[str]) -> Answer:
-    """Run a `merger` command in this process. memory: bytes by which the process's largest size grew."""
-    from merger.app.cli import main
-
-    out, err, caught, status = io.StringIO(), io.StringIO(), "", 1
-    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            status = main(arguments)
-        except SystemExit as error:
-            status = int(error.code or 0)
-        except Exception:  # noqa: BLE001  whatever gets out is what is looked for
-            caught = traceback.format_exc()
-    seconds = time.process_time() - began
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-    lines = err.getvalue().strip().splitlines() or out.getvalue().strip().splitlines()
-    return Answer(status, lines[-1] if lines else "", caught, seconds, grown)
-
-
-def sound_recipe(base: Path, donor: Path) -> dict[str, Any]:
-    """A recipe with every key that there is."""
-    from merger.checkpoints.checkpoint import open_checkpoint
-
-    source = {"path": str(base), "name": "base", "sha256": open_checkpoint(base).sha256, "hub": ""}
-    other = {"path": str(donor), "name": "donor"}
-    return {
-        "base": source,
-        "donors": [other],
-        "granularity": "block",
-        "weights": {"*": {"donor": 0.3}, "OUT*": {"donor": 0.5}},
-        "dtype": "base",
-        "method": "linear",
-        "version": "0.2.0",
-        "components": ["denoiser"],
-        "clamp": False,
-        "block_names": "community",
-    }
-
-
-def small_files(folder: Path) -> dict[str, Path]:
-    """Sound files to break, by name: a U-Net's checkpoint, a transformer's, and an adapter for the first."""
-    from safetensors.torch import save_file
-
-    module = "lora_unet_mid_block_resnets_0_conv1"
-    tensors = {
-        f"{module}.lora_up.weight": torch.ones(16, 2, 1, 1),
-        f"{module}.lora_down.weight": torch.ones(2, 16, 3, 3),
-        f"{module}.alpha": torch.tensor(2.0),
-        "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_up.weight": torch.ones(32, 2),
-        "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": torch.ones(2, 16),
-    }
-    save_file(tensors, folder / "lora.safetensors", metadata={"format": "pt"})
-    return {"lora": folder / "lora.safetensors"}
