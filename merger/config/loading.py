@@ -33,6 +33,13 @@ from merger.yaml_text import DEEPEST, Place, document, read_document
 _NUMBER = re.compile(r"[0-9]{1,9}")
 _CHECK = re.compile(r"(function-|literal\[|dict\[|tuple\[|list\[|constrained-|is-instance\[|lax-or-strict\[|json-or-)")
 
+_WANTED = {  # what pydantic words as a programmer's types
+    "model_type": "should be a table of settings: {name: value}",
+    "dict_type": "should be a table: {name: value}",
+    "tuple_type": "should be a list: [value, value]",
+    "list_type": "should be a list: [value, value]",
+}
+
 PARTS: dict[str, type[Settings]] = {
     "donors": DonorSettings,
     "tagger": TaggerSettings,
@@ -161,7 +168,7 @@ def _problems(error: ValidationError) -> list[tuple[Place, str]]:
         elif problem["type"] == "missing":
             missing[place] = f"'{named}' is missing"
         else:
-            said = " ".join(problem["msg"].removeprefix("Value error, ").split())
+            said = _WANTED.get(problem["type"]) or " ".join(problem["msg"].removeprefix("Value error, ").split())
             found.setdefault(place, _short(f"{named}: {said}" if named else said, 400))
     # what is wrong with a part also makes a list too short; the part explains both
     deeper = {place[:length] for place in (*found, *missing) for length in range(len(place))}

@@ -302,6 +302,12 @@ class KeepSettings(Settings):
         "do not use it: they rank blends below a floor behind all others.",
     )
 
+    @model_validator(mode="after")
+    def _strength_of_a_floor(self) -> KeepSettings:
+        if self.tag is None and self.category is None and self.strength != type(self).model_fields["strength"].default:
+            raise ValueError("'strength' does nothing without a floor: give 'tag' or 'category', too")
+        return self
+
 
 def name_of(path: Path) -> str:
     """A checkpoint's name from its path or hub id, made of characters that parameters, files and tables allow."""
