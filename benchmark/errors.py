@@ -76,9 +76,11 @@ _NO_MEMORY = re.compile(
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory did not suffice, on a GPU or on the machine.
 
-    Python, NumPy and torch have types for it; of other libraries' errors, only the text tells.
+    Python, NumPy and torch have types for it; of other libraries' errors, only the text tells. What an error came from
+    counts, too: diffusers calls a file that it had no memory for one that cannot be read.
     """
-    if isinstance(error.__cause__, Exception) and out_of_memory(error.__cause__):
+    origin = error.__cause__ or error.__context__
+    if isinstance(origin, Exception) and out_of_memory(origin):
         return True
     torch = sys.modules.get("torch")  # imported already if it raised this
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
