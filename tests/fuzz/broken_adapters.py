@@ -67,12 +67,13 @@ def sound_adapters(folder: Path, files: Mapping[str, Path]) -> dict[str, Adapter
         **_pair(f"lora_unet_{CONV.replace('.', '_')}", shapes[CONV], "lora_up", "lora_down", alpha=2.0),
         **_pair(f"lora_te_{TEXT.replace('.', '_')}", shapes[TEXT], "lora_up", "lora_down", alpha=1.0),
     }
-    peft, diffusers = {}, {}
+    peft: dict[str, torch.Tensor] = {}
+    diffusers: dict[str, torch.Tensor] = {}
     for module in (LINEAR, SECOND, CONV):
         peft |= _pair(f"base_model.model.{module}", shapes[module], "lora_B", "lora_A")
         diffusers |= _pair(f"unet.{module}", shapes[module], "lora_B", "lora_A")
     said = {"unet.r": 2, "unet.lora_alpha": 4, "unet.rank_pattern": {}, "unet.alpha_pattern": {"to_v": 2}}
-    fused = {}
+    fused: dict[str, torch.Tensor] = {}
     for key in ("joint_blocks.0.x_block.attn.qkv", "joint_blocks.1.x_block.mlp.fc1"):
         fused |= _pair(f"diffusion_model.{key}", opened[f"{key}.weight"].shape, "lora_B", "lora_A", alpha=1.0)
     (folder / "peft").mkdir()

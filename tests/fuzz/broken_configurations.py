@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,23 +61,30 @@ ODD: tuple[Any, ...] = (
     *(0, -1, 1, 2, 7, 10**5, 10**9, 10**30, -(10**12), 0.0, -0.5, 1e30, float("nan"), float("inf"), 1e-300),
     *("sqlite:///a?b=c", "postgresql://me:pa/ss@host:port/x", "sqlite://", "://", "mysql://[::1", "1e5", "0x1F"),
 )
+
+
+def _each(key: str, values: Iterable[Any]) -> Iterator[tuple[str, Any]]:
+    """A setting with each of these values."""
+    return ((key, value) for value in values)
+
+
 EDGES: tuple[tuple[str, Any], ...] = (  # that are read, or nearly
-    *(("granularity", value) for value in ("stage", "module", "channel", {"*": "all"}, {"x": "mine"}, {})),
-    *(("frozen", value) for value in ({"*": 0}, {"[": 0}, {"IN0?": 0}, {"M00": 1e30}, {"BASE": -0.0}, ["OUT*"])),
-    *(("tied", value) for value in ([["*"]], [["IN*", "OUT*"]], [["OUT00"]], [[]], [["BASE", "IN00"]], [["no"]])),
-    *(("bounds", value) for value in ([0, 0], [1, 1], [-1e300, 1e300], [0, 1e-320], [1, 0])),
-    *(("tags_per_prompt", value) for value in ([1, 1], [0, 0], 1, [11, 11], [1, 10**6])),
-    *(("vocabulary", value) for value in ({"top": 1}, {"tags": ["smile"]}, {"tags": []}, ["smile", "hat"], "tags.csv")),
-    *(("size", value) for value in ([8, 8], 16384, [16384, 16384], [0, 8], 12)),
-    *(("prompts", value) for value in (1, 2, 20_000, 100_001)),
-    *(("validation_prompts", value) for value in (1, 1000)),
-    *(("template", value) for value in ("{tags}", "{tags} {tags}", "{}", "{0}", "{tags!r:>999999999}", "{tags", "x")),
-    *(("keep", value) for value in ({"tag": 0.02}, {"category": 0}, {"tag": -1}, {"tag": 1e400})),
-    *(("components", value) for value in (["denoiser", "text_encoder"], ["text_encoder"], [], ["vae"])),
-    *(("method", value) for value in ("gradient", "cmaes", "tpe", "bayes", "random", "no")),
-    *(("judge", value) for value in ("tagger", {"path": "judge", "kind": "wd"}, "base.safetensors", ".")),
-    *(("donors", value) for value in (["a.safetensors"] * 2, ["base.safetensors"], [{"path": "a.safetensors"}] * 40)),
-    *(("seed", value) for value in (0, 2**63, 2**64, 10**30)),
+    *_each("granularity", ("stage", "module", "channel", {"*": "all"}, {"x": "mine"}, {})),
+    *_each("frozen", ({"*": 0}, {"[": 0}, {"IN0?": 0}, {"M00": 1e30}, {"BASE": -0.0}, ["OUT*"])),
+    *_each("tied", ([["*"]], [["IN*", "OUT*"]], [["OUT00"]], [[]], [["BASE", "IN00"]], [["no"]])),
+    *_each("bounds", ([0, 0], [1, 1], [-1e300, 1e300], [0, 1e-320], [1, 0])),
+    *_each("tags_per_prompt", ([1, 1], [0, 0], 1, [11, 11], [1, 10**6])),
+    *_each("vocabulary", ({"top": 1}, {"tags": ["smile"]}, {"tags": []}, ["smile", "hat"], "tags.csv")),
+    *_each("size", ([8, 8], 16384, [16384, 16384], [0, 8], 12)),
+    *_each("prompts", (1, 2, 20_000, 100_001)),
+    *_each("validation_prompts", (1, 1000)),
+    *_each("template", ("{tags}", "{tags} {tags}", "{}", "{0}", "{tags!r:>999999999}", "{tags", "x")),
+    *_each("keep", ({"tag": 0.02}, {"category": 0}, {"tag": -1}, {"tag": 1e400})),
+    *_each("components", (["denoiser", "text_encoder"], ["text_encoder"], [], ["vae"])),
+    *_each("method", ("gradient", "cmaes", "tpe", "bayes", "random", "no")),
+    *_each("judge", ("tagger", {"path": "judge", "kind": "wd"}, "base.safetensors", ".")),
+    *_each("donors", (["a.safetensors"] * 2, ["base.safetensors"], [{"path": "a.safetensors"}] * 40)),
+    *_each("seed", (0, 2**63, 2**64, 10**30)),
     *(("baselines", []), ("pruning", True), ("device", "cuda:99"), ("device", "meta"), ("clip_skip", 11)),
     *(("threshold", 0), ("threshold", 1), ("time_limit", 1e-300), ("trials", 1), ("batch_size", 10_000)),
     *(("allow_mixed_prediction", True), ("distinct_prompts", False), ("objective", "no"), ("pipeline", "tagger")),

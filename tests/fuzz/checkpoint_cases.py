@@ -78,10 +78,15 @@ class _Files:
         file, config = place / adapter.file.name, place / CONFIG
         for left in place.iterdir():
             left.unlink()
-        changed = seed is not None and name != _SETTINGS
-        file.write_bytes(broken_checkpoint(self.originals[name], seed) if changed else adapter.file.read_bytes())
-        if adapter.config is not None:
-            config.write_bytes(adapter.config.read_bytes() if changed or seed is None else broken_settings(seed))
+        data = adapter.file.read_bytes()
+        settings = None if adapter.config is None else adapter.config.read_bytes()
+        if seed is not None and name == _SETTINGS:
+            settings = broken_settings(seed)
+        elif seed is not None:
+            data = broken_checkpoint(self.originals[name], seed)
+        file.write_bytes(data)
+        if settings is not None:
+            config.write_bytes(settings)
         base = self.files[adapter.base]
         source = file if adapter.config is None else place
         calls: tuple[Call, ...] = (

@@ -145,7 +145,7 @@ def changed(setting: str) -> dict[str, Any]:
         return {**PLAIN, key: OTHER[setting]}
     if setting == "vocabulary.top":
         return {**PLAIN, key: {part: OTHER[setting]}}
-    before = PLAIN.get(key, {})
+    before = PLAIN.get(key, {"tag": 0.02} if setting == "keep.strength" else {})  # which does nothing without a floor
     if key == "donors":
         return {**PLAIN, key: [{**before[0], part: OTHER[setting]}]}
     return {**PLAIN, key: {**({"path": before} if isinstance(before, str) else before), part: OTHER[setting]}}
