@@ -23,6 +23,7 @@ from merger.app.runtime import Runtime
 from merger.app.session import Session
 from merger.config.config import Config
 from merger.config.loading import load_config
+from merger.scoring.gradients.sampling import Differentiation
 from merger.search.baselines import baselines_of
 from merger.search.locks import study_lock
 from merger.search.loop import search
@@ -147,7 +148,8 @@ def follow(session: Session, runtime: Runtime, folder: Path, strategy: Strategy,
                 return False
             return sum(record.score.images for record in study.records()) >= images
 
-        steps = runtime.gradient_steps(layers, config.gradient.backprop_fraction) if choice.follows_gradients else None
+        how = Differentiation(config.gradient.backprop_fraction, chain=config.gradient.chain)
+        steps = runtime.gradient_steps(layers, how) if choice.follows_gradients else None
         search(
             runtime.objective,
             study,

@@ -14,6 +14,7 @@ from merger.blend.sources import SHARE, free_memory
 from merger.errors import NoRoom
 from merger.scoring.gradients.gradients import BlendGradients
 from merger.scoring.gradients.memory import StepMemory, step_memory
+from merger.scoring.gradients.sampling import Differentiation
 from merger.scoring.gradients.steps import FreshSteps
 
 
@@ -40,7 +41,8 @@ def fit_into_memory(session: Session, runtime: Runtime) -> GradientSearch:
     if config.method != "auto":
         ways.append((ways[-1][0], math.inf))
     for streamed, room in ways:
-        steps = runtime.gradient_steps(layers, config.gradient.backprop_fraction, streamed=streamed)
+        how = Differentiation(config.gradient.backprop_fraction, streamed=streamed, chain=config.gradient.chain)
+        steps = runtime.gradient_steps(layers, how)
         try:
             memory = step_memory(cast(BlendGradients, steps.gradients), prompts[0], len(prompts), room)
         except NoRoom as error:

@@ -61,18 +61,16 @@ class Runtime:
         """The same, but trials that are clearly worse than the best are ended early."""
         return pruned(self.objective)
 
-    def gradient_steps(self, layers: Sequence[str], fraction: float, *, streamed: bool = False) -> FreshSteps:
+    def gradient_steps(self, layers: Sequence[str], how: Differentiation) -> FreshSteps:
         """Score and gradient of a blend on the prompts of its step.
 
-        layers: those whose weights are searched. fraction, streamed: see `Differentiation`. The runtime must have been
-        loaded with `gradients`.
+        layers: those whose weights are searched. The runtime must have been loaded with `gradients`.
         """
         generator = cast(DifferentiableGenerator, self.generator)
         tagger = cast(DifferentiableTagger, self.exam.taggers[TAGGER])
         # The log probability has a gradient everywhere. A probability near 0 or 1 has almost none, and an accuracy none
         # at all.
         metric = replace(self.exam.metric, kind="log_probability")
-        how = Differentiation(fraction, streamed=streamed)
         return FreshSteps(
             BlendGradients(self.live, generator, tagger, metric, how, layers=layers, floors=self.exam.floors),
             self.exam.step_prompts,

@@ -271,6 +271,11 @@ class GradientSettings(Settings):
         description="Share of the sampling steps, counted from the last, that gradients pass through. Half of them "
         "find as much as all, in less time.",
     )
+    chain: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=1.0,
+        description="Share of the gradient that passes from a sampling step into the step before it. 1 is the whole "
+        "gradient of the image. 0 gives each step a gradient of its own.",
+    )
     eval_every: Count = Field(
         default=8,
         description="Number of steps between two evaluations of the current blend on the fixed search prompts.",

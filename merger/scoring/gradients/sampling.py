@@ -40,16 +40,22 @@ class Differentiation:
     did on one family and not on another, 4 on neither). recompute: keep only the steps' inputs and compute each step
     twice; without it every step's activations are held at once, and the second computing is saved. streamed: hand out
     a parameter's gradient once for every step, as each is done, instead of once for all, so that no copy of the
-    denoiser's gradients is ever held; needs `recompute`.
+    denoiser's gradients is ever held; needs `recompute`. chain: the share of the gradient that passes from one
+    step into the step before it, through the latents that the denoiser is given, in 0..1. 1 is the whole gradient. At 0
+    every step has a gradient of its own, as in DRTune (Wu et al. 2024): the latents are constants to the denoiser, and
+    the gradient reaches each step through the scheduler alone. Images do not depend on it.
     """
 
     fraction: float = 0.5
     recompute: bool = True
     streamed: bool = False
+    chain: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 < self.fraction <= 1:
             raise ConfigError(f"fraction {self.fraction}: the share of steps differentiated is above 0, at most 1")
+        if not 0 <= self.chain <= 1:
+            raise ConfigError(f"chain {self.chain}: the share of the gradient passed on is at least 0, at most 1")
         if self.streamed and not self.recompute:
             raise ConfigError("streamed: gradients come step by step only where the steps are computed again")
 
@@ -128,12 +134,35 @@ def _lent_steps(scheduler: Any, denoiser: nn.Module, how: Differentiation) -> It
         if done < how.undifferentiated(len(scheduler.timesteps)):
             with torch.no_grad():
                 return forward(*args, **kwargs)
+        args, kwargs = _chained(args, kwargs, how.chain)
         if not how.recompute:
             return forward(*args, **kwargs)
         return _computed_again(forward, args, kwargs, streamed=how.streamed)
 
     with lent(scheduler, "step", step), lent(denoiser, "forward", predict):
         yield
+
+
+def _chained(args: tuple[Any, ...], kwargs: dict[str, Any], share: float) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The denoiser's arguments, where only a share of the gradient passes back through the latents.
+
+    The latents are the first tensor: every pipeline gives them before the time step and the text.
+    """
+    if share == 1:
+        return args, kwargs
+    if args:
+        return (_scaled_gradient(args[0], share), *args[1:]), kwargs
+    first = next(name for name, value in kwargs.items() if isinstance(value, Tensor))
+    return args, {**kwargs, first: _scaled_gradient(kwargs[first], share)}
+
+
+def _scaled_gradient(tensor: Tensor, share: float) -> Tensor:
+    """The same values; a gradient that passes back through them is multiplied by `share`."""
+    if share == 0 or not tensor.requires_grad:
+        return tensor.detach()
+    passed = tensor.view_as(tensor)
+    passed.register_hook(lambda gradient: gradient * share)
+    return passed
 
 
 def _computed_again(

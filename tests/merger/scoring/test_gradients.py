@@ -235,6 +235,64 @@ def test_gradients_are_those_of_finite_differences(world: str, fraction: float, 
     assert worst <= 1e-4
 
 
+@contextmanager
+def inputs_held(module: nn.Module, given: list[Tensor]) -> Iterator[None]:
+    """The module gets the latents in `given`, whatever it is called with; if that is empty, its latents go there."""
+    forward, known, calls = module.forward, bool(given), iter(tuple(given))
+
+    def held(*args: Any, **kwargs: Any) -> Any:
+        name = None if args else next(name for name, value in kwargs.items() if isinstance(value, Tensor))
+        if not known:
+            given.append((args[0] if name is None else kwargs[name]).detach().clone())
+            return forward(*args, **kwargs)
+        return forward(next(calls), *args[1:], **kwargs) if name is None else forward(**{**kwargs, name: next(calls)})
+
+    module.forward = held  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        module.__dict__.pop("forward", None)
+
+
+@pytest.mark.parametrize("world", ["unet64", "dit64"])
+def test_detached_gradients_are_those_of_finite_differences(world: str, request: pytest.FixtureRequest) -> None:
+    """The weights move, and the denoiser is given the latents that it had before: they reach the image elsewhere."""
+    tiny: World = request.getfixturevalue(world)
+    score, gradients = tiny.gradients(Differentiation(1.0, chain=0.0))(tiny.weights, PROMPTS[:2])
+    given: list[Tensor] = []
+    with inputs_held(tiny.live.module, given):
+        assert score.value == pytest.approx(tiny.score({}, 0), rel=1e-12)
+    assert len(given) == 3
+    largest = max(abs(gradient) for row in gradients.values() for gradient in row.values())
+    for layer, names in tiny.layers.items():
+        for column, donor in enumerate(DONORS):
+            ahead, behind = ({name: by * tiny.differences[name][column] for name in names} for by in (1e-5, -1e-5))
+            scores = []
+            for move in (ahead, behind):
+                with inputs_held(tiny.live.module, given):
+                    scores.append(tiny.score(move, 0))
+            assert gradients[layer][donor] == pytest.approx(
+                (scores[0] - scores[1]) / 2e-5, rel=1e-4, abs=1e-7 * largest
+            )
+
+
+def test_the_chain_changes_gradients_alone_and_in_proportion(unet64: World) -> None:
+    """Two steps have gradients, so there is one place between them where gradients are passed on."""
+    whole, half, none = (
+        unet64.gradients(Differentiation(0.5, chain=chain)).measure(unet64.weights, PROMPTS[:2])
+        for chain in (1.0, 0.5, 0.0)
+    )
+    assert whole.score.value == half.score.value == none.score.value
+    assert whole.score.checksum == half.score.checksum == none.score.checksum
+    one, other, between = (as_vector(found.gradients) for found in (whole, none, half))
+    passed = np.abs(one - other).max()
+    assert passed > 1e-4 * np.abs(one).max(), "or the two could not be told apart"
+    assert between - other == pytest.approx((one - other) / 2, rel=1e-3, abs=1e-5 * passed)
+    for how in (Differentiation(0.5, recompute=False, chain=0.5), Differentiation(0.5, streamed=True, chain=0.5)):
+        again = unet64.gradients(how, micro_batch=1).measure(unet64.weights, PROMPTS[:2])
+        assert as_vector(again.gradients) == pytest.approx(between, rel=1e-8, abs=1e-12)
+
+
 def test_what_is_below_floors_weighs_as_much_more_as_their_strength_says(unet64: World) -> None:
     """The floors are so high that all is below them: the score is 5 x blend - 4 x base, and so is the gradient."""
     plain = unet64.gradients(Differentiation(0.4))
@@ -481,6 +539,9 @@ def test_what_has_no_gradients_is_refused_in_one_line(unet64: World, tiny_wd_tag
         BlendGradients(unet64.live, unet64.generator, unet64.tagger, Metric("accuracy", 0.5, str))
     with pytest.raises(ConfigError, match="fraction 0"):
         Differentiation(0.0)
+    for chain in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ConfigError, match="chain"):
+            Differentiation(0.5, chain=chain)
     with pytest.raises(ConfigError, match="streamed"):
         Differentiation(0.5, recompute=False, streamed=True)
 
