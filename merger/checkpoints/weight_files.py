@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmark.errors import UNFORESEEN, out_of_memory
 from benchmark.pipelines.variants import weights_of_variant
 from merger.checkpoints.headers import Entry, Header, convert_command, read_header
 from merger.errors import CheckpointError
@@ -121,7 +122,9 @@ def _open_pickle(path: Path) -> WeightFile:
         state = _load(path)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file.") from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except (*UNFORESEEN, EOFError, pickle.UnpicklingError) as error:
+        if out_of_memory(error):
+            raise
         reason = " ".join(str(error).split())[:120]
         raise CheckpointError(f"{path}: cannot be read as a pickle of plain tensors ({reason}).") from None
     while isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,18 @@ def test_a_pickle_that_would_run_something_runs_nothing(tmp_path: Path) -> None:
     for name, said in (("text.ckpt", "cannot be read"), ("list.ckpt", "holds no tensors by name")):
         with pytest.raises(CheckpointError, match=said):
             open_checkpoint(tmp_path / name, allow_pickle=True)
+
+
+def test_a_pickle_with_another_class_for_its_storage_is_refused(tmp_path: Path) -> None:
+    """torch's own reader asks that class for a dtype, which is an AttributeError."""
+    torch.save({"a": torch.zeros(1)}, tmp_path / "whole.ckpt")
+    whole, broken = zipfile.ZipFile(tmp_path / "whole.ckpt"), zipfile.ZipFile(tmp_path / "broken.ckpt", "w")
+    with whole, broken:
+        for entry in whole.infolist():
+            content = whole.read(entry).replace(b"ctorch\nFloatStorage\n", b"ccollections\nOrderedDict\n")
+            broken.writestr(entry.filename, content)
+    with pytest.raises(CheckpointError, match="cannot be read as a pickle of plain tensors"):
+        open_checkpoint(tmp_path / "broken.ckpt", allow_pickle=True)
 
 
 def test_a_pickle_is_converted(
