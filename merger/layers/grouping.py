@@ -29,8 +29,8 @@ def group(
 
     granularity: one of `GRANULARITIES`, or a table {pattern: layer}. At `channel` the layers are the tensors, as at
     `tensor`, and a layer has several weights (`merger.layers.channels`). block_names: whose names of a U-Net's blocks,
-    for granularity `block`. Raises ConfigError for an unknown granularity, for a table that does not match the names, and
-    if `stage`, `block` or `module` is asked of an unknown network.
+    for granularity `block`. Raises ConfigError for an unknown granularity, for a table that does not match the names,
+    and if `stage`, `block` or `module` is asked of an unknown network.
     """
     known = tuple(names)
     if not isinstance(granularity, str):

@@ -1,6 +1,6 @@
 """Weights -> live blend -> images -> score, and the score's gradient in every weight, from one backward pass.
 
-    w[l, d]   weight of donor d in layer l; L layers, D donors; R weights per donor, L if no layer has weights by channel
+    w[l, d]   weight of donor d in layer l; L layers, D donors; R weights per donor: L, or more with weights by channel
     p         a parameter of layer l, blended from b (base) and d_1 .. d_D (donors)
     S         score: mean over prompts of the mean over the tags asked for of log sigmoid(logit)
 

@@ -121,7 +121,7 @@ def test_channels_sum_to_the_gradient_of_their_tensor(world: tuple[LiveDenoiser,
 
 
 def test_a_channel_moves_the_score_as_its_gradient_says(world: tuple[LiveDenoiser, Any, dict[str, int]]) -> None:
-    live, make, own = world
+    _, make, own = world
     layer = max(own, key=lambda name: own[name])
     draw = np.random.default_rng(0)
     at = draw.uniform(-0.3, 0.7, own[layer])
