@@ -40,7 +40,9 @@ def fit_into_memory(session: Session, runtime: Runtime) -> GradientSearch:
     if config.method != "auto":
         ways.append((ways[-1][0], math.inf))
     for streamed, room in ways:
-        steps = runtime.gradient_steps(layers, config.gradient.backprop_fraction, streamed=streamed)
+        steps = runtime.gradient_steps(
+            layers, config.gradient.backprop_fraction, streamed=streamed, widths=session.sources.space.widths
+        )
         try:
             memory = step_memory(cast(BlendGradients, steps.gradients), prompts[0], len(prompts), room)
         except NoRoom as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -61,10 +61,17 @@ class Runtime:
         """The same, but trials that are clearly worse than the best are ended early."""
         return pruned(self.objective)
 
-    def gradient_steps(self, layers: Sequence[str], fraction: float, *, streamed: bool = False) -> FreshSteps:
+    def gradient_steps(
+        self,
+        layers: Sequence[str],
+        fraction: float,
+        *,
+        streamed: bool = False,
+        widths: Mapping[str, int] | None = None,
+    ) -> FreshSteps:
         """Score and gradient of a blend on the prompts of its step.
 
-        layers: those whose weights are searched. fraction, streamed: see `Differentiation`. The runtime must have been
+        layers: those whose weights are searched. widths: as `BlendGradients` wants them. fraction, streamed: see `Differentiation`. The runtime must have been
         loaded with `gradients`.
         """
         generator = cast(DifferentiableGenerator, self.generator)
@@ -74,7 +81,9 @@ class Runtime:
         metric = replace(self.exam.metric, kind="log_probability")
         how = Differentiation(fraction, streamed=streamed)
         return FreshSteps(
-            BlendGradients(self.live, generator, tagger, metric, how, layers=layers, floors=self.exam.floors),
+            BlendGradients(
+                self.live, generator, tagger, metric, how, layers=layers, widths=widths, floors=self.exam.floors
+            ),
             self.exam.step_prompts,
         )
 

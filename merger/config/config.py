@@ -39,7 +39,7 @@ from merger.layers.components import DENOISER, TEXT, components_problem
 from merger.layers.unet import COMMUNITY, BlockNames
 from merger.search.registry import CHOOSERS, no_method, sampler_names
 
-Granularity = Annotated[Literal["stage", "block", "module", "tensor"] | dict[str, str], TableOfLayers]
+Granularity = Annotated[Literal["stage", "block", "module", "tensor", "channel"] | dict[str, str], TableOfLayers]
 BaselineKind = Literal["uniform", "best_uniform", "greedy_soup"]
 ObjectiveKind = Literal["accuracy", "probability", "log_probability"]
 

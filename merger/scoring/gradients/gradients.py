@@ -23,7 +23,6 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from benchmark.evaluate.runner import Evaluation
-from benchmark.evaluate.scores import Floats
 from benchmark.images import to_bytes
 from benchmark.prompts.prompt_set import Prompt
 from benchmark.taggers.asking import logits_of
@@ -35,7 +34,7 @@ from merger.scoring.gradients.findings import StepFindings
 from merger.scoring.gradients.reduction import searched_parameters, weight_gradients
 from merger.scoring.gradients.sampling import DifferentiableGenerator, Differentiation
 from merger.scoring.objective import Metric
-from merger.search.space import Weights
+from merger.search.space import Floats, Weights
 from merger.search.trials import Score
 
 Gradient = dict[str, dict[str, float | Floats]]
