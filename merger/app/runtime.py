@@ -71,8 +71,8 @@ class Runtime:
     ) -> FreshSteps:
         """Score and gradient of a blend on the prompts of its step.
 
-        layers: those whose weights are searched. widths: as `BlendGradients` wants them. fraction, streamed: see `Differentiation`. The runtime must have been
-        loaded with `gradients`.
+        layers: those whose weights are searched. widths: as `BlendGradients` wants them. fraction, streamed: see
+        `Differentiation`. The runtime must have been loaded with `gradients`.
         """
         generator = cast(DifferentiableGenerator, self.generator)
         tagger = cast(DifferentiableTagger, self.exam.taggers[TAGGER])

@@ -92,7 +92,9 @@ class Config(Settings):
     granularity: Granularity = Field(
         default="block",
         description="Which tensors share one weight per donor: `stage`, `block` (the community's layer names), "
-        "`module`, `tensor`, or a table of your own (`pattern: layer`, in place or as a YAML file).",
+        "`module`, `tensor`, `channel`, or a table of your own (`pattern: layer`, in place or as a YAML file). At "
+        "`channel` each output channel of a matrix or convolution has a weight of its own, and every other tensor has "
+        "one; only gradients can search so many.",
     )
     block_names: BlockNames = Field(
         default=COMMUNITY,
