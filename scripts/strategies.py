@@ -24,6 +24,7 @@ from merger.app.session import Session
 from merger.config.config import Config
 from merger.config.loading import load_config
 from merger.scoring.gradients.sampling import Differentiation
+from merger.search.artifacts import Artifacts
 from merger.search.baselines import baselines_of
 from merger.search.locks import study_lock
 from merger.search.loop import search
@@ -135,12 +136,18 @@ def follow(session: Session, runtime: Runtime, folder: Path, strategy: Strategy,
         return list(_published(session, runtime, folder / "trials.jsonl", images))
     config, sources = session.config, session.sources
     space, choice = sources.space, choose_method(session)
-    storage = Run(folder).storage(config)
+    run = Run(folder)
+    storage = run.storage(config)
     identity = identity_of(config, sources, session.exam, choice)
     layers = sorted({layer for parameter in space.parameters for layer in parameter.layers})
     with study_lock(storage, "search"):
         study = open_study(
-            storage, "search", space, identity=identity, baselines=baselines_of(space, sources.base.name)
+            storage,
+            "search",
+            space,
+            identity=identity,
+            baselines=baselines_of(space, sources.base.name),
+            artifacts=Artifacts(run.artifacts),
         )
 
         def enough() -> bool:
@@ -149,7 +156,7 @@ def follow(session: Session, runtime: Runtime, folder: Path, strategy: Strategy,
             return sum(record.score.images for record in study.records()) >= images
 
         how = Differentiation(config.gradient.backprop_fraction, chain=config.gradient.chain)
-        steps = runtime.gradient_steps(layers, how) if choice.follows_gradients else None
+        steps = runtime.gradient_steps(layers, how, widths=space.widths) if choice.follows_gradients else None
         search(
             runtime.objective,
             study,

@@ -108,7 +108,10 @@ def make_parser() -> argparse.ArgumentParser:
         "merger merge recipe.json --output blend.safetensors",
     )
     merge.add_argument(
-        "recipe", type=Path, metavar="RECIPE.json", help="a JSON file with base, donors and weights by layer"
+        "recipe",
+        type=Path,
+        metavar="RECIPE.json",
+        help="a JSON file with base, donors and weights by layer, or a blend's .recipe.safetensors",
     )
     merge.add_argument("--output", type=Path, required=True, metavar="FILE", help="the file to write")
     _pickles(merge)

@@ -156,13 +156,15 @@ def export(args: argparse.Namespace) -> int:
     from merger.app.source_paths import local
     from merger.app.sources import open_sources
     from merger.export.forms import ExportOptions, is_folder
+    from merger.export.recipe_weights import beside
+    from merger.search.artifacts import Artifacts
     from merger.search.study import incumbent, read_study
     from merger.search.trials import STEP
 
     run = find_run(args.target)
     config = local(run.config())
     sources = open_sources(config)
-    study = read_study(run.storage(config), run.study_name(config))
+    study = read_study(run.storage(config), run.study_name(config), artifacts=Artifacts(run.artifacts))
     check_sources(study.identity, sources, run.name)
     result = run.result()
     if args.trial is not None:
@@ -187,6 +189,7 @@ def export(args: argparse.Namespace) -> int:
     output = args.output or run.folder / f"{name}{suffix}{'-denoiser' if args.denoiser_only else ''}{ending}"
     prompts = "the prompts of its step" if trial.role == STEP else "the search prompts"
     sweep(output.parent, output.name)
+    sweep(output.parent, beside(output).name)
     written = export_trial(sources, trial, output, how, identity=study.identity)
     print(
         json.dumps({"file": str(written), "trial": trial.number, "accuracy": trial.score.accuracy})
@@ -201,6 +204,7 @@ def merge(args: argparse.Namespace) -> int:
     from merger.checkpoints.compatibility import check_compatible, mixed_prediction, remarks
     from merger.export.forms import ExportOptions, export_as
     from merger.export.recipe_files import open_recipe
+    from merger.export.recipe_weights import beside
 
     recipe, base, donors = open_recipe(args.recipe, allow_pickle=args.allow_pickle)
     for remark in (*remarks((base, *donors), check_compatible(base, donors)), *mixed_prediction(base, donors)):
@@ -209,6 +213,7 @@ def merge(args: argparse.Namespace) -> int:
         args.dtype, args.denoiser_only, args.format, _configuration(args), args.mecha, nonfinite=args.nonfinite
     )
     sweep(args.output.parent, args.output.name)
+    sweep(args.output.parent, beside(args.output).name)
     written = export_as(recipe, args.output, how, base=base, donors=donors)
     print(json.dumps({"file": str(written)}) if args.json else _shown(written))
     return 0

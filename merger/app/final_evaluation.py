@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 
 from benchmark.evaluate.runner import Evaluation
@@ -16,6 +15,7 @@ from merger.scoring.objective import TAGGER, evaluate_blend
 from merger.scoring.reward_hacking import THUMBNAILS, Thumbnails, changed_taggers
 from merger.scoring.selection import SHOWN
 from merger.search.space import Weights
+from merger.weights import key_of
 
 
 class FinalEvaluation:
@@ -54,14 +54,14 @@ class FinalEvaluation:
         """The blends that will be evaluated on the prompts `which`, by name. One of several names has the first."""
         self.names = {}
         for name, weights in models:
-            self.names.setdefault(_key(weights), name)
+            self.names.setdefault(key_of(weights), name)
         self.done = 0
 
     def __call__(self, which: str, weights: Weights) -> Evaluation:
         """The evaluation of a blend on the prompts `which`; read from the run's folder if it was made before."""
         self.done += 1
         exam = self.runtime.exam
-        title = f"{which} {self.done} of {len(self.names)}: {self.names.get(_key(weights), 'a blend')}"
+        title = f"{which} {self.done} of {len(self.names)}: {self.names.get(key_of(weights), 'a blend')}"
         kept = self.caches[which].get(which, weights)
         if kept is not None:
             self._say(title, kept, " (made before)")
@@ -90,7 +90,3 @@ class FinalEvaluation:
     def _report(self, images: int, value: float) -> None:
         self.interrupt.stop_if_asked()
         self.progress.drawn(images, value)
-
-
-def _key(weights: Weights) -> str:
-    return json.dumps({layer: dict(row) for layer, row in weights.items()}, sort_keys=True)

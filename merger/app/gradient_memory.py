@@ -42,7 +42,7 @@ def fit_into_memory(session: Session, runtime: Runtime) -> GradientSearch:
         ways.append((ways[-1][0], math.inf))
     for streamed, room in ways:
         how = Differentiation(config.gradient.backprop_fraction, streamed=streamed, chain=config.gradient.chain)
-        steps = runtime.gradient_steps(layers, how)
+        steps = runtime.gradient_steps(layers, how, widths=session.sources.space.widths)
         try:
             memory = step_memory(cast(BlendGradients, steps.gradients), prompts[0], len(prompts), room)
         except NoRoom as error:

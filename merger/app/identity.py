@@ -23,6 +23,7 @@ from merger.layers.components import DENOISER
 from merger.layers.unet import EARLIER
 from merger.scoring.objective import TAGGER
 from merger.search.sampler_choice import Choice
+from merger.search.space import Parameter
 from merger.search.study import describe_difference
 
 MAY_CHANGE = {
@@ -93,7 +94,7 @@ def identity_of(config: Config, sources: BlendSources, exam: Exam, choice: Choic
     if config.pipeline is not None:
         named["pipeline"] = files_fingerprint(sorted(file for file in config.pipeline.rglob("*") if file.is_file()))
     named |= {key: _of_weights(path) for key in ("vae", "text_encoders_from") if (path := getattr(config, key))}
-    named["weights searched"] = [asdict(parameter) for parameter in sources.space.parameters]
+    named["weights searched"] = [_searched(parameter) for parameter in sources.space.parameters]
     named["frozen"] = dict(sources.space.fixed)
     named["negative prompt"] = config.negative_prompt
     for which, prompts in exam.prompts.items():
@@ -106,6 +107,11 @@ def identity_of(config: Config, sources: BlendSources, exam: Exam, choice: Choic
         if key in _ALWAYS or value != Config.model_fields[key].get_default(call_default_factory=True):
             named[key] = value.model_dump() if isinstance(value, Settings) else value
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in named.items()}
+
+
+def _searched(parameter: Parameter) -> dict[str, Any]:
+    """A parameter without its width if that is 1, which earlier versions took for granted."""
+    return {key: value for key, value in asdict(parameter).items() if key != "width" or value != 1}
 
 
 def _by_value() -> list[str]:

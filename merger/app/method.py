@@ -4,28 +4,34 @@ from __future__ import annotations
 
 from benchmark.taggers.tagger import Tagger
 from merger.app.session import Session
-from merger.errors import StudyError
+from merger.errors import ConfigError, StudyError
 from merger.scoring.objective import TAGGER
 from merger.search.adam import AdamSettings
 from merger.search.baselines import most_trials
 from merger.search.sampler_choice import Choice, choose
+from merger.search.samplers import too_wide
 from merger.search.study import SearchSettings
 
 
 def choose_method(session: Session, no_gradients: str = "") -> Choice:
     """The sampler for this search, and why it is taken.
 
-    no_gradients: why the search must do without gradients although its tagger has them; '' if it need not.
+    no_gradients: why the search must do without gradients although its tagger has them; '' if it need not. Raises
+    `ConfigError` for weights by channel without gradients, which no sampler could search.
     """
     config, space = session.config, session.sources.space
     tagger = session.exam.taggers[TAGGER]
-    return choose(
+    why_not = _not_differentiable(tagger) or no_gradients
+    choice = choose(
         config.method,
         tagger=tagger.name,
-        no_gradients=_not_differentiable(tagger) or no_gradients,
-        weights=len(space.parameters),
+        no_gradients=why_not,
+        weights=space.size,
         trials=max(config.trials - most_trials(space, config.baselines), 0),
     )
+    if space.wide and not choice.follows_gradients:
+        raise ConfigError(too_wide(choice.method, space) + (f" ({why_not})" if why_not else ""))
+    return choice
 
 
 def choose_as_begun(session: Session, choice: Choice, begun: str | None, name: str, no_gradients: str) -> Choice:

@@ -8,10 +8,12 @@ from merger.app.runs import Run
 from merger.app.scored_files import export_trial
 from merger.app.session import Session
 from merger.export.forms import ExportOptions, is_folder
+from merger.export.recipe_weights import beside
 from merger.report.report import ReportInput, write_report, write_samples
 from merger.scoring.objective import TAGGER
 from merger.scoring.selection import SHOWN, Selection
 from merger.search.trials import TrialRecord
+from merger.weights import by_channel, means
 
 
 def write_outputs(
@@ -29,6 +31,8 @@ def write_outputs(
     base = session.sources.base
     best = run.folder / ("best" if is_folder(base) else "best.safetensors")
     export_trial(session.sources, selection.winner, best, ExportOptions(replace_folder=True), identity=identity)
+    if by_channel(selection.winner.weights):  # too many for a table, which has their means
+        selection.result["winner"]["weights_file"] = beside(best).relative_to(run.folder).as_posix()
     # The models are sorted by accuracy. The best parent may be the base, which is shown anyway.
     donor = next(model["name"] for model in selection.result["models"] if model["role"] == "donor")
     samples = {
@@ -41,7 +45,7 @@ def write_outputs(
     shown = ReportInput(
         result=selection.result,
         records=records,
-        weights=selection.winner.weights,
+        weights=means(selection.winner.weights),
         space=session.sources.space,
         base=base.name,
         samples=samples,
@@ -65,7 +69,7 @@ def _settings(session: Session, method: str) -> dict[str, str]:
         "donors": ", ".join(space.donors),
         "granularity": f"{granularity}: {len(space.layers)} layers",
         **({"blended": "denoiser and text encoders"} if config.blends_text else {}),
-        "method": f"{method}, {len(space.parameters)} free weights",
+        "method": f"{method}, {space.size} free weights",
         "tagger": f"{session.exam.taggers[TAGGER].name}, threshold {config.tagger_threshold:g}",
         "sampling": f"{config.steps} steps, guidance {config.guidance:g}, {config.size[0]} x {config.size[1]} pixels",
         "seed": str(config.seed),

@@ -23,6 +23,7 @@ from merger.errors import InputError, NoRoom
 from merger.report.progress import SearchProgress
 from merger.scoring.evaluation_cache import spent_on
 from merger.scoring.selection import select_winner
+from merger.search.artifacts import Artifacts
 from merger.search.baselines import baselines_of, most_trials, outcomes
 from merger.search.loop import search
 from merger.search.registry import sampler_named
@@ -176,7 +177,7 @@ def _say_beginning(
         progress.say(f"method: {method}, {why}")
     progress.say(
         f"{run.name}: {len(sources.space.layers)} layers x {len(sources.donors)} donors, "
-        f"{len(sources.space.parameters)} weights by {method}, {prompts} prompts a trial, {session.device}; "
+        f"{sources.space.size} weights by {method}, {prompts} prompts a trial, {session.device}; "
         f"{len(study.records())} trials done"
     )
     most = most_trials(sources.space, session.config.baselines)
@@ -196,7 +197,15 @@ def _open(session: Session, run: Run, identity: Mapping[str, str], *, new: bool,
     storage, name = run.storage(config), run.study_name(config)
     baselines = baselines_of(sources.space, sources.base.name, config.baselines)
     try:
-        study = open_study(storage, name, sources.space, identity=identity, baselines=baselines, create=create)
+        study = open_study(
+            storage,
+            name,
+            sources.space,
+            identity=identity,
+            baselines=baselines,
+            create=create,
+            artifacts=Artifacts(run.artifacts),
+        )
     except InputError:
         if new:
             shutil.rmtree(run.folder)

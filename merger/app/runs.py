@@ -60,6 +60,11 @@ class Run:
         return self.folder / "study.db"
 
     @property
+    def artifacts(self) -> Path:
+        """Weights by channel of the study's trials, and what its sampler remembers."""
+        return self.folder / "artifacts"
+
+    @property
     def samples(self) -> Path:
         """Images of base, best donor and winner."""
         return self.folder / "samples"
@@ -188,7 +193,7 @@ class Run:
         """
         with ExitStack() as locks:
             locks.enter_context(self.lock())
-            for folder in (self.folder, self.samples, self.scores):
+            for folder in (self.folder, self.samples, self.scores, self.artifacts):
                 sweep(folder)
             try:
                 locks.enter_context(study_lock(storage, study))

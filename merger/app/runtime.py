@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -61,10 +61,13 @@ class Runtime:
         """The same, but trials that are clearly worse than the best are ended early."""
         return pruned(self.objective)
 
-    def gradient_steps(self, layers: Sequence[str], how: Differentiation) -> FreshSteps:
+    def gradient_steps(
+        self, layers: Sequence[str], how: Differentiation, *, widths: Mapping[str, int] | None = None
+    ) -> FreshSteps:
         """Score and gradient of a blend on the prompts of its step.
 
-        layers: those whose weights are searched. The runtime must have been loaded with `gradients`.
+        layers: those whose weights are searched. widths: as `BlendGradients` wants them. The runtime must have been
+        loaded with `gradients`.
         """
         generator = cast(DifferentiableGenerator, self.generator)
         tagger = cast(DifferentiableTagger, self.exam.taggers[TAGGER])
@@ -72,7 +75,9 @@ class Runtime:
         # at all.
         metric = replace(self.exam.metric, kind="log_probability")
         return FreshSteps(
-            BlendGradients(self.live, generator, tagger, metric, how, layers=layers, floors=self.exam.floors),
+            BlendGradients(
+                self.live, generator, tagger, metric, how, layers=layers, widths=widths, floors=self.exam.floors
+            ),
             self.exam.step_prompts,
         )
 

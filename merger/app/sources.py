@@ -15,6 +15,7 @@ from merger.checkpoints.weight_files import refuse_pickled_base
 from merger.config.config import Config
 from merger.errors import ConfigError
 from merger.export.recipe import Recipe
+from merger.layers.channels import CHANNEL, widths
 from merger.layers.grouping import group
 from merger.layers.unet import COMMUNITY, BlockNames
 from merger.search.space import Space, Weights, make_space
@@ -73,6 +74,7 @@ def open_sources(config: Config) -> BlendSources:
             "components: no donor has a text encoder, so there is none to blend: leave out 'text_encoder'"
         )
     layers = group(base.blended, config.granularity, config.block_names)
+    shapes = {name: info.shape for name, info in base.blended.items()}
     own_bounds = zip(config.donor_names, config.donors, strict=True)
     space = make_space(
         tuple(layers),
@@ -81,5 +83,6 @@ def open_sources(config: Config) -> BlendSources:
         donor_bounds={name: donor.bounds for name, donor in own_bounds if donor.bounds is not None},
         frozen=config.frozen,
         tied=config.tied,
+        widths=widths(layers, shapes) if config.granularity == CHANNEL else None,
     )
     return BlendSources(base, donors, layers, space, config.granularity, config.components, config.block_names)

@@ -4,7 +4,7 @@
     D   donors
     b   base                            [P]
     d_i difference of donor i           [P], donor - base (`merger.blend.differences`)
-    w_i weight of donor i; any real number
+    w_i weight of donor i; any real number, or one for each of the C rows that P elements make up
 
     blended = b + w_1 d_1 + ... + w_D d_D
 
@@ -12,19 +12,22 @@ Every step is one float32 operation rounded on its own, in the order of the dono
 apart on purpose: fused into one they would round once less, on some devices and some lengths only, and a blend rebuilt
 tensor by tensor from disk would not be, bit for bit, the one that was scored in memory. Three exact consequences: if
 all weights are 0, the result is the base; if one weight is 1 and the rest are 0, it is that donor; and where the donors
-agree with the base nothing changes, whatever the weights.
+agree with the base nothing changes, whatever the weights. With weights by row, every row is bit for bit what it would
+be if the whole tensor had that row's weights.
 """
 
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from merger.blend.differences import Difference
+from merger.weights import Channels, Weight, is_finite
 
 # Elements blended at a time; not a bit of the result depends on it. On a CPU three float32 vectors of this length stay
 # in the caches and the calls' own cost is small beside the work (measured: scripts/measure_blend.py); a GPU wants as
@@ -36,7 +39,7 @@ GPU_CHUNK = 1 << 24
 def blend(
     base: Tensor,
     differences: Sequence[Difference],
-    weights: Sequence[float],
+    weights: Sequence[Weight],
     *,
     dtype: torch.dtype | None = None,
     chunk: int | None = None,
@@ -44,9 +47,10 @@ def blend(
 ) -> Tensor:
     """Blend flat tensors: `base + sum(weight * difference)`.
 
-    base: [P]. differences: D of [P] each. weights: [D], finite. clamp: whether values beyond the range of the dtype
-    become its largest number instead of infinite. Returns a new [P] of `dtype` (the base's own by default) on the
-    base's device. Raises ValueError on lengths that do not agree and on weights that are not finite.
+    base: [P]. differences: D of [P] each. weights: [D], finite; a weight by channel has C numbers, for C rows of P / C
+    elements. clamp: whether values beyond the range of the dtype become its largest number instead of infinite. Returns
+    a new [P] of `dtype` (the base's own by default) on the base's device. Raises ValueError on lengths that do not
+    agree and on weights that are not finite.
     """
     through = dtype or base.dtype
     if not clamp:
@@ -64,7 +68,7 @@ def blend_into(
     out: Tensor,
     base: Tensor,
     differences: Sequence[Difference],
-    weights: Sequence[float],
+    weights: Sequence[Weight],
     *,
     stored: torch.dtype | None = None,
     chunk: int | None = None,
@@ -79,10 +83,14 @@ def blend_into(
     shapes = [tuple(tensor.shape) for tensor in (out, base, *(difference.donor for difference in differences))]
     if len(set(shapes)) != 1 or base.dim() != 1:
         raise ValueError(f"a blend takes flat tensors of one length, not {shapes}")
-    if not all(math.isfinite(weight) for weight in weights):
+    if not all(is_finite(weight) for weight in weights):
         raise ValueError(f"weights must be finite numbers, not {list(weights)}")
-    active = [(each, _as_float32(weight)) for each, weight in zip(differences, weights, strict=True) if weight != 0]
     through = stored or out.dtype
+    if any(isinstance(weight, Channels) for weight in weights):
+        _blend_rows(out, base, differences, weights, through, chunk or (GPU_CHUNK if out.is_cuda else CPU_CHUNK))
+        return
+    numbers = [weight for weight in weights if not isinstance(weight, Channels)]
+    active = [(each, _as_float32(weight)) for each, weight in zip(differences, numbers, strict=True) if weight != 0]
     if not active or (len(active) == 1 and active[0][1] == 1.0):
         source = active[0][0].donor if active else base
         out.copy_(rounded(source, through))
@@ -97,10 +105,83 @@ def blend_into(
         for difference, weight in active:
             difference.write(added, origin, here).mul_(weight)
             so_far = torch.add(so_far, added, out=total)
-        if through.itemsize > 1 and through in (torch.float32, out.dtype):
-            out[here].copy_(total)
-        else:
-            out[here].copy_(rounded(total, through))
+        _store(out[here], total, through)
+
+
+def _blend_rows(
+    out: Tensor,
+    base: Tensor,
+    differences: Sequence[Difference],
+    weights: Sequence[Weight],
+    through: torch.dtype,
+    step: int,
+) -> None:
+    """`blend_into` for weights by row: the same operations in the same order, on chunks of whole rows.
+
+    A donor of weight 0 in a row leaves that row as it is, and a row that is one source alone is copied, exactly as with
+    one weight for all rows. through: the dtype that results are rounded to first. step: elements in a chunk, about.
+    """
+    counts = {len(weight) for weight in weights if isinstance(weight, Channels)}
+    rows = max(counts)
+    if len(counts) > 1 or out.numel() % rows:
+        raise ValueError(f"weights of {sorted(counts)} rows do not fit a tensor of {out.numel()} elements")
+    if not out.numel():
+        return
+    columns, device = out.numel() // rows, out.device
+    active = np.stack([_rows_that_matter(weight, rows) for weight in weights])  # [D, rows]
+    numbers = np.stack([_as_rows(weight, rows) for weight in weights])  # [D, rows] float32
+    used = [
+        (difference, torch.tensor(number, device=device)[:, None], torch.tensor(acts, device=device)[:, None], acts)
+        for difference, number, acts in zip(differences, numbers, active, strict=True)
+        if acts.any()
+    ]
+    several = min(max(step // columns, 1), rows)
+    scratch = torch.empty((3, several, columns), dtype=torch.float32, device=device)
+    for first in range(0, rows, several):
+        some = slice(first, min(first + several, rows))
+        here = slice(some.start * columns, some.stop * columns)
+        total, origin, added = scratch[:, : some.stop - first]
+        origin.copy_(base[here].view(-1, columns))
+        so_far = origin
+        for difference, number, acts, acting in used:
+            difference.write(added.view(-1), origin.view(-1), here)
+            added.mul_(number[some])
+            if acting[some].all():
+                so_far = torch.add(so_far, added, out=total)
+            else:  # adding 0 would change -0, and 0 times infinity is no number
+                so_far = torch.where(acts[some], torch.add(so_far, added, out=added), so_far, out=total)
+        _store(out[here], so_far.view(-1), through)
+    count = active.sum(axis=0)
+    _copy_rows(out.view(rows, columns), base, np.flatnonzero(count == 0), through)
+    alone = (count == 1) & (np.where(active, numbers, 0) == 1).any(axis=0)
+    for difference, acts in zip(differences, active, strict=True):
+        _copy_rows(out.view(rows, columns), difference.donor, np.flatnonzero(alone & acts), through)
+
+
+def _rows_that_matter(weight: Weight, rows: int) -> NDArray[np.bool_]:
+    return np.asarray(weight.values != 0) if isinstance(weight, Channels) else np.full(rows, weight != 0)
+
+
+def _as_rows(weight: Weight, rows: int) -> NDArray[np.float32]:
+    return weight.values if isinstance(weight, Channels) else np.full(rows, weight, dtype=np.float32)
+
+
+def _copy_rows(out: Tensor, source: Tensor, rows: NDArray[np.intp], through: torch.dtype) -> None:
+    """Set these rows of `out` [rows, columns] to those of `source` [P]. As bytes, which can be indexed in any dtype."""
+    if not rows.size:
+        return
+    at = torch.from_numpy(rows)
+    chosen = source.reshape(out.shape).view(torch.uint8)[at.to(source.device)].view(source.dtype)
+    values = rounded(chosen, through).to(device=out.device, dtype=out.dtype)
+    out.view(torch.uint8)[at.to(out.device)] = values.view(torch.uint8)
+
+
+def _store(out: Tensor, values: Tensor, through: torch.dtype) -> None:
+    """Round `values`, float32, to `through` and write them into `out`."""
+    if through.itemsize > 1 and through in (torch.float32, out.dtype):
+        out.copy_(values)
+    else:
+        out.copy_(rounded(values, through))
 
 
 def rounded(values: Tensor, dtype: torch.dtype, *, clamp: bool = False) -> Tensor:

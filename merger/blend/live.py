@@ -28,8 +28,8 @@ from merger.checkpoints.names.text import bare_name
 from merger.checkpoints.source import Source
 from merger.checkpoints.text_encoders import component_of
 from merger.errors import BlendNotApplied, CheckpointError, ConfigError, did_you_mean
+from merger.weights import Channels, Weight, Weights, matters
 
-Weights = Mapping[str, Mapping[str, float]]
 Read = Callable[[], tuple[Tensor, tuple[Difference, ...]]]
 """Gives a parameter's values in the base [P], and what each of the D donors adds to them."""
 
@@ -82,7 +82,7 @@ class LiveDenoiser:
             for layer, names in layers.items()
         }
         self._text_layers = {layer for layer, names in layers.items() if any(component_of(name) for name in names)}
-        self.weights: dict[str, tuple[float, ...]] = {}
+        self.weights: dict[str, tuple[Weight, ...]] = {}
         self._digests: dict[str, bytes] = {}
         self.checksum = self.restore()
 
@@ -122,8 +122,9 @@ class LiveDenoiser:
     def apply(self, weights: Weights) -> str:
         """Make the module the blend of these weights: {layer: {donor: weight}}; weights that are missing are 0.
 
-        Returns the checksum of the live weights, 32 hex digits: the same blend gives the same one on any device.
-        Raises ConfigError for an unknown layer or donor, and BlendNotApplied if the module does not hold the blend
+        A layer of one tensor may have weights by channel. Returns the checksum of the live weights, 32 hex digits: the
+        same blend gives the same one on any device. Raises ConfigError for an unknown layer or donor and for channels
+        that are not the tensor's, and BlendNotApplied if the module does not hold the blend
         afterwards; the module's state is then undefined until `restore`.
         """
         for layer in weights:
@@ -147,11 +148,15 @@ class LiveDenoiser:
         """Make the module the base again, bit for bit. Returns its checksum."""
         return self.apply({})
 
-    def _row(self, layer: str, row: Mapping[str, float]) -> tuple[float, ...]:
-        for donor in row:
+    def _row(self, layer: str, row: Mapping[str, Weight]) -> tuple[Weight, ...]:
+        shapes = [tuple(parameter.shape) for parameter in self._layers[layer].parameters.values()]
+        for donor, weight in row.items():
             if donor not in self.donors:
                 raise ConfigError(f"{layer}: '{donor}' is not a donor.{did_you_mean(donor, self.donors)}")
-        return tuple(float(row.get(donor, 0.0)) for donor in self.donors)
+            if isinstance(weight, Channels) and (len(shapes) > 1 or shapes[0][:1] != (len(weight),)):
+                raise ConfigError(f"{layer}: {len(weight)} weights by channel do not fit tensors of {shapes[:3]}")
+        given = (row.get(donor, 0.0) for donor in self.donors)
+        return tuple(weight if isinstance(weight, Channels) else float(weight) for weight in given)
 
     def _check_views(self) -> None:
         """Raise BlendNotApplied unless the module's parameters are still the views into our buffers."""
@@ -173,7 +178,7 @@ class LiveDenoiser:
             state |= {name: tensor for name, tensor in named.items() if name in self._text_names}
         return state
 
-    def _check_blend(self, layer: str, row: tuple[float, ...]) -> None:
+    def _check_blend(self, layer: str, row: tuple[Weight, ...]) -> None:
         held = self._layers[layer]
         afresh = replace(held, live=torch.zeros_like(held.live), parameters={})
         _blend_layer(afresh, row)
@@ -223,8 +228,8 @@ def _lay_out(parameters: Mapping[str, Tensor], sources: Sequence[Source], hold: 
     return _Layer(live, held, dict(parameters), places)
 
 
-def _blend_layer(layer: _Layer, row: Sequence[float]) -> None:
-    used = [column for column, weight in enumerate(row) if weight != 0]
+def _blend_layer(layer: _Layer, row: Sequence[Weight]) -> None:
+    used = [column for column, weight in enumerate(row) if matters(weight)]
     for span in layer.held.spans:
         base, differences = layer.held.read(span, used)
         blend_into(layer.live[span.start : span.end], base, differences, [row[i] for i in used], stored=span.stored)

@@ -32,6 +32,7 @@ def origin_of(metadata: Mapping[str, str], where: str) -> Origin | None:
     try:
         recipe = json.loads(metadata[METADATA_KEY])
         weighed = {donor for row in recipe["weights"].values() for donor, weight in row.items() if weight != 0}
+        weighed |= set(recipe.get("channels", {}).get("donors", ()))  # whose weights are in a file of their own
         donors = [str(donor["name"]) for donor in recipe["donors"] if donor["name"] in weighed]
         return Origin(str(recipe["version"]), (str(recipe["base"]["name"]), *donors))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

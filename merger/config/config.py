@@ -39,7 +39,7 @@ from merger.layers.components import DENOISER, TEXT, components_problem
 from merger.layers.unet import COMMUNITY, BlockNames
 from merger.search.registry import CHOOSERS, no_method, sampler_names
 
-Granularity = Annotated[Literal["stage", "block", "module", "tensor"] | dict[str, str], TableOfLayers]
+Granularity = Annotated[Literal["stage", "block", "module", "tensor", "channel"] | dict[str, str], TableOfLayers]
 BaselineKind = Literal["uniform", "best_uniform", "greedy_soup"]
 ObjectiveKind = Literal["accuracy", "probability", "log_probability"]
 
@@ -92,7 +92,9 @@ class Config(Settings):
     granularity: Granularity = Field(
         default="block",
         description="Which tensors share one weight per donor: `stage`, `block` (the community's layer names), "
-        "`module`, `tensor`, or a table of your own (`pattern: layer`, in place or as a YAML file).",
+        "`module`, `tensor`, `channel`, or a table of your own (`pattern: layer`, in place or as a YAML file). At "
+        "`channel` each output channel of a matrix or convolution has a weight of its own, and every other tensor has "
+        "one; only gradients can search so many.",
     )
     block_names: BlockNames = Field(
         default=COMMUNITY,

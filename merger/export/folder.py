@@ -21,8 +21,9 @@ from merger.checkpoints.text_encoders import TEXT_FILE, components_of
 from merger.errors import CheckpointError
 from merger.export.layout import DTYPES, Form
 from merger.export.recipe import Recipe
+from merger.export.recipe_weights import beside, weights_beside
 from merger.export.values import Nonfinite, ValueCheck
-from merger.export.write import write_file
+from merger.export.write import as_written, write_file
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 _HEAVY = (".safetensors", ".bin", ".ckpt", ".pt", ".msgpack", ".onnx", ".safetensors.index.json")
@@ -56,6 +57,7 @@ def export_folder(
     text = components_of(base.text)
     values = ValueCheck(nonfinite)
     values.sources(recipe, base, donors)
+    recipe = as_written(recipe, dtype, values)
     with whole_or_nothing(output) as partial:
         if base.layout == "folder":
             _copy(base.path, partial, text)
@@ -64,18 +66,19 @@ def export_folder(
         inside = next((partial / part for part in ("unet", "transformer") if (partial / part).is_dir()), partial)
         files: dict[Form, Path] = {"diffusers": inside / WEIGHTS}
         files |= {cast(Form, component): partial / component / TEXT_FILE for component in text}
-        for form, file in files.items():
-            write_file(
-                recipe,
-                file,
-                base=base,
-                donors=donors,
-                dtype=dtype,
-                form=form,
-                extra_metadata=extra_metadata,
-                title=output.name,
-                values=values,
-            )
+        with weights_beside(recipe, beside(partial)) as channels:
+            for form, file in files.items():
+                write_file(
+                    recipe,
+                    file,
+                    base=base,
+                    donors=donors,
+                    form=form,
+                    extra_metadata=extra_metadata,
+                    title=output.name,
+                    values=values,
+                    channels=channels,
+                )
     return output
 
 

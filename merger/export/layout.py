@@ -24,6 +24,7 @@ from merger.errors import RecipeError, did_you_mean
 from merger.export.recipe import Recipe, RecipeSource
 from merger.layers.components import TEXT
 from merger.layers.grouping import group
+from merger.weights import Channels, Weight, matters
 
 DTYPES = dtypes()
 # base: every tensor of the base's files, under its keys. denoiser: those of the denoiser, and the markers that say how
@@ -77,12 +78,19 @@ class Layout:
             raise RecipeError(f"the recipe weighs '{unknown[0]}', not a layer here.{did_you_mean(unknown[0], layers)}")
         rows = {layer: [recipe.weights.get(layer, {}).get(d.name, 0.0) for d in self.donors] for layer in layers}
         self.weights = {name: rows[layer] for layer, names in layers.items() for name in names}
+        for name, row in self.weights.items():
+            counts = {len(weight) for weight in row if isinstance(weight, Channels)}
+            if counts - {base.blended[name].shape[0] if base.blended[name].shape else 1}:
+                raise RecipeError(
+                    f"the recipe has {sorted(counts)} weights by channel for '{name}', which is "
+                    f"{list(base.blended[name].shape)}."
+                )
         self.dtype = DTYPES.get(recipe.dtype)
         self.key_rows = key_rows_of(base)
         self.form = form
         self.clamp = recipe.clamp
         self.clamped: list[str] = []
-        if form in DENOISER_FORMS and (lost := [name for name in base.text if any(self.weights[name])]):
+        if form in DENOISER_FORMS and (lost := [name for name in base.text if any(map(matters, self.weights[name]))]):
             raise RecipeError(
                 f"the blend changes text encoders as well ('{lost[0]}'), which a file of the denoiser alone would lose."
             )
@@ -167,10 +175,16 @@ class Layout:
         self, name: str, kept: Tensor, rows: slice, dtype: torch.dtype, *, turned: bool = False, clamp: bool
     ) -> Tensor:
         """Rows of one tensor, blended, flat. kept: the base's. turned: with its dimensions exchanged, as `kept` is."""
-        used = [(donor, weight) for donor, weight in zip(self.donors, self.weights[name], strict=True) if weight != 0]
+        given = zip(self.donors, self.weights[name], strict=True)
+        used = [(donor, _of_rows(weight, rows)) for donor, weight in given if matters(weight)]
+        weights = [weight for _, weight in used]
         read = [_rows(donor.read(name), rows) for donor, _ in used]
+        if turned and any(isinstance(weight, Channels) for weight in weights):  # as the network has it, then back
+            own = [Difference(tensor.reshape(-1)) for tensor in read]
+            made = blend(kept.T.reshape(-1), own, weights, dtype=dtype, clamp=clamp)
+            return made.reshape(kept.T.shape).T.reshape(-1)
         differences = [Difference((tensor.T if turned else tensor).reshape(-1)) for tensor in read]
-        return blend(kept.reshape(-1), differences, [weight for _, weight in used], dtype=dtype, clamp=clamp)
+        return blend(kept.reshape(-1), differences, weights, dtype=dtype, clamp=clamp)
 
     def _dtype_of(self, stored: torch.dtype) -> torch.dtype:
         return self.dtype if self.dtype is not None and stored in FLOATING else stored
@@ -209,6 +223,10 @@ def changed_source(found: Checkpoint, source: RecipeSource) -> str:
         f"{found.path}: not the '{source.name}' of the recipe: its SHA-256 begins {found.sha256[:12]}, "
         f"the recipe's {source.sha256[:12]}."
     )
+
+
+def _of_rows(weight: Weight, rows: slice) -> Weight:
+    return weight if rows == slice(None) or not isinstance(weight, Channels) else Channels(weight.values[rows])
 
 
 def _rows(tensor: Tensor, rows: slice) -> Tensor:

@@ -18,6 +18,7 @@ from merger.checkpoints.names.unet import DENOISER_PREFIX
 from merger.errors import RecipeError
 from merger.export.layout import Layout
 from merger.export.recipe import Recipe
+from merger.weights import Channels
 
 _VERSION = "version 0.1.0"
 _HOMES = (DENOISER_PREFIX, "cond_stage_model.", "conditioner.", "text_encoders.")
@@ -105,9 +106,11 @@ def _weights(layout: Layout, column: int) -> dict[str, float]:
     weights: dict[str, float] = {}
     for key, rows in layout.key_rows.items():
         found = {layout.weights[part.name][column] for part in rows}
-        if len(found) > 1:
-            raise RecipeError(f"--mecha: '{key}' has {len(found)} different weights, and sd-mecha takes one a tensor.")
-        weights[key] = found.pop()
+        weight = found.pop()
+        if found or isinstance(weight, Channels):
+            count = len(weight) if isinstance(weight, Channels) else 1 + len(found)
+            raise RecipeError(f"--mecha: '{key}' has {count} different weights, and sd-mecha takes one a tensor.")
+        weights[key] = weight
     return weights
 
 

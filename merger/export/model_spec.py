@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from merger.checkpoints.families import family_named
 from merger.export.recipe import Recipe
+from merger.weights import as_json, by_channel
 
 HASH_KEY = "modelspec.hash_sha256"
 UNKNOWN_HASH = "0x" + "0" * 64  # as long as every other, so that the true one can take its place
@@ -128,7 +129,7 @@ def _automatic1111(recipe: Recipe, used: Sequence[Described], title: str) -> dic
         "interp_method": "weights per layer",
         "custom_name": title,
         "granularity": recipe.granularity if isinstance(recipe.granularity, str) else dict(recipe.granularity),
-        "weights": {layer: dict(row) for layer, row in recipe.weights.items()},
+        "weights": "by channel, in a file of their own" if by_channel(recipe.weights) else as_json(recipe.weights),
     }
     if recipe.granularity == "block":
         said["block_names"] = recipe.block_names

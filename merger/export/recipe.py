@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
+
+import numpy as np
 
 from benchmark.hub_ids import id_of
 from benchmark.reading import no_repeats
 from merger.checkpoints.recipe_metadata import METADATA_KEY
 from merger.errors import RecipeError, did_you_mean
+from merger.layers.channels import CHANNEL
 from merger.layers.components import DENOISER, components_problem
 from merger.layers.unet import BLOCK_NAMES, COMMUNITY, EARLIER, BlockNames
 from merger.version import __version__
+from merger.weights import Channels, Weight, Weights, by_channel, is_finite, matters
+
+CHANNELS = "channels"
+"""The key of a recipe in JSON under which a `WeightsFile` is."""
 
 DTYPES = ("base", "fp16", "bf16", "fp32")
 METHODS = ("linear",)
@@ -51,12 +57,40 @@ class RecipeSource:
 
 
 @dataclass(frozen=True)
+class WeightsFile:
+    """What a recipe in JSON says instead of weights by channel, which are in a file of their own.
+
+    file: its name; empty in that file itself. sha256: of its bytes (hex). donors: those with a weight, in the order of
+    the file's rows. `merger.export.recipe_weights` writes and reads such files.
+    """
+
+    file: str
+    sha256: str
+    donors: tuple[str, ...]
+
+    @classmethod
+    def in_json(cls, text: str) -> WeightsFile | None:
+        """What a recipe says; None if it holds its weights itself. Raises RecipeError for what is no such table."""
+        table = _parsed(text)
+        if not isinstance(table, dict) or CHANNELS not in table:
+            return None
+        said = _exactly(table[CHANNELS], {"file", "sha256", "donors"}, f"recipe: '{CHANNELS}'")
+        if not isinstance(said["donors"], list):
+            raise RecipeError(f"recipe: '{CHANNELS}': 'donors' must be a list")
+        names = [_text(name, f"recipe: '{CHANNELS}': a donor") for name in said["donors"]]
+        file, sha256 = (_text(said[key], f"recipe: '{CHANNELS}': '{key}'") for key in ("file", "sha256"))
+        if Path(file).name != file:
+            raise RecipeError(f"recipe: '{CHANNELS}': '{file[:80]}' is no name of a file")
+        return cls(file, sha256, tuple(names))
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A blend, in writing.
 
     granularity: one of `merger.layers.grouping.GRANULARITIES`, or the table {pattern: layer} itself, in its order.
-    weights: {layer: {donor name: weight}}; weights that are missing are 0. dtype: `base` (every tensor as the base file
-    has it) or `fp16`, `bf16`, `fp32` for all floating tensors. method: `linear`, as in `merger.blend.arithmetic`.
+    weights: {layer: {donor name: weight}}; weights that are missing are 0; arrays at granularity `channel`. dtype:
+    `base` (every tensor as the base file has it) or `fp16`, `bf16`, `fp32` for all floating tensors. method: `linear`.
     version: of this program. components: what is blended, some of `merger.layers.components.COMPONENTS`. clamp: whether
     values beyond the range of a tensor's type become its largest number, instead of infinite. block_names: whose names
     of a U-Net's blocks the weights have, for granularity `block`. Raises RecipeError for an unknown dtype, method,
@@ -66,7 +100,7 @@ class Recipe:
     base: RecipeSource
     donors: tuple[RecipeSource, ...]
     granularity: str | Mapping[str, str]
-    weights: Mapping[str, Mapping[str, float]]
+    weights: Weights
     dtype: str = "base"
     method: str = "linear"
     version: str = __version__
@@ -91,8 +125,11 @@ class Recipe:
             for donor, weight in row.items():
                 if donor not in names:
                     raise RecipeError(f"recipe: {layer} weighs '{donor}', not a donor.{did_you_mean(donor, names)}")
-                if not math.isfinite(weight):
-                    raise RecipeError(f"recipe: the weight of '{donor}' in {layer} is {weight}")
+                if not is_finite(weight):
+                    found = "not finite in every channel" if isinstance(weight, Channels) else weight
+                    raise RecipeError(f"recipe: the weight of '{donor}' in {layer} is {found}")
+                if isinstance(weight, Channels) and self.granularity != CHANNEL:
+                    raise RecipeError(f"recipe: {layer} has weights by channel, which need granularity '{CHANNEL}'")
 
     @classmethod
     def of(
@@ -100,7 +137,7 @@ class Recipe:
         base: SourceLike,
         donors: Sequence[SourceLike],
         granularity: str | Mapping[str, str],
-        weights: Mapping[str, Mapping[str, float]],
+        weights: Weights,
         dtype: str = "base",
         components: Sequence[str] = (DENOISER,),
         block_names: BlockNames = COMMUNITY,
@@ -111,22 +148,29 @@ class Recipe:
             for each in (base, *donors)
         ]
         rows = {layer: dict(row) for layer, row in weights.items()}
+        if by_channel(rows):  # they are kept as float32, which blends are made with anyway
+            rows = {layer: {donor: _float32(weight) for donor, weight in row.items()} for layer, row in rows.items()}
         of = {"components": tuple(components), "block_names": block_names}
         return cls(noted[0], tuple(noted[1:]), granularity, rows, dtype, **of)  # type: ignore[arg-type]
 
     @property
     def used(self) -> tuple[RecipeSource, ...]:
         """Donors with a weight other than 0 in any layer: those that a rebuild needs."""
-        heavy = {donor for row in self.weights.values() for donor, weight in row.items() if weight != 0}
+        heavy = {donor for row in self.weights.values() for donor, weight in row.items() if matters(weight)}
         return tuple(donor for donor in self.donors if donor.name in heavy)
 
-    def to_json(self) -> str:
-        """One line of JSON, from which numbers are read back exactly."""
+    def to_json(self, channels: WeightsFile | None = None) -> str:
+        """One line of JSON, from which numbers are read back exactly.
+
+        channels: where the weights are, for a recipe with weights by channel. Raises RecipeError if it is not said.
+        """
+        if by_channel(self.weights) and channels is None:
+            raise RecipeError("recipe: weights by channel need a file of their own")
         table: dict[str, Any] = {
             "base": _noted(self.base),
             "donors": [_noted(donor) for donor in self.donors],
             "granularity": self.granularity if isinstance(self.granularity, str) else dict(self.granularity),
-            "weights": {layer: dict(row) for layer, row in self.weights.items()},
+            "weights": {} if channels else {layer: dict(row) for layer, row in self.weights.items()},
             "dtype": self.dtype,
             "method": self.method,
             "version": self.version,
@@ -135,19 +179,23 @@ class Recipe:
             table["components"] = list(self.components)
         if self.clamp:
             table["clamp"] = True
+        if channels:
+            table[CHANNELS] = asdict(channels)
         # A recipe of an earlier version has no such key, so a program of that version refuses a recipe that has it.
         if self.granularity == "block" and self.block_names != EARLIER:
             table["block_names"] = self.block_names
         return json.dumps(table, ensure_ascii=False)
 
     @classmethod
-    def from_json(cls, text: str) -> Recipe:
-        """Read `to_json` back. Raises RecipeError for what is not JSON, missing, unknown or of the wrong type."""
-        try:
-            table = json.loads(text, object_pairs_hook=no_repeats)
-        except (ValueError, RecursionError) as error:
-            raise RecipeError(f"recipe: not JSON ({' '.join(str(error).split())[:120]})") from None
+    def from_json(cls, text: str, weights_by_channel: Weights | None = None) -> Recipe:
+        """Read `to_json` back. Raises RecipeError for what is not JSON, missing, unknown or of the wrong type.
+
+        weights_by_channel: the weights of a recipe whose weights are in a file of their own (`WeightsFile.in_json`).
+        """
+        table = _parsed(text)
         if isinstance(table, dict):
+            if table.pop(CHANNELS, None) is not None and weights_by_channel is None:
+                raise RecipeError("recipe: its weights by channel are in a file of their own")
             names = EARLIER if table.get("granularity") == "block" else COMMUNITY
             table = {"components": [DENOISER], "clamp": False, "block_names": names} | table
         table = _exactly(table, {field.name for field in fields(cls)}, "recipe")
@@ -160,7 +208,8 @@ class Recipe:
                 _text(layer, f"recipe: the layer of '{pattern}'")
         else:
             _text(table["granularity"], "recipe: 'granularity'")
-        weights = {layer: _row(layer, row) for layer, row in table["weights"].items()}
+        weights: Weights = {layer: _row(layer, row) for layer, row in table["weights"].items()}
+        weights = weights if weights_by_channel is None else weights_by_channel
         donors = tuple(_source(donor, f"donor {i + 1}") for i, donor in enumerate(table["donors"]))
         if not isinstance(table["components"], list):
             raise RecipeError("recipe: 'components' must be a list")
@@ -169,18 +218,34 @@ class Recipe:
         read = {"base": _source(table["base"], "base"), "donors": donors, "weights": weights}
         return cls(**table | read | {"components": tuple(table["components"])})
 
-    def to_metadata(self) -> dict[str, str]:
-        """For the header of a safetensors file."""
-        return {METADATA_KEY: self.to_json()}
+    def to_metadata(self, channels: WeightsFile | None = None) -> dict[str, str]:
+        """For the header of a safetensors file. channels: as in `to_json`."""
+        return {METADATA_KEY: self.to_json(channels)}
 
     @classmethod
-    def from_metadata(cls, metadata: Mapping[str, str]) -> Recipe:
-        """Read the recipe in a file's metadata. Raises RecipeError if there is none."""
+    def from_metadata(cls, metadata: Mapping[str, str], find: Callable[[WeightsFile], Weights] | None = None) -> Recipe:
+        """Read the recipe in a file's metadata. Raises RecipeError if there is none.
+
+        find: gives the weights that are in a file of their own.
+        """
         if METADATA_KEY not in metadata:
             raise RecipeError(
                 f"no recipe in the file's metadata ('{METADATA_KEY}'): it was not written by merger export"
             )
-        return cls.from_json(metadata[METADATA_KEY])
+        text = metadata[METADATA_KEY]
+        said = WeightsFile.in_json(text)
+        return cls.from_json(text, find(said) if said and find else None)
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=no_repeats)
+    except (ValueError, RecursionError) as error:
+        raise RecipeError(f"recipe: not JSON ({' '.join(str(error).split())[:120]})") from None
+
+
+def _float32(weight: Weight) -> Weight:
+    return weight if isinstance(weight, Channels) else float(np.float32(weight))
 
 
 def _noted(source: RecipeSource) -> dict[str, str]:
@@ -210,7 +275,7 @@ def _text(value: Any, where: str) -> str:
     return value
 
 
-def _row(layer: str, row: Any) -> dict[str, float]:
+def _row(layer: str, row: Any) -> dict[str, Weight]:
     if not isinstance(row, dict):
         raise RecipeError(f"recipe: the weights of {layer} must be a table")
     for donor, weight in row.items():

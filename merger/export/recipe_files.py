@@ -9,7 +9,8 @@
 
 Paths are relative to the file's own folder. A layer may be a pattern (`*`, `?`, `[...]`); later lines overwrite earlier
 ones. A hash that is given must be the file's. What `Recipe.to_json` writes is such a file, too; if an earlier version
-wrote it (it has a `version` and no `block_names`), its blocks are named as that version named them.
+wrote it (it has a `version` and no `block_names`), its blocks are named as that version named them. So is the file of
+weights beside a channel-wise blend (`merger.export.recipe_weights`), which holds its recipe.
 """
 
 from __future__ import annotations
@@ -25,15 +26,19 @@ from benchmark.hub_ids import is_hub_id
 from benchmark.reading import no_repeats
 from merger.checkpoints.adapter import open_donor
 from merger.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from merger.checkpoints.headers import read_header
 from merger.checkpoints.hub import fetched
+from merger.checkpoints.recipe_metadata import METADATA_KEY
 from merger.checkpoints.text_encoders import with_text_encoders
 from merger.checkpoints.weight_files import is_there
 from merger.errors import RecipeError, did_you_mean
 from merger.export.layout import changed_source
-from merger.export.recipe import METHODS, Recipe, RecipeSource, as_number
+from merger.export.recipe import CHANNELS, METHODS, Recipe, RecipeSource, WeightsFile, as_number
+from merger.export.recipe_weights import read_weights
 from merger.layers.components import DENOISER, TEXT, components_problem
 from merger.layers.grouping import group
 from merger.layers.unet import BLOCK_NAMES, COMMUNITY, EARLIER
+from merger.weights import Weights
 
 _KEYS = ("base", "donors", "granularity", "weights", "dtype", "method", "version", "components", "clamp", "block_names")
 _SOURCE_KEYS = ("path", "name", "sha256", "hub")
@@ -46,7 +51,7 @@ def open_recipe(path: Path, *, allow_pickle: bool = False) -> tuple[Recipe, Chec
     CheckpointError for sources that cannot be opened; each in one line.
     """
     path = Path(path)
-    table = _read(path)
+    table, by_channel = _read(path)
     folder = path.resolve().parent
     said = _source(table["base"], folder, f"{path}: base")
     base = open_checkpoint(said["path"], name=said.get("name"), allow_pickle=allow_pickle)
@@ -71,7 +76,8 @@ def open_recipe(path: Path, *, allow_pickle: bool = False) -> tuple[Recipe, Chec
         raise RecipeError(
             f"{path}: block_names '{block_names}' is unknown.{did_you_mean(str(block_names), BLOCK_NAMES)}"
         )
-    weights = _weights(table["weights"], tuple(group(base.blended, granularity, block_names)), str(path))
+    layers = tuple(group(base.blended, granularity, block_names))
+    weights = _weights(table["weights"], layers, str(path)) if by_channel is None else by_channel
     if table.get("method", METHODS[0]) not in METHODS:
         raise RecipeError(f"{path}: method '{table['method']}' is unknown; there is only {', '.join(METHODS)}")
     clamp = table.get("clamp", False)
@@ -82,13 +88,27 @@ def open_recipe(path: Path, *, allow_pickle: bool = False) -> tuple[Recipe, Chec
     return replace(recipe, clamp=clamp), base, donors
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> tuple[dict[str, Any], Weights | None]:
+    """(the recipe's table, its weights by channel if they are in a file of their own)."""
+    if path.suffix == ".safetensors":
+        text = read_header(path).metadata.get(METADATA_KEY, "")
+        said = WeightsFile.in_json(text) if text else None
+        if said is None or said.file:
+            named = f": its weights are in '{said.file}'" if said else ""
+            raise RecipeError(f"{path}: is no file of a recipe's weights by channel{named}")
+        table = json.loads(text, object_pairs_hook=no_repeats)
+        del table[CHANNELS]
+        return _checked(table, path), read_weights(path, said.donors)
     try:
         table = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=no_repeats)
     except FileNotFoundError:
         raise RecipeError(f"{path}: no such file") from None
     except (OSError, ValueError, RecursionError) as error:
         raise RecipeError(f"{path}: cannot be read as JSON ({' '.join(str(error).split())[:120]})") from None
+    return _checked(table, path), None
+
+
+def _checked(table: Any, path: Path) -> dict[str, Any]:
     if not isinstance(table, dict):
         raise RecipeError(f"{path}: should hold a table with base, donors and weights")
     for key in table:

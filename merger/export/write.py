@@ -25,7 +25,8 @@ from merger.checkpoints.weight_files import is_there, reader
 from merger.errors import CheckpointError, RecipeError
 from merger.export.layout import DENOISER_FORMS, FORM_KEY, Form, Layout, changed_source, marked_twice
 from merger.export.model_spec import HASH_KEY, UNKNOWN_HASH, metadata_of
-from merger.export.recipe import Recipe, RecipeSource
+from merger.export.recipe import Recipe, RecipeSource, WeightsFile
+from merger.export.recipe_weights import beside, find_weights, weights_beside
 from merger.export.values import Nonfinite, ValueCheck
 from merger.layers.components import TEXT
 
@@ -59,7 +60,8 @@ def export(
     dtype: `fp16`, `bf16`, `fp32` for all floating tensors; None is the recipe's own. form: `base` for all that the base
     holds, `denoiser` for its denoiser alone (with its markers where loaders of such a file see them), `diffusers` for
     the denoiser under diffusers names. Its metadata are `merger.export.model_spec`'s, `extra_metadata` and the recipe.
-    nonfinite: what is done with values that are no finite numbers. The file appears whole or not at all. Raises
+    nonfinite: what is done with values that are no finite numbers. The file appears whole or not at all. Weights by
+    channel are in a file beside it (`merger.export.recipe_weights`), which appears first. Raises
     CheckpointError for such values, for an output that is a source and for a folder as base of a whole file,
     RecipeError for a recipe that does not match the checkpoints, and WriteError if the disk refuses.
     """
@@ -67,17 +69,18 @@ def export(
     check_output(output, base, donors, form)
     values = ValueCheck(nonfinite)
     values.sources(recipe, base, donors)
-    with whole_or_nothing(output) as partial:
+    recipe = as_written(recipe, dtype, values)
+    with whole_or_nothing(output) as partial, weights_beside(recipe, beside(output)) as channels:
         write_file(
             recipe,
             partial,
             base=base,
             donors=donors,
-            dtype=dtype,
             form=form,
             extra_metadata=extra_metadata,
             title=output.stem,
             values=values,
+            channels=channels,
         )
     return output
 
@@ -88,22 +91,21 @@ def write_file(
     *,
     base: Checkpoint,
     donors: Sequence[Checkpoint],
-    dtype: str | None = None,
     form: Form = "base",
     extra_metadata: Mapping[str, str] | None = None,
     title: str,
     values: ValueCheck,
+    channels: WeightsFile | None = None,
 ) -> None:
     """`export` without checks of the output, written in place: for files of a folder that appears whole.
 
-    title: for the metadata. values: checks what is written. Raises OSError if the disk refuses.
+    recipe: as `as_written` gives it. title: for the metadata. values: checks what is written. channels: where weights
+    by channel are. Raises OSError if the disk refuses.
     """
-    recipe = replace(recipe, dtype=dtype) if dtype is not None else recipe
-    recipe = replace(recipe, clamp=True) if values.how == "clamp" else recipe
     form = "marked-denoiser" if form == "denoiser" and marked_twice(base) else form
     layout = Layout(recipe, base, donors, form)
     said = metadata_of(recipe, base, donors, title, own_keys=form in ("base", *DENOISER_FORMS))
-    metadata = {**said, **(extra_metadata or {}), **recipe.to_metadata()}
+    metadata = {**said, **(extra_metadata or {}), **recipe.to_metadata(channels)}
     if form != "base":
         metadata[FORM_KEY] = form
     head = pack_header(layout.entries(), metadata)
@@ -124,6 +126,12 @@ def write_file(
     values.finish(layout.clamped)
 
 
+def as_written(recipe: Recipe, dtype: str | None, values: ValueCheck) -> Recipe:
+    """The recipe of a file in this dtype (None: the recipe's own), whose values are checked so."""
+    recipe = replace(recipe, dtype=dtype) if dtype is not None else recipe
+    return replace(recipe, clamp=True) if values.how == "clamp" else recipe
+
+
 def check_output(output: Path, base: Checkpoint, donors: Sequence[Checkpoint], form: Form = "base") -> None:
     """Raise CheckpointError for what cannot be exported. A search asks this before it starts."""
     if base.layout == "folder" and form == "base":
@@ -142,15 +150,17 @@ def verify(file: Path, search: Sequence[Path] = (), *, allow_pickle: bool = Fals
 
     file: what `export` wrote, or a diffusers folder written by `merger.export.folder`, whose blended components are
     compared. search: folders or files to look for the recipe's sources in, by file name, after the places they lay at
-    and before the hub's cache; their SHA-256 must be the recipe's. Raises CheckpointError for a damaged file, and
-    RecipeError for a file without a recipe and for sources that are missing or have changed.
+    and before the hub's cache, and for the file of weights by channel; their SHA-256 must be the recipe's. Raises
+    CheckpointError for a damaged file, and RecipeError for a file without a recipe and for sources or weights that are
+    missing or have changed.
     """
     file = Path(file)
     folder = file if file.is_dir() else None
     if folder is not None:
         (file,) = open_checkpoint(folder).files[:1]
     header = read_header(file)
-    recipe = Recipe.from_metadata(header.metadata)
+    places = [*([folder] if folder else []), *map(Path, search)]
+    recipe = Recipe.from_metadata(header.metadata, lambda said: find_weights(said, file, places))
     base = _find(recipe.base, file, search, None, allow_pickle)
     if TEXT in recipe.components:
         base = with_text_encoders(base)

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from merger.errors import ConfigError, did_you_mean
+from merger.layers.channels import CHANNEL
 from merger.layers.rules import Rules, group_by_rules
 from merger.layers.text import group_text
 from merger.layers.transformer import group_transformer, is_transformer
 from merger.layers.unet import COMMUNITY, BlockNames, group_unet, is_unet
 
-GRANULARITIES = ("stage", "block", "module", "tensor")
+GRANULARITIES = ("stage", "block", "module", "tensor", CHANNEL)
 
 
 def group(
@@ -26,16 +27,17 @@ def group(
     encoders, if any are among the names. Every name is in exactly one layer, and the names of a layer are in the order
     given; no layer is empty.
 
-    granularity: one of `GRANULARITIES`, or a table {pattern: layer}. block_names: whose names of a U-Net's blocks, for
-    granularity `block`. Raises ConfigError for an unknown granularity, for a table that does not match the names, and
-    if `stage`, `block` or `module` is asked of an unknown network.
+    granularity: one of `GRANULARITIES`, or a table {pattern: layer}. At `channel` the layers are the tensors, as at
+    `tensor`, and a layer has several weights (`merger.layers.channels`). block_names: whose names of a U-Net's blocks,
+    for granularity `block`. Raises ConfigError for an unknown granularity, for a table that does not match the names,
+    and if `stage`, `block` or `module` is asked of an unknown network.
     """
     known = tuple(names)
     if not isinstance(granularity, str):
         return group_by_rules(known, granularity)
     if granularity not in GRANULARITIES:
         raise ConfigError(f"granularity '{granularity}' is unknown.{did_you_mean(granularity, GRANULARITIES)}")
-    if granularity == "tensor":
+    if granularity in ("tensor", CHANNEL):
         return {name: (name,) for name in known}
     text = group_text(known, granularity)
     taken = {name for members in text.values() for name in members}

@@ -20,6 +20,7 @@ from benchmark.writing import write_arrays
 from merger.scoring.reward_hacking import THUMBNAIL_NUMBERS, THUMBNAILS
 from merger.search.space import Weights
 from merger.search.trials import TrialRecord
+from merger.weights import as_json
 
 _DAMAGED = (
     *(OSError, ValueError, KeyError, TypeError, EOFError, MemoryError, NotImplementedError, RuntimeError),
@@ -43,7 +44,7 @@ class EvaluationCache:
 
     def path(self, which: str, weights: Weights) -> Path:
         """Where the evaluation of a blend on a prompt set is kept."""
-        parts = [fingerprint(self.prompts[which]), self.taggers, {k: dict(row) for k, row in weights.items()}]
+        parts = [fingerprint(self.prompts[which]), self.taggers, as_json(weights)]
         key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
         return self.folder / f"{which}-{key}.npz"
 

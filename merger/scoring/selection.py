@@ -10,7 +10,8 @@ What is written (`Selection.result`, the file result.json):
     models                              winner first, then by accuracy, each on the test prompts: name, role, accuracy
                                         (recall of the tags asked for) with its 95 % interval, the same by the judge
                                         (judge_accuracy, judge_interval; null without one), accuracy by category
-    winner                              trial, role, name (of a baseline), weights {layer: {donor: weight}}
+    winner                              trial, role, name (of a baseline), weights {layer: {donor: weight}}; means of
+                                        weights by channel, which are in the file weights_file beside this one
     finalists                           each on the validation prompts: trial, role, name, passed_over (reasons),
                                         below_floor ({tag or category: by how much}) and the keys of
                                         `merger.scoring.reward_hacking.as_row`
@@ -27,7 +28,6 @@ What is written (`Selection.result`, the file result.json):
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -42,6 +42,7 @@ from merger.scoring.reward_hacking import as_row, objections, signs_of
 from merger.search.baselines import Baseline
 from merger.search.space import Weights
 from merger.search.trials import BELOW_FLOOR, TrialRecord, candidates, distinct_best
+from merger.weights import key_of, means
 
 FINALISTS = 5
 SHOWN = 8
@@ -121,7 +122,7 @@ def select_winner(
             "trial": winner.number,
             "role": winner.role,
             "name": winner.name,
-            "weights": {layer: dict(row) for layer, row in winner.weights.items()},
+            "weights": means(winner.weights),
         },
         "finalists": [
             {"trial": trial.number, "role": trial.role, "name": trial.name, "passed_over": chosen.against[trial.number]}
@@ -149,7 +150,7 @@ class _Evaluated:
         self._made: dict[str, Evaluation] = {}
 
     def __call__(self, which: str, weights: Weights) -> Evaluation:
-        key = which + json.dumps({layer: dict(row) for layer, row in weights.items()}, sort_keys=True)
+        key = which + key_of(weights)
         if key not in self._made:
             self._made[key] = self._evaluate(which, weights)
         return self._made[key]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 
 from merger.search.space import Space, Weights
-from merger.search.trials import STEP, TrialRecord
+from merger.search.trials import PROPOSED, STEP, TrialRecord
 
 STRENGTHS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0)
 """Of the best uniform blend: every weight is this times 1 / (donors + 1), the weight of the uniform average."""
@@ -56,7 +56,9 @@ def next_baseline(space: Space, base: str, kinds: Sequence[str], known: Known) -
 
 def outcomes(space: Space, base: str, kinds: Sequence[str], records: Sequence[TrialRecord]) -> tuple[Baseline, ...]:
     """The baselines that were found by trying. One whose trials are not finished is left out."""
-    known = known_of([(space.flatten(record.weights), record.value) for record in records if record.role != STEP])
+    # what a sampler proposes in a wide space is no baseline's blend, and would have to be read
+    passed = PROPOSED if space.wide else (STEP,)
+    known = known_of([(space.flatten(record.weights), record.value) for record in records if record.role not in passed])
     walked = [_walk(space, _PROCEDURES[kind](space, base), known) for kind in kinds if kind in _PROCEDURES]
     return tuple(found for found, done in walked if done)
 

@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 import optuna
+from numpy.typing import ArrayLike
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from merger.errors import StudyError
 from merger.search import earlier
-from merger.search.adam import AdamSettings, AdamState, first_weights, next_weights, update
+from merger.search.adam import AdamSettings, AdamState, Floats, first_weights, next_weights, update
+from merger.search.artifacts import ARTIFACT, Artifacts
 from merger.search.history import WEIGHTS, HistorySampler, Observation
 from merger.search.space import Space
 from merger.search.trials import STEP
@@ -25,7 +27,13 @@ GRADIENT = "gradient"
 """The user attribute that holds a step's gradient: one number for every parameter of the space, in its order."""
 
 ADAM = "adam"
-"""The user attribute that holds Adam's state after the step, as `AdamState.to_json` gives it."""
+"""The user attribute that holds Adam's state after the step, as `AdamState.to_json` gives it.
+
+In a wide space it names an artifact [2, W] instead, the two means, which only the last steps have.
+"""
+
+STATES_KEPT = 2
+"""The last steps of a wide search whose states are kept: a search goes on from the last one."""
 
 
 def steps_among(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
@@ -33,15 +41,20 @@ def steps_among(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     return [trial for trial in trials if trial.state == TrialState.COMPLETE and trial.user_attrs["role"] == STEP]
 
 
-def state_after(steps: Sequence[FrozenTrial], settings: AdamSettings) -> AdamState | None:
+def state_after(
+    steps: Sequence[FrozenTrial], settings: AdamSettings, artifacts: Artifacts | None = None
+) -> AdamState | None:
     """Adam's state after `steps`, which are all there are; None if there are none.
 
-    Only the last step is read. Studies of earlier versions store gradients and no states: theirs are replayed, until
-    the next step stores the state.
+    artifacts: where the states of a wide search are. Only the last step is read. Studies of earlier versions store
+    gradients and no states: theirs are replayed, until the next step stores the state.
     """
     if not steps:
         return None
     stored = steps[-1].user_attrs.get(ADAM)
+    if stored is not None and ARTIFACT in stored and artifacts is not None:
+        mean, square = artifacts.get(stored[ARTIFACT]).astype(np.float64)
+        return AdamState(int(stored["steps"]), mean, square)
     if stored is not None:
         return AdamState.from_json(stored)
     gradients = [earlier.attributes(step.user_attrs)[GRADIENT] for step in steps]
@@ -68,17 +81,26 @@ class GradientSampler(HistorySampler):
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """The weights after the last step."""
+        if self.space.wide:  # the study asks for an array
+            return {}
         steps = steps_among(study.get_trials(deepcopy=False))
-        low = np.array([parameter.low for parameter in self.space.parameters])
-        high = np.array([parameter.high for parameter in self.space.parameters])
         state = state_after(steps, self.adam)
-        if state is None:
-            weights = first_weights(low, high, self.adam)
-        else:
-            last, _ = self.space.points([steps[-1].user_attrs[WEIGHTS]])
-            weights = next_weights(last[0], state, low, high, self.adam)
+        last = None if state is None else self.space.points([steps[-1].user_attrs[WEIGHTS]])[0][0]
         names = [parameter.name for parameter in self.space.parameters]
-        return dict(zip(names, weights.tolist(), strict=True))
+        return dict(zip(names, self.next(last, state).tolist(), strict=True))
+
+    def next(self, last: ArrayLike | None, state: AdamState | None) -> Floats:
+        """[W]: the weights of the next step, or of the first one. last, state: of the last step, None before any."""
+        low, high = self.space.bounds()
+        if last is None or state is None:
+            return first_weights(low, high, self.adam)
+        return next_weights(last, state, low, high, self.adam)
+
+    def next_of_wide(self, steps: Sequence[FrozenTrial], artifacts: Artifacts) -> Floats:
+        """[W]: the weights after `steps`, all of a wide search. They are float32 where they are kept."""
+        state = state_after(steps, self.adam, artifacts)
+        last = None if state is None else self.space.free(artifacts.get(steps[-1].user_attrs[WEIGHTS][ARTIFACT]))
+        return self.next(last, state)
 
 
 def make(space: Space, seed: int, adam: AdamSettings | None = None) -> GradientSampler:

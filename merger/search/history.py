@@ -18,7 +18,7 @@ from merger.search.space import Floats, Space
 from merger.search.trials import BELOW_FLOOR, SEARCH, STEP
 
 WEIGHTS = "weights"
-"""The user attribute that holds a trial's blend: all weights as one list, however many there are."""
+"""The user attribute that holds a trial's blend: all weights as one list, or the artifact of a wide one."""
 
 
 class Observation(NamedTuple):
@@ -56,8 +56,8 @@ class HistorySampler(BaseSampler):
         """
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """The whole space, from the first trial on."""
-        return distributions(self.space)
+        """The whole space, from the first trial on; nothing of a wide one, which has no parameters of Optuna."""
+        return {} if self.space.wide else distributions(self.space)
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]

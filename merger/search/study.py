@@ -1,7 +1,8 @@
 """A stored study of blends: created, continued, read. Its database is opened in `storage`.
 
 Of every trial the study keeps the whole blend as one attribute (and, up to 256 weights, as Optuna parameters), the
-value, and every field of the `Score` as a user attribute. `merger.search.loop` runs the trials.
+value, and every field of the `Score` as a user attribute. In a wide space proposed blends and Adam's state are
+`artifacts`, which attributes name. `merger.search.loop` runs the trials.
 """
 
 from __future__ import annotations
@@ -13,14 +14,16 @@ from typing import Any
 
 import numpy as np
 import optuna
+from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from merger.errors import StudyError
 from merger.search import earlier
 from merger.search.adam import AdamSettings, AdamState, update
+from merger.search.artifacts import ARTIFACT, Artifacts, Blends
 from merger.search.baselines import Baseline, known_of, next_baseline
-from merger.search.gradient import ADAM, GRADIENT, state_after, steps_among
+from merger.search.gradient import ADAM, GRADIENT, STATES_KEPT, GradientSampler, state_after, steps_among
 from merger.search.history import WEIGHTS
 from merger.search.samplers import make_sampler
 from merger.search.space import Space, Weights
@@ -53,8 +56,9 @@ class SearchSettings:
 class Study:
     """A stored study of one space. Open it with `open_study`."""
 
-    def __init__(self, study: optuna.Study, storage: BaseStorage, space: Space) -> None:
-        self._study, self._storage, self.space = study, storage, space
+    def __init__(self, study: optuna.Study, storage: BaseStorage, space: Space, artifacts: Artifacts) -> None:
+        self._study, self._storage, self.space, self._artifacts = study, storage, space, artifacts
+        self._blends = Blends(artifacts, space.blend_of)
 
     @property
     def identity(self) -> dict[str, str]:
@@ -66,14 +70,14 @@ class Study:
         """The finished trials in order. Raises `StudyError` if what is stored of one is damaged."""
         with damage_said(self._storage):
             done = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-            return [_record(trial, self.space) for trial in done]
+            return [self._record(trial) for trial in done]
 
     def record(self, number: int) -> TrialRecord:
         """The finished trial `number`. Raises `StudyError` if there is none, or if it is damaged."""
         with damage_said(self._storage):
             trials = self._study.get_trials(deepcopy=False)
             if 0 <= number < len(trials) and trials[number].state == TrialState.COMPLETE:
-                return _record(trials[number], self.space)
+                return self._record(trials[number])
         done = [trial.number for trial in trials if trial.state == TrialState.COMPLETE]
         there = f"0 to {done[-1]}" if done else "none yet"
         raise StudyError(f"there is no finished trial {number} in this study (finished: {there})")
@@ -88,7 +92,7 @@ class Study:
             value = self._study.user_attrs.get(key)
             return earlier.method(value) if key == "method" else value
 
-    def next_trial(self, settings: SearchSettings, *, last: bool = False) -> tuple[Trial, dict[str, dict[str, float]]]:
+    def next_trial(self, settings: SearchSettings, *, last: bool = False) -> tuple[Trial, Weights]:
         """The next trial and its blend: one that was left under way, else a baseline, else the sampler's proposal.
 
         The `last` one of a sitting takes no step: it scores where the steps have led.
@@ -98,23 +102,25 @@ class Study:
         waiting = next((trial.number for trial in every if trial.state == TrialState.WAITING), len(every))
         number = waiting if left is None else left
         role = _role_of(number, every, settings, last=last)
-        self._study.sampler = make_sampler(
-            settings.method, self.space, seed=settings.seed, number=number, adam=settings.adam
-        )
+        sampler = make_sampler(settings.method, self.space, seed=settings.seed, number=number, adam=settings.adam)
+        self._study.sampler = sampler
         trial = self._study.ask() if left is None else self._resumed(left)
         given = trial.user_attrs.get(WEIGHTS)
         if given is not None:
-            return trial, self.space.unflatten(given)
+            return trial, self._blend(given)
         wanted = self._wanted(every, settings.baselines)
         if wanted is not None:
-            weights = self.space.unflatten(self.space.flatten(wanted.weights))
+            kept: Any = self.space.flatten(wanted.weights)
             trial.set_user_attr("role", wanted.role)
             trial.set_user_attr("name", wanted.name)
         else:
-            weights = self.space.to_weights(self._propose(trial))
+            if self.space.wide:
+                kept = {ARTIFACT: self._propose_wide(sampler, every)}
+            else:
+                kept = self.space.flatten(self.space.to_weights(self._propose(trial)))
             trial.set_user_attr("role", role)
-        trial.set_user_attr(WEIGHTS, self.space.flatten(weights))
-        return trial, weights
+        trial.set_user_attr(WEIGHTS, kept)
+        return trial, self._blend(kept)
 
     def finish(self, trial: Trial, score: Score) -> TrialRecord:
         """Keeps what was found and returns it. Raises `StudyError` for a value that is not a finite number."""
@@ -127,7 +133,18 @@ class Study:
             trial.set_user_attr(key, list(value) if isinstance(value, tuple) else value)
         if trial.user_attrs["role"] == STEP or PRUNED_AFTER in score.attributes:
             self._set_apart(trial.number)
-        return _record(self._study.tell(trial, score.value), self.space)
+        record = self._record(self._study.tell(trial, score.value))
+        if self.space.wide and record.role == STEP:
+            self._forget_states()
+        return record
+
+    def _forget_states(self) -> None:
+        """Removes Adam's states that no step will go on from: those of earlier steps than the last ones."""
+        names = [step.user_attrs[ADAM][ARTIFACT] for step in steps_among(self._study.get_trials(deepcopy=False))]
+        # one more than there should be: a search may be killed before it removes
+        for name in names[-STATES_KEPT - 2 : -STATES_KEPT]:
+            if name not in names[-STATES_KEPT:]:
+                self._artifacts.drop(name)
 
     def _set_apart(self, number: int) -> None:
         """Keeps a trial that was scored on other prompts out of what Optuna's own tools call the best.
@@ -142,21 +159,23 @@ class Study:
     def step(self, trial: Trial, weights: Weights, take_step: GradientStep, settings: AdamSettings) -> Score:
         """Has the step `trial` taken at its place among all steps.
 
-        The score's attributes hold its gradient and Adam's state after it, from which the next step goes on. Raises
-        `StudyError` for a gradient that is not finite.
+        The score's attributes hold its gradient and Adam's state after it, from which the next step goes on; in a wide
+        space the state alone. Raises `StudyError` for a gradient that is not finite.
         """
         steps = steps_among(self._study.get_trials(deepcopy=False))
         score, gradient = take_step(weights, len(steps))
-        # the gradient of a weight that layers share is the sum of theirs
-        found = [
-            sum(gradient[layer][parameter.donor] for layer in parameter.layers) for parameter in self.space.parameters
-        ]
+        found = self.space.gradient_of(gradient)
         if not np.isfinite(found).all():
             raise StudyError(
                 f"trial {trial.number}: a gradient is not a finite number: the search cannot go on from that"
             )
-        state = update(state_after(steps, settings) or AdamState.begin(len(found)), found, settings)
-        kept = {GRADIENT: found, ADAM: state.to_json(), "place": len(steps)}
+        before = state_after(steps, settings, self._artifacts) or AdamState.begin(len(found))
+        state = update(before, found, settings)
+        kept: dict[str, Any] = {"place": len(steps)}
+        if self.space.wide:
+            kept[ADAM] = {"steps": state.steps, ARTIFACT: self._artifacts.put(np.stack([state.mean, state.square]))}
+        else:
+            kept |= {GRADIENT: found.tolist(), ADAM: state.to_json()}
         return replace(score, attributes={**score.attributes, **kept})
 
     def _resumed(self, number: int) -> Trial:
@@ -177,6 +196,29 @@ class Study:
         tried = [(trial.user_attrs[WEIGHTS], trial.value) for trial in done if trial.value is not None]
         return next_baseline(self.space, base, kinds, known_of(tried))
 
+    def _propose_wide(self, sampler: BaseSampler, trials: Sequence[FrozenTrial]) -> str:
+        """The artifact of the sampler's blend after `trials`, which no parameters of Optuna hold."""
+        if not isinstance(sampler, GradientSampler):
+            raise StudyError(f"{type(sampler).__name__} cannot propose the {self.space.size:,} weights of channels")
+        return self._artifacts.put(self.space.place(sampler.next_of_wide(steps_among(trials), self._artifacts)))
+
+    def _blend(self, kept: Any) -> Weights:
+        """The weights that an attribute holds or names."""
+        if isinstance(kept, dict):
+            return self._blends.stored(*_texts([kept[ARTIFACT]]))
+        return self.space.unflatten(_numbers(kept))
+
+    def _record(self, trial: FrozenTrial) -> TrialRecord:
+        """Raises one of `storage.DAMAGED` for attributes that are missing or of another kind than `finish` wrote."""
+        kept = earlier.attributes(trial.user_attrs)
+        weights = self._blend(kept.pop(WEIGHTS))
+        role, name = _texts([kept.pop("role"), kept.pop("name", "")])
+        known = {key: kept.pop(key) for key in Score.__dataclass_fields__ if key in kept}
+        score = Score(**known, attributes=kept)
+        parts = (score.value, score.stderr, score.accuracy, score.accuracy_stderr, score.probability, score.seconds)
+        _numbers([*parts, score.images, *score.per_prompt, *score.asked, *score.categories.values()])
+        return TrialRecord(trial.number, role, name, weights, score)
+
     def _propose(self, trial: Trial) -> Mapping[str, float]:
         """The sampler's values; stored as parameters too unless they are too many."""
         if len(self.space.parameters) > MOST_ROWS:
@@ -195,12 +237,14 @@ def open_study(
     identity: Mapping[str, str],
     baselines: Sequence[Baseline] = (),
     create: bool = True,
+    artifacts: Artifacts | None = None,
 ) -> Study:
     """The study `name` in `storage` (a database URL or Optuna storage), created with `baselines` waiting if it is new.
 
     With `create` off it must be there, and nothing is written. `identity` names all that must not change between
-    sittings. Whoever runs trials holds `merger.search.locks.study_lock` meanwhile. Raises `StudyError` if the stored
-    study differs, or is missing with `create` off.
+    sittings. artifacts: where arrays of a wide study are kept; None keeps them in memory. Whoever runs trials holds
+    `merger.search.locks.study_lock` meanwhile. Raises `StudyError` if the stored study differs, or is missing with
+    `create` off.
     """
     if not create:
         study, database = _existing(storage, name)
@@ -217,24 +261,30 @@ def open_study(
             # no parameters: a parent may lie outside the bounds, and the sampler is shown the weights anyway
             attributes = {"role": baseline.role, "name": baseline.name, WEIGHTS: space.flatten(baseline.weights)}
             study.enqueue_trial({}, user_attrs=attributes)
-        study.set_user_attr("space", {"layers": space.layers, "donors": space.donors})
+        widths = {"widths": dict(space.widths)} if space.wide else {}
+        study.set_user_attr("space", {"layers": space.layers, "donors": space.donors, **widths})
         study.set_user_attr("identity", dict(identity))  # last: a study without it was not made whole
-        return Study(study, database, space)
+        return Study(study, database, space, artifacts or Artifacts())
     with damage_said(database):
         differences = describe_difference(earlier.identity(before), identity)
     if differences:
         raise StudyError(f"'{name}' was begun differently and cannot be continued: {'; '.join(differences)}")
-    return Study(study, database, space)
+    return Study(study, database, space, artifacts or Artifacts())
 
 
-def read_study(storage: Storage, name: str) -> Study:
-    """The study as it is, to be looked at; none of its sources are needed. Raises `StudyError` if there is none."""
+def read_study(storage: Storage, name: str, *, artifacts: Artifacts | None = None) -> Study:
+    """The study as it is, to be looked at; none of its sources are needed. Raises `StudyError` if there is none.
+
+    artifacts: as in `open_study`; needed where weights of a wide study are looked at.
+    """
     study, database = _existing(storage, name, read_only=True)
     with damage_said(database):
         space = study.user_attrs.get("space")
         if space is None:  # it was stopped while it was made
             raise StudyError(_no_study(storage, name))
-        return Study(study, database, Space(_texts(space["layers"]), _texts(space["donors"]), ()))
+        widths = {str(layer): int(width) for layer, width in space.get("widths", {}).items()}
+        seen = Space(_texts(space["layers"]), _texts(space["donors"]), (), widths=widths)
+        return Study(study, database, seen, artifacts or Artifacts())
 
 
 def has_study(storage: Storage, name: str) -> bool:
@@ -291,18 +341,6 @@ def _role_of(number: int, trials: Sequence[FrozenTrial], settings: SearchSetting
     last = last or number + 1 >= settings.trials
     due = last or steps % settings.eval_every == 0 or steps >= settings.adam.steps
     return SEARCH if due and roles and roles[-1] == STEP else STEP
-
-
-def _record(trial: FrozenTrial, space: Space) -> TrialRecord:
-    """Raises one of `storage.DAMAGED` for attributes that are missing or of another kind than `Study.finish` wrote."""
-    kept = earlier.attributes(trial.user_attrs)
-    weights = space.unflatten(_numbers(kept.pop(WEIGHTS)))
-    role, name = _texts([kept.pop("role"), kept.pop("name", "")])
-    known = {key: kept.pop(key) for key in Score.__dataclass_fields__ if key in kept}
-    score = Score(**known, attributes=kept)
-    parts = (score.value, score.stderr, score.accuracy, score.accuracy_stderr, score.probability, score.seconds)
-    _numbers([*parts, score.images, *score.per_prompt, *score.asked, *score.categories.values()])
-    return TrialRecord(trial.number, role, name, weights, score)
 
 
 def _numbers(values: Sequence[Any]) -> Sequence[float]:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from benchmark.evaluate.scores import Estimate, Tally, paired_difference
-from merger.search.space import Weights
+from merger.search.space import Floats, Weights
 
 SEARCH = "search"
 """The role of a trial that a sampler proposed and that was scored on the search's fixed prompts."""
@@ -79,8 +79,11 @@ class GradientStep(Protocol):
     `merger.scoring.gradients.steps.FreshSteps` is one.
     """
 
-    def __call__(self, weights: Weights, place: int) -> tuple[Score, Mapping[str, Mapping[str, float]]]:
-        """The score of one blend on the prompts at `place` 0, 1, ..., and `gradient[layer][donor]` there."""
+    def __call__(self, weights: Weights, place: int) -> tuple[Score, Mapping[str, Mapping[str, float | Floats]]]:
+        """The score of one blend on the prompts at `place` 0, 1, ..., and `gradient[layer][donor]` there.
+
+        The gradient of a layer with weights by channel is an array of as many numbers.
+        """
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,10 @@
 """Weights -> live blend -> images -> score, and the score's gradient in every weight, from one backward pass.
 
-    w[l, d]   weight of donor d in layer l; L layers, D donors
+    w[l, d]   weight of donor d in layer l; L layers, D donors; R weights per donor: L, or more with weights by channel
     p         a parameter of layer l, blended from b (base) and d_1 .. d_D (donors)
     S         score: mean over prompts of the mean over the tags asked for of log sigmoid(logit)
 
-    dS / dw[l, d] = sum over the parameters p of layer l of  <dS / dp, d_d - b>
+    dS / dw[l, d] = sum over the parameters p of layer l of  <dS / dp, d_d - b>, or over the elements of one channel
 
 A blend is linear in its weights, so no graph needs to pass through the blend. `merger.scoring.gradients.sampling`
 generates the images, `merger.scoring.gradients.reduction` takes the dot products.
@@ -13,7 +13,7 @@ generates the images, `merger.scoring.gradients.reduction` takes the dot product
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple, Protocol
 
@@ -34,11 +34,11 @@ from merger.scoring.gradients.findings import StepFindings
 from merger.scoring.gradients.reduction import searched_parameters, weight_gradients
 from merger.scoring.gradients.sampling import DifferentiableGenerator, Differentiation
 from merger.scoring.objective import Metric
-from merger.search.space import Weights
+from merger.search.space import Floats, Weights
 from merger.search.trials import Score
 
-Gradient = dict[str, dict[str, float]]
-"""`gradient[layer][donor]`: the derivative of the score in that weight."""
+Gradient = dict[str, dict[str, float | Floats]]
+"""`gradient[layer][donor]`: the derivative of the score in that weight; [C] in the weights of C channels."""
 
 OBJECTIVES = ("log_probability", "probability")
 """The kinds of `Metric` that have a gradient."""
@@ -81,7 +81,8 @@ class BlendGradients:
 
     live: the denoiser of the generator's pipeline. micro_batch: number of images generated and differentiated together;
     None takes the generator's batch size. It is halved, for good, if a GPU's memory does not suffice; nothing but
-    rounding depends on it. layers: those whose weights need gradients; None for all. floors: what a blend must keep;
+    rounding depends on it. layers: those whose weights need gradients; None for all. widths: {layer of one tensor: its
+    number of channels} where channels have weights of their own. floors: what a blend must keep;
     the score then loses what is below them, and the base's images are generated too, without gradients. Raises
     ConfigError for a tagger or an objective without gradients.
     """
@@ -96,6 +97,7 @@ class BlendGradients:
         *,
         micro_batch: int | None = None,
         layers: Collection[str] | None = None,
+        widths: Mapping[str, int] | None = None,
         floors: Floors | None = None,
     ) -> None:
         if not hasattr(tagger, "logits"):
@@ -106,7 +108,8 @@ class BlendGradients:
         self.micro_batch = micro_batch or generator.batch_size
         self.floors = floors
         self.layers = tuple(layer for layer in live.layers if layers is None or layer in layers)
-        self._searched = tuple(searched_parameters(live, self.layers))
+        self.widths = {layer: (widths or {}).get(layer, 1) for layer in self.layers}
+        self._searched = tuple(searched_parameters(live, self.layers, self.widths))
         # Small gradients underflow in fp16, so the loss is scaled, and the gradients are scaled back.
         self._scale = 2.0**12 if self._searched and self._searched[0].parameter.dtype == torch.float16 else 1.0
 
@@ -126,15 +129,21 @@ class BlendGradients:
         if self.floors is not None:
             findings.base = self._base_logs(findings, columns)
         checksum = self.live.apply(weights)
-        totals = torch.zeros(len(self.layers), len(self.live.donors), dtype=torch.float64)
+        totals = torch.zeros(sum(self.widths.values()), len(self.live.donors), dtype=torch.float64)
         for found in self._by_micro_batch(len(prompts), lambda rows: self._differentiate(findings, columns, rows)):
             totals += found
         evaluation = findings.evaluation()
-        gradients = {
-            layer: dict(zip(self.live.donors, row, strict=True))
-            for layer, row in zip(self.layers, totals.tolist(), strict=True)
-        }
-        return Measured(self._score(evaluation, findings, checksum), gradients, evaluation)
+        return Measured(self._score(evaluation, findings, checksum), self._by_layer(totals.numpy()), evaluation)
+
+    def _by_layer(self, totals: Floats) -> Gradient:
+        """[R, D] by layer and donor."""
+        gradients: Gradient = {}
+        at = 0
+        for layer, width in self.widths.items():
+            own, at = totals[at : at + width], at + width
+            columns = own[0].tolist() if width == 1 else list(own.T)
+            gradients[layer] = dict(zip(self.live.donors, columns, strict=True))
+        return gradients
 
     def _base_logs(self, findings: StepFindings, columns: np.ndarray) -> Tensor:
         """[I, T]: the log probabilities of the tags in the base's images of the findings' prompts."""
@@ -175,9 +184,9 @@ class BlendGradients:
             yield found
 
     def _differentiate(self, findings: StepFindings, columns: np.ndarray, rows: np.ndarray) -> Tensor:
-        """Generates, scores, backpropagates: [L, D]. If gradients overflow in fp16, repeats it at a smaller scale."""
+        """Generates, scores, backpropagates: [R, D]. If gradients overflow in fp16, repeats it at a smaller scale."""
         while True:
-            with weight_gradients(self._searched, len(self.layers), len(self.live.donors)) as totals:
+            with weight_gradients(self._searched, sum(self.widths.values()), len(self.live.donors)) as totals:
                 batch = self._score_batch(findings, columns, rows)
                 whole = torch.isfinite(batch.detach())
                 if not bool(whole.all()):  # NaN would spread to every gradient, even when multiplied by 0

@@ -20,6 +20,7 @@ from merger.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from merger.checkpoints.source import Source, TensorInfo
 from merger.errors import BlendNotApplied, CheckpointError, ConfigError
 from merger.layers.grouping import group
+from merger.weights import Channels
 
 
 class Shelf(Checkpoint):
@@ -292,3 +293,28 @@ def test_a_containers_limit_counts(tmp_path: Path) -> None:
     (tmp_path / "memory.max").write_text("max\n")
     assert merger.blend.sources._free_in_group(tmp_path) > 2**60
     assert 0 < merger.blend.sources.free_memory(torch.device("cpu")) < 2**60
+
+
+@pytest.mark.parametrize("hold", ["memory", "file"])
+@pytest.mark.parametrize("stored", [torch.float32, torch.float16])
+def test_a_layer_of_one_tensor_may_have_weights_by_channel(hold: Hold, stored: torch.dtype) -> None:
+    base, donors = shelf("base", 0, stored), [shelf("warm", 1, stored), shelf("cool", 2, stored)]
+    layers = {name: (name,) for name in SHAPES}
+    net = Net()
+    live = LiveDenoiser(net, base, donors, layers, hold=hold)
+    warm, cool = Channels([0.1, 0.0, 1.0, -0.4, 0.3, 2.0, 0.2]), Channels([0.0, 0.0, 0.0, 0.5, 0.1, 1.0, 0.0])
+    checksum = live.apply({"first.weight": {"warm": warm, "cool": cool}, "first.bias": {"warm": 0.3}})
+    found = net.first.weight.detach().clone()
+    for row in range(7):
+        live.apply({"first.weight": {"warm": float(warm.values[row]), "cool": float(cool.values[row])}})
+        assert torch.equal(net.first.weight[row], found[row]), row
+    assert live.apply({"first.weight": {"warm": Channels([0.5] * 7)}}) == live.apply({"first.weight": {"warm": 0.5}})
+    again = live.apply({"first.weight": {"warm": Channels(warm.values), "cool": cool}, "first.bias": {"warm": 0.3}})
+    assert again == checksum
+
+
+def test_channels_must_be_the_tensors(small: Any) -> None:
+    _, live, *_ = small()
+    for layer, weight in (("A", Channels([0.5] * 7)), ("B", Channels([0.5] * 7))):
+        with pytest.raises(ConfigError, match=f"{layer}: 7 weights by channel do not fit"):
+            live.apply({layer: {"warm": weight}})

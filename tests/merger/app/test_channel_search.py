@@ -1,0 +1,158 @@
+"""A whole search with a weight for each channel: found, stopped, continued, exported, verified, merged again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from merger.app.cli import main
+from merger.app.runs import Run
+from merger.search.artifacts import Artifacts
+from merger.search.study import Study, read_study
+from merger.search.trials import STEP
+from merger.weights import Channels, by_channel, key_of
+
+TAGS = ("blonde_hair", "blue_hair", "red_hair", "blue_eyes", "green_eyes", "smile")
+GRADIENT = {"steps": 3, "eval_every": 2, "learning_rate": 0.1}
+
+
+@pytest.fixture(scope="module")
+def written(
+    tiny_family: dict[str, Path], tiny_pipeline_folder: Path, tiny_tagger_folder: Path, tmp_path_factory: Any
+) -> Path:
+    folder: Path = tmp_path_factory.mktemp("channels")
+    vocabulary = folder / "vocabulary.csv"
+    vocabulary.write_text("\n".join(["tag,category,group", *(f"{t},{t.rsplit('_', 1)[-1]}," for t in TAGS)]) + "\n")
+    settings = {
+        "base": str(tiny_family["base"]),
+        "donors": [str(tiny_family["warm"]), {"path": str(tiny_family["cool"]), "bounds": [0, 0.5]}],
+        "pipeline": str(tiny_pipeline_folder),
+        "granularity": "channel",
+        "tagger": str(tiny_tagger_folder),
+        "threshold": 0.5,
+        "vocabulary": str(vocabulary),
+        "tags_per_prompt": [2, 3],
+        "prompts": 4,
+        "validation_prompts": 2,
+        "test_prompts": 2,
+        "steps": 2,
+        "size": 32,
+        "trials": 12,
+        "baselines": ["uniform"],
+        "method": "gradient",
+        "gradient": GRADIENT,
+        "batch_size": 4,
+        "device": "cpu",
+        "threads": 1,
+    }
+    file = folder / "search.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    return file
+
+
+@pytest.fixture(scope="module")
+def finished(written: Path) -> tuple[Run, dict[str, Any]]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(written.parent)
+        assert main(["search", str(written), "--name", "whole"]) == 0
+    run = Run(written.parent / "runs" / "whole")
+    return run, json.loads(run.result_file.read_text())
+
+
+def study_of(run: Run) -> Study:
+    return read_study(run.storage(run.config()), run.name, artifacts=Artifacts(run.artifacts))
+
+
+def test_the_steps_move_channels_apart(finished: tuple[Run, dict[str, Any]]) -> None:
+    run, result = finished
+    records = study_of(run).records()
+    steps = [record for record in records if record.role == STEP]
+    assert len(steps) == 3 and all(by_channel(step.weights) for step in steps)
+    last = steps[-1].weights["conv_in.weight"]["warm"]
+    assert isinstance(last, Channels) and len(np.unique(last.values)) > 1
+    assert isinstance(steps[-1].weights["conv_in.bias"]["warm"], float)
+    assert result["stopped_because"] == "gradients: all 3 steps are taken"
+    shown = result["winner"]["weights"]["conv_in.weight"]["warm"]
+    assert isinstance(shown, float)
+    assert run.result_file.stat().st_size < 200_000 and "<svg" in run.report.read_text()
+
+
+def test_the_winner_is_a_file_that_can_be_verified_and_made_again(
+    finished: tuple[Run, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, _ = finished
+    number = next(record.number for record in study_of(run).records() if by_channel(record.weights))
+    out = tmp_path / "trial.safetensors"
+    assert main(["export", str(run.folder), "--trial", str(number), "--output", str(out)]) == 0
+    assert main(["verify", str(out)]) == 0
+    assert "verified" in capsys.readouterr().out
+    weights, copy = out.with_name("trial.recipe.safetensors"), tmp_path / "again.safetensors"
+    assert main(["merge", str(weights), "--output", str(copy)]) == 0
+    mine, again = load_file(out), load_file(copy)
+    assert all(torch.equal(mine[key], again[key]) for key in mine)
+    assert main(["verify", str(run.best)]) == 0
+    assert main(["status", str(run.folder)]) == 0
+    result = json.loads(run.result_file.read_text())
+    named = result["winner"].get("weights_file")
+    assert (run.folder / named).is_file() if named else result["winner"]["role"] != "search"
+
+
+def test_a_search_that_is_stopped_anywhere_gives_the_same_trials(
+    finished: tuple[Run, dict[str, Any]], written: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, result = finished
+    monkeypatch.chdir(written.parent)
+    finish, left = Study.finish, 0
+
+    def stopped(study: Study, *arguments: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise KeyboardInterrupt
+        return finish(study, *arguments)
+
+    monkeypatch.setattr(Study, "finish", stopped)
+    command = ["search", str(written), "--name", "stopped"]
+    for stop_after in (4, 2, 3):
+        left = stop_after
+        assert main(command) == 130
+        command = ["resume", "stopped"]
+    left = -1
+    assert main(command) == 0
+    again = Run(written.parent / "runs" / "stopped")
+    alike = [study_of(each).records() for each in (run, again)]
+    assert [(r.role, r.value, r.score.checksum, key_of(r.weights)) for r in alike[0]] == [
+        (r.role, r.value, r.score.checksum, key_of(r.weights)) for r in alike[1]
+    ]
+    assert {path.name for path in run.artifacts.iterdir()} == {path.name for path in again.artifacts.iterdir()}
+    found = json.loads(again.result_file.read_text())
+    assert found["winner"] == result["winner"] and found["models"] == result["models"]
+
+
+def test_methods_without_gradients_are_refused_before_anything_is_loaded(
+    written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("merger.app.run_search.load_runtime", lambda *_, **__: pytest.fail("nothing is loaded"))
+    assert main(["search", str(written), "--name", "tpe", "--set", "method=tpe"]) == 2
+    assert "'tpe' cannot propose the" in (said := capsys.readouterr().err) and "granularity 'tensor'" in said
+    assert not (tmp_path / "runs").exists()
+
+
+def test_arrays_that_are_gone_are_said_in_one_line(
+    finished: tuple[Run, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, _ = finished
+    copy = Run(shutil.copytree(run.folder, tmp_path / "whole"))
+    shutil.rmtree(copy.artifacts)
+    number = next(record.number for record in study_of(run).records() if by_channel(record.weights))
+    assert main(["export", str(copy.folder), "--trial", str(number)]) == 2
+    assert "an array of this study is missing" in capsys.readouterr().err
