@@ -21,13 +21,14 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from merger.errors import StudyError
 from merger.search import earlier
 from merger.search.adam import AdamSettings, AdamState, update
-from merger.search.artifacts import ARTIFACT, Artifacts, Blends
+from merger.search.artifacts import ARTIFACT, Artifacts
 from merger.search.baselines import Baseline, known_of, next_baseline
 from merger.search.gradient import ADAM, GRADIENT, STATES_KEPT, GradientSampler, state_after, steps_among
 from merger.search.history import WEIGHTS
 from merger.search.samplers import make_sampler
 from merger.search.space import Space, Weights
 from merger.search.storage import Storage, damage_said, shown, stored
+from merger.search.stored_trials import StoredTrials, texts
 from merger.search.trials import PROPOSED, PRUNED_AFTER, SEARCH, STEP, GradientStep, Score, TrialRecord, best_of
 
 MOST_ROWS = 256
@@ -58,7 +59,7 @@ class Study:
 
     def __init__(self, study: optuna.Study, storage: BaseStorage, space: Space, artifacts: Artifacts) -> None:
         self._study, self._storage, self.space, self._artifacts = study, storage, space, artifacts
-        self._blends = Blends(artifacts, space.blend_of)
+        self._stored = StoredTrials(space, artifacts)
 
     @property
     def identity(self) -> dict[str, str]:
@@ -70,14 +71,14 @@ class Study:
         """The finished trials in order. Raises `StudyError` if what is stored of one is damaged."""
         with damage_said(self._storage):
             done = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-            return [self._record(trial) for trial in done]
+            return [self._stored.record(trial) for trial in done]
 
     def record(self, number: int) -> TrialRecord:
         """The finished trial `number`. Raises `StudyError` if there is none, or if it is damaged."""
         with damage_said(self._storage):
             trials = self._study.get_trials(deepcopy=False)
             if 0 <= number < len(trials) and trials[number].state == TrialState.COMPLETE:
-                return self._record(trials[number])
+                return self._stored.record(trials[number])
         done = [trial.number for trial in trials if trial.state == TrialState.COMPLETE]
         there = f"0 to {done[-1]}" if done else "none yet"
         raise StudyError(f"there is no finished trial {number} in this study (finished: {there})")
@@ -107,7 +108,7 @@ class Study:
         trial = self._study.ask() if left is None else self._resumed(left)
         given = trial.user_attrs.get(WEIGHTS)
         if given is not None:
-            return trial, self._blend(given)
+            return trial, self._stored.weights(given)
         wanted = self._wanted(every, settings.baselines)
         if wanted is not None:
             kept: Any = self.space.flatten(wanted.weights)
@@ -120,7 +121,7 @@ class Study:
                 kept = self.space.flatten(self.space.to_weights(self._propose(trial)))
             trial.set_user_attr("role", role)
         trial.set_user_attr(WEIGHTS, kept)
-        return trial, self._blend(kept)
+        return trial, self._stored.weights(kept)
 
     def finish(self, trial: Trial, score: Score) -> TrialRecord:
         """Keeps what was found and returns it. Raises `StudyError` for a value that is not a finite number."""
@@ -133,7 +134,7 @@ class Study:
             trial.set_user_attr(key, list(value) if isinstance(value, tuple) else value)
         if trial.user_attrs["role"] == STEP or PRUNED_AFTER in score.attributes:
             self._set_apart(trial.number)
-        record = self._record(self._study.tell(trial, score.value))
+        record = self._stored.record(self._study.tell(trial, score.value))
         if self.space.wide and record.role == STEP:
             self._forget_states()
         return record
@@ -202,23 +203,6 @@ class Study:
             raise StudyError(f"{type(sampler).__name__} cannot propose the {self.space.size:,} weights of channels")
         return self._artifacts.put(self.space.place(sampler.next_of_wide(steps_among(trials), self._artifacts)))
 
-    def _blend(self, kept: Any) -> Weights:
-        """The weights that an attribute holds or names."""
-        if isinstance(kept, dict):
-            return self._blends.stored(*_texts([kept[ARTIFACT]]))
-        return self.space.unflatten(_numbers(kept))
-
-    def _record(self, trial: FrozenTrial) -> TrialRecord:
-        """Raises one of `storage.DAMAGED` for attributes that are missing or of another kind than `finish` wrote."""
-        kept = earlier.attributes(trial.user_attrs)
-        weights = self._blend(kept.pop(WEIGHTS))
-        role, name = _texts([kept.pop("role"), kept.pop("name", "")])
-        known = {key: kept.pop(key) for key in Score.__dataclass_fields__ if key in kept}
-        score = Score(**known, attributes=kept)
-        parts = (score.value, score.stderr, score.accuracy, score.accuracy_stderr, score.probability, score.seconds)
-        _numbers([*parts, score.images, *score.per_prompt, *score.asked, *score.categories.values()])
-        return TrialRecord(trial.number, role, name, weights, score)
-
     def _propose(self, trial: Trial) -> Mapping[str, float]:
         """The sampler's values; stored as parameters too unless they are too many."""
         if len(self.space.parameters) > MOST_ROWS:
@@ -283,7 +267,7 @@ def read_study(storage: Storage, name: str, *, artifacts: Artifacts | None = Non
         if space is None:  # it was stopped while it was made
             raise StudyError(_no_study(storage, name))
         widths = {str(layer): int(width) for layer, width in space.get("widths", {}).items()}
-        seen = Space(_texts(space["layers"]), _texts(space["donors"]), (), widths=widths)
+        seen = Space(texts(space["layers"]), texts(space["donors"]), (), widths=widths)
         return Study(study, database, seen, artifacts or Artifacts())
 
 
@@ -341,17 +325,3 @@ def _role_of(number: int, trials: Sequence[FrozenTrial], settings: SearchSetting
     last = last or number + 1 >= settings.trials
     due = last or steps % settings.eval_every == 0 or steps >= settings.adam.steps
     return SEARCH if due and roles and roles[-1] == STEP else STEP
-
-
-def _numbers(values: Sequence[Any]) -> Sequence[float]:
-    for value in values:
-        if not isinstance(value, (int, float)) or isinstance(value, bool):
-            raise TypeError(f"{value!r:.40} is not a number")
-    return values
-
-
-def _texts(values: Sequence[Any]) -> tuple[str, ...]:
-    for value in values:
-        if not isinstance(value, str):
-            raise TypeError(f"{value!r:.40} is not a text")
-    return tuple(values)
