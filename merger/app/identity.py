@@ -82,6 +82,10 @@ _ALWAYS = ("baselines", "method", "objective", "steps", "sampler", "guidance", "
 """Settings that every stored identity names. All others are named only if they are not at their default, so that an
 identity stored before such a setting existed still compares equal."""
 
+_BEFORE = {"chain": 1.0}
+"""Settings of the gradient search that stored identities did not always name, at the values that they then had. They
+are named only if they have others."""
+
 
 def identity_of(config: Config, sources: BlendSources, exam: Exam, choice: Choice) -> dict[str, str]:
     """{name: text, JSON or hash} of a search. Hashes every source once.
@@ -100,8 +104,11 @@ def identity_of(config: Config, sources: BlendSources, exam: Exam, choice: Choic
     for which, prompts in exam.prompts.items():
         named |= {f"number of {which} prompts": len(prompts), f"{which} prompts": fingerprint(prompts)}
     if choice.follows_gradients:
-        settings = config.gradient.model_dump()
-        named["gradient"] = {key: settings[key] for key in settings if f"gradient.{key}" not in MAY_CHANGE}
+        named["gradient"] = {
+            key: value
+            for key, value in config.gradient.model_dump().items()
+            if f"gradient.{key}" not in MAY_CHANGE and _BEFORE.get(key) != value
+        }
     for key in _by_value():
         value = getattr(config, key)
         if key in _ALWAYS or value != Config.model_fields[key].get_default(call_default_factory=True):
