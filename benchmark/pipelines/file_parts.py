@@ -145,5 +145,5 @@ def _width(folder: Path) -> int | None:
     """The width of a text encoder by its `config.json`; None if that does not say it."""
     try:
         return int(dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))["hidden_size"])
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None

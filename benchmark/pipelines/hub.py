@@ -74,7 +74,7 @@ def lacking(folder: Path, portion: Portion = "whole") -> list[str]:
         return [] if _has_weights(inside) else list(_ALL[portion])
     try:
         index = dict(json.loads((folder / "model_index.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return list(_ALL[portion])
     missing = []
     for name, kind in index.items():
@@ -137,7 +137,7 @@ def _has_weights(folder: Path) -> bool:
     for index in folder.glob("*.safetensors.index*.json"):  # also a variant's: index.fp16.json
         try:
             names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return False
         return all((folder / str(name)).is_file() for name in names)
     return any(folder.glob("*.safetensors"))

@@ -267,14 +267,14 @@ def verify(args: argparse.Namespace) -> int:
 
 
 def _score_again(file: Path, target: str | None) -> dict[str, Any]:
-    from merger.app.scored_files import SCORE_KEY, score_file
+    from merger.app.scored_files import SCORE_KEY, read_score, score_file
     from merger.checkpoints.checkpoint import open_checkpoint
 
     recorded = open_checkpoint(file).metadata.get(SCORE_KEY)
     if recorded is None:
         raise StudyError(f"{file}: records no score; only blends that `merger` exported from a run do")
     run = find_run(target or str(file.resolve().parent))
-    return score_file(file, run, json.loads(recorded))
+    return score_file(file, run, read_score(file, recorded))
 
 
 def inspect(args: argparse.Namespace) -> int:

@@ -27,7 +27,7 @@ _NOTHING_BEGUN = re.compile(
 )
 """Names of files that a search may leave in a new folder if it is killed before its configuration is written."""
 
-_NOT_A_RESULT = (AttributeError, IndexError, KeyError, OSError, TypeError, ValueError)
+_NOT_A_RESULT = (AttributeError, IndexError, KeyError, OSError, RecursionError, TypeError, ValueError)
 """What reading a final table raises that is cut off, not JSON, or of another shape."""
 
 ROOT = Path("runs")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmark.errors import first_line
 from benchmark.evaluate.runner import evaluate
 from benchmark.prompts.prompt_set import fingerprint
 from merger.app.identity import search_prompts_fingerprint, tagger_fingerprint
@@ -22,7 +24,8 @@ from merger.search.trials import TrialRecord
 SCORE_KEY = "layermerge.score"
 """The metadata key under which an exported blend records the score of its trial."""
 
-_RECORDED = {"accuracy", "accuracy_stderr", "probability", "dtype", "prompts", "tagger"}
+_NUMBERS = ("accuracy", "accuracy_stderr", "probability")
+_RECORDED = {*_NUMBERS, "dtype", "prompts", "tagger"}
 
 
 def export_trial(
@@ -56,15 +59,31 @@ def export_trial(
     )
 
 
+def read_score(file: Path, text: str) -> dict[str, Any]:
+    """The score that a file's metadata record, from its JSON. Raises CheckpointError, naming `file`, if it is none."""
+    try:
+        recorded = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file}: its recorded score cannot be read ({first_line(error)}).") from None
+    if not isinstance(recorded, dict):
+        raise CheckpointError(f"{file}: its recorded score is no table.")
+    if missing := _RECORDED - recorded.keys():
+        raise CheckpointError(f"{file}: its recorded score lacks '{min(missing)}'")
+    for key in _NUMBERS:
+        if not isinstance(recorded[key], int | float) or not math.isfinite(recorded[key]):
+            raise CheckpointError(f"{file}: its recorded score has no number for '{key}'.")
+    return recorded
+
+
 def score_file(file: Path, run: Run, recorded: Mapping[str, Any]) -> dict[str, Any]:
     """Scores a checkpoint file as loaded from disk on its run's search prompts, and compares with the recorded score.
+
+    recorded: as `read_score` gives it.
 
     In the base's own dtype a file holds the very weights that were scored, so only kernel rounding may differ (`same`
     allows 0.005). In another dtype the score may differ by its standard error. Raises `StudyError` if the run's prompts
     or tagger are no longer those of the record.
     """
-    if missing := _RECORDED - recorded.keys():
-        raise CheckpointError(f"{file}: its recorded score lacks '{min(missing)}'")
     session = open_session(run.config())
     exam = session.exam
     if recorded.get("prompts") != fingerprint(exam.prompts["search"]):

@@ -178,7 +178,7 @@ def read_unet_config(pipeline: Path) -> dict[str, object]:
         raise CheckpointError(
             f"{pipeline}: not a diffusers pipeline folder (it has no unet/config.json and no transformer/config.json)."
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: not JSON ({error}).") from None
     check_numbers(file, config)
     return config

@@ -97,7 +97,7 @@ def shards(index: Path) -> tuple[Path, ...]:
         files = tuple(index.parent / str(name) for name in names)
     except FileNotFoundError:
         raise CheckpointError(f"{index}: no such file.") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{index}: no index of shards ({type(error).__name__}: {error}).") from None
     if not files or any(Path(name).name != name for name in map(str, names)):
         raise CheckpointError(f"{index}: names no files, or files outside its folder.")

@@ -145,6 +145,6 @@ def _table(text: str | None) -> dict[str, Any]:
     """A JSON table out of a file's metadata; empty for anything else."""
     try:
         found = json.loads(text or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

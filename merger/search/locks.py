@@ -91,7 +91,7 @@ def owner_of(path: Path) -> Owner | None:
     """
     try:
         owner = Owner(**json.loads(_record_of(path).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):  # none, or not whole yet
+    except (OSError, ValueError, TypeError, RecursionError):  # none, or not whole yet
         return None
     if owner.host != socket.gethostname():
         return owner

@@ -134,7 +134,7 @@ def names_of_folder(keys: Iterable[str], config: Path) -> dict[str, str]:
     names = {bare_name(key): key for key in keys}
     try:
         projected = "CLIPTextModel" not in json.loads(config.read_text(encoding="utf-8")).get("architectures", ())
-    except (OSError, ValueError, AttributeError, TypeError):
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         projected = True
     return {name: names[name] for name in _used(names, projected)}
 

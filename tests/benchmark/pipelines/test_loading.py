@@ -178,6 +178,15 @@ def test_numbers_that_would_take_all_memory_are_refused_at_once(
     refused(f"{file}: {name} {value} is beyond", folder)
 
 
+@pytest.mark.parametrize(
+    "file", ["model_index.json", "unet/config.json", "text_encoder/config.json", "scheduler/scheduler_config.json"]
+)
+def test_files_nested_beyond_reading_are_one_line(tiny_diffusers_folder: Path, tmp_path: Path, file: str) -> None:
+    folder = shutil.copytree(tiny_diffusers_folder, tmp_path / "whole")
+    (folder / file).write_text("[" * 100_000)
+    refused("cannot be read", folder)
+
+
 def test_parts_that_a_pipeline_does_without_and_its_settings_are_no_entries(
     tiny_diffusers_folder: Path, tmp_path: Path
 ) -> None:

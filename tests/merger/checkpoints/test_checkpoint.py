@@ -163,3 +163,10 @@ def test_two_checkpoints_of_one_name_are_refused(tiny_family: dict[str, Path]) -
         )
     with pytest.raises(CheckpointError, match=r"both called 'base'"):
         check_compatible(base, [open_checkpoint(tiny_family["warm"], name="base")])
+
+
+def test_a_configuration_nested_beyond_reading_is_one_line(tiny_diffusers_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_diffusers_folder, tmp_path / "whole")
+    (folder / "unet" / "config.json").write_text("[" * 100_000)
+    with pytest.raises(CheckpointError, match=r"unet/config\.json: not JSON"):
+        read_unet_config(folder)
