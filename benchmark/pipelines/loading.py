@@ -71,11 +71,24 @@ def load_pipeline(
     with quiet_diffusers():
         pipeline = _load(str(source), None if config is None else str(config), dtype, to_fill)
     pipeline.set_progress_bar_config(disable=True)
+    _check_values(str(source), pipeline)
     pipeline.to(device)
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module):
             part.requires_grad_(False).eval()
     return pipeline
+
+
+def _check_values(source: str, pipeline: Pipeline) -> None:
+    """Raise InputError if a tensor of a part got no value and stayed on torch's "meta" device."""
+    import torch
+
+    for name, part in pipeline.components.items():
+        if not isinstance(part, torch.nn.Module):
+            continue
+        for key, tensor in part.state_dict(keep_vars=True).items():
+            if isinstance(tensor, torch.Tensor) and tensor.is_meta:
+                raise InputError(f"{source}: its {name} lacks '{key}'. Is it whole, and of this family?")
 
 
 def quicken(pipeline: Pipeline, *, channels_last: bool, compiled: bool) -> None:

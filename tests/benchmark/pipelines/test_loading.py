@@ -187,6 +187,15 @@ def test_files_nested_beyond_reading_are_one_line(tiny_diffusers_folder: Path, t
     refused("cannot be read", folder)
 
 
+def test_a_tensor_that_the_configuration_wants_and_no_file_has(tiny_diffusers_folder: Path, tmp_path: Path) -> None:
+    """diffusers leaves it without a value, and torch then cannot move it."""
+    folder = shutil.copytree(tiny_diffusers_folder, tmp_path / "whole")
+    config = json.loads((folder / "unet/config.json").read_text())
+    more = {"encoder_hid_dim": 8, "encoder_hid_dim_type": "text_proj"}
+    (folder / "unet/config.json").write_text(json.dumps(config | more))
+    refused("its unet lacks 'encoder_hid_proj.weight'", folder)
+
+
 def test_parts_that_a_pipeline_does_without_and_its_settings_are_no_entries(
     tiny_diffusers_folder: Path, tmp_path: Path
 ) -> None:
