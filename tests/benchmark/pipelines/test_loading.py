@@ -196,6 +196,13 @@ def test_a_tensor_that_the_configuration_wants_and_no_file_has(tiny_diffusers_fo
     refused("its unet lacks 'encoder_hid_proj.weight'", folder)
 
 
+def test_a_list_of_blocks_that_is_too_short_is_one_line(tiny_diffusers_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_diffusers_folder, tmp_path / "whole")
+    config = json.loads((folder / "unet/config.json").read_text())
+    (folder / "unet/config.json").write_text(json.dumps(config | {"block_out_channels": []}))
+    refused("diffusers cannot load it", folder)
+
+
 def test_parts_that_a_pipeline_does_without_and_its_settings_are_no_entries(
     tiny_diffusers_folder: Path, tmp_path: Path
 ) -> None:
