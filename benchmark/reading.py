@@ -14,6 +14,9 @@ from benchmark.errors import InputError
 MOST_BYTES = 32 << 20
 """Of a JSON file. The longest that is read here, a list of tags, has less than 1 MB."""
 
+NOT_JSON = (OSError, ValueError, RecursionError)
+"""What reading a file of JSON raises if it cannot be read, is no JSON, or is nested too deeply."""
+
 _MOST_NUMBER = 10**7  # of any count in a model's configuration
 _MOST_OF = (  # what only some counts are -> the most
     (re.compile(r"^(?!.*(channels|size|dim)).*(layer|depth|block|stage)", re.IGNORECASE), 512),

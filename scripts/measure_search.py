@@ -30,8 +30,8 @@ from merger.scoring.evaluation_cache import EvaluationCache
 from merger.scoring.objective import JUDGE, TAGGER, evaluate_blend
 from merger.scoring.selection import finalists_of
 from merger.search.baselines import baselines_of
-from merger.search.space import Weights
 from merger.search.trials import TrialRecord, distinct_best
+from merger.weights import Weights
 from scripts.search_table import write_table
 from scripts.strategies import STRATEGIES, configuration, follow
 

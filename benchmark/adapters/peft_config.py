@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.errors import InputError
-from benchmark.reading import no_repeats
+from benchmark.reading import NOT_JSON, no_repeats
 from benchmark.writing import there
 
 CONFIG = "adapter_config.json"
@@ -169,7 +169,7 @@ def read_config(config: Path) -> PeftSettings:
         if config.stat().st_size > _LONGEST:
             raise InputError(f"{config}: is too long for the configuration of an adapter.")
         table = json.loads(config.read_text(encoding="utf-8"), object_pairs_hook=no_repeats)
-    except (OSError, ValueError, RecursionError) as error:
+    except NOT_JSON as error:
         raise InputError(f"{config}: cannot be read ({' '.join(str(error).split())[:120]}).") from None
     if not isinstance(table, dict):
         raise InputError(f"{config}: holds no settings of an adapter.")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmark.errors import InputError
 from benchmark.pipelines.key_names import by_usual_key, holds_vae, stray_text, stray_vae
+from benchmark.reading import NOT_JSON
 
 if TYPE_CHECKING:
     import torch
@@ -145,5 +146,5 @@ def _width(folder: Path) -> int | None:
     """The width of a text encoder by its `config.json`; None if that does not say it."""
     try:
         return int(dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))["hidden_size"])
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    except (*NOT_JSON, TypeError, KeyError):
         return None

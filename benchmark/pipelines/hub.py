@@ -15,6 +15,7 @@ from typing import Literal
 from benchmark.errors import InputError
 from benchmark.pipelines.quiet import quiet_diffusers
 from benchmark.pipelines.variants import PREFERRED
+from benchmark.reading import NOT_JSON
 
 Portion = Literal["whole", "denoiser", "vae", "configuration"]
 """What of a model is wanted: all that draws; the weights of the denoiser or of the VAE; the configuration alone."""
@@ -74,7 +75,7 @@ def lacking(folder: Path, portion: Portion = "whole") -> list[str]:
         return [] if _has_weights(inside) else list(_ALL[portion])
     try:
         index = dict(json.loads((folder / "model_index.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, RecursionError):
+    except (*NOT_JSON, TypeError):
         return list(_ALL[portion])
     missing = []
     for name, kind in index.items():
@@ -137,7 +138,7 @@ def _has_weights(folder: Path) -> bool:
     for index in folder.glob("*.safetensors.index*.json"):  # also a variant's: index.fp16.json
         try:
             names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (*NOT_JSON, KeyError, TypeError, AttributeError):
             return False
         return all((folder / str(name)).is_file() for name in names)
     return any(folder.glob("*.safetensors"))

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmark.errors import InputError, did_you_mean, first_line, out_of_memory
+from benchmark.errors import UNFORESEEN, InputError, did_you_mean, first_line, out_of_memory
 from benchmark.hub_ids import is_hub_id
 from benchmark.pipelines import hub
 from benchmark.pipelines.model_index import pipeline_class, read_index
@@ -33,7 +33,6 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "dpm++2m-karras": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "use_karras_sigmas": True}),
     "unipc": ("UniPCMultistepScheduler", {}),
 }
-_LOADING_ERRORS = (OSError, ValueError, LookupError, RuntimeError, TypeError, AttributeError, ImportError)
 OWN_SAMPLER = "default"  # the one the checkpoint or its configuration folder brings
 
 
@@ -129,7 +128,7 @@ def _load(source: str, config: str | None, dtype: torch.dtype, to_fill: Collecti
     except NotImplementedError as error:  # a parameter without a value stayed on torch's "meta" device
         expects = config or "its family"
         raise InputError(f"{source}: lacks tensors that {expects} expects. Is it whole, and of this family?") from error
-    except (*_LOADING_ERRORS, SafetensorError, SingleFileComponentError) as error:
+    except (*UNFORESEEN, SafetensorError, SingleFileComponentError) as error:
         if out_of_memory(error):
             raise
         raise InputError(f"{source}: diffusers cannot load it ({first_line(error)}).") from error

@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from benchmark.errors import InputError, first_line, out_of_memory
-from benchmark.reading import check_numbers, read_json
+from benchmark.reading import NOT_JSON, check_numbers, read_json
 
 NAME = "model_index.json"
 _LIBRARIES = ("diffusers", "transformers")
@@ -32,7 +32,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     file = folder / NAME
     try:
         index = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+    except NOT_JSON as error:
         raise InputError(f"{folder}: is no pipeline configuration; its {NAME} cannot be read ({error}).") from None
     if not isinstance(index, dict):
         raise InputError(f"{file}: holds no table of a pipeline's parts.")

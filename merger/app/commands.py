@@ -156,7 +156,6 @@ def export(args: argparse.Namespace) -> int:
     from merger.app.source_paths import local
     from merger.app.sources import open_sources
     from merger.export.forms import ExportOptions, is_folder
-    from merger.export.recipe_weights import beside
     from merger.search.artifacts import Artifacts
     from merger.search.study import incumbent, read_study
     from merger.search.trials import STEP
@@ -188,8 +187,7 @@ def export(args: argparse.Namespace) -> int:
     ending = "" if is_folder(sources.base, how) else ".safetensors"
     output = args.output or run.folder / f"{name}{suffix}{'-denoiser' if args.denoiser_only else ''}{ending}"
     prompts = "the prompts of its step" if trial.role == STEP else "the search prompts"
-    sweep(output.parent, output.name)
-    sweep(output.parent, beside(output).name)
+    _sweep_output(output)
     written = export_trial(sources, trial, output, how, identity=study.identity)
     print(
         json.dumps({"file": str(written), "trial": trial.number, "accuracy": trial.score.accuracy})
@@ -204,7 +202,6 @@ def merge(args: argparse.Namespace) -> int:
     from merger.checkpoints.compatibility import check_compatible, mixed_prediction, remarks
     from merger.export.forms import ExportOptions, export_as
     from merger.export.recipe_files import open_recipe
-    from merger.export.recipe_weights import beside
 
     recipe, base, donors = open_recipe(args.recipe, allow_pickle=args.allow_pickle)
     for remark in (*remarks((base, *donors), check_compatible(base, donors)), *mixed_prediction(base, donors)):
@@ -212,8 +209,7 @@ def merge(args: argparse.Namespace) -> int:
     how = ExportOptions(
         args.dtype, args.denoiser_only, args.format, _configuration(args), args.mecha, nonfinite=args.nonfinite
     )
-    sweep(args.output.parent, args.output.name)
-    sweep(args.output.parent, beside(args.output).name)
+    _sweep_output(args.output)
     written = export_as(recipe, args.output, how, base=base, donors=donors)
     print(json.dumps({"file": str(written)}) if args.json else _shown(written))
     return 0
@@ -341,6 +337,14 @@ def _print_result(run: Run, result: dict[str, Any], as_json: bool) -> None:
     if run.best.exists():
         print(f"checkpoint  {_shown(run.best)}")
     print(f"report      {_shown(run.report)}")
+
+
+def _sweep_output(output: Path) -> None:
+    """Removes what a killed export left of this file, and of the weights beside it."""
+    from merger.export.recipe_weights import beside
+
+    for path in (output, beside(output)):
+        sweep(output.parent, path.name)
 
 
 def _shown(path: Path) -> str:

@@ -14,8 +14,7 @@ from merger.scoring.evaluation_cache import EvaluationCache
 from merger.scoring.objective import TAGGER, evaluate_blend
 from merger.scoring.reward_hacking import THUMBNAILS, Thumbnails, changed_taggers
 from merger.scoring.selection import SHOWN
-from merger.search.space import Weights
-from merger.weights import key_of
+from merger.weights import Weights, key_of
 
 
 class FinalEvaluation:

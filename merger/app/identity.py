@@ -15,6 +15,7 @@ from typing import Any
 from benchmark.hashing import files_fingerprint
 from benchmark.prompts.prompt_set import fingerprint
 from merger.app.exam import Exam
+from merger.app.previous_version import GRADIENT_THEN
 from merger.app.sources import BlendSources
 from merger.config.config import Config
 from merger.config.parts import Settings
@@ -82,10 +83,6 @@ _ALWAYS = ("baselines", "method", "objective", "steps", "sampler", "guidance", "
 """Settings that every stored identity names. All others are named only if they are not at their default, so that an
 identity stored before such a setting existed still compares equal."""
 
-_BEFORE = {"chain": 1.0}
-"""Settings of the gradient search that stored identities did not always name, at the values that they then had. They
-are named only if they have others."""
-
 
 def identity_of(config: Config, sources: BlendSources, exam: Exam, choice: Choice) -> dict[str, str]:
     """{name: text, JSON or hash} of a search. Hashes every source once.
@@ -107,7 +104,8 @@ def identity_of(config: Config, sources: BlendSources, exam: Exam, choice: Choic
         named["gradient"] = {
             key: value
             for key, value in config.gradient.model_dump().items()
-            if f"gradient.{key}" not in MAY_CHANGE and _BEFORE.get(key) != value
+            # stored identities did not always name these: they are named only at other values than they then had
+            if f"gradient.{key}" not in MAY_CHANGE and GRADIENT_THEN.get(key) != value
         }
     for key in _by_value():
         value = getattr(config, key)

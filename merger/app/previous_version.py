@@ -19,7 +19,7 @@ _OFF = {"polish": 0, "coarse_to_fine": {}}
 _THEN = {"block_names": EARLIER, "distinct_prompts": False}
 """Settings that 0.1.0 did not have, at the values that do what it did. Later run folders name every setting."""
 
-_GRADIENT_THEN = {"chain": 1.0}
+GRADIENT_THEN = {"chain": 1.0}
 """The same for the parts of `gradient`."""
 
 _RESULT = {"luck": "optimism"}
@@ -30,7 +30,7 @@ def translated_config(raw: Mapping[str, Any]) -> dict[str, Any]:
     """A run's configuration as read from its file, with today's keys. Removed settings are left out."""
     now = {RENAMED.get(key, key): _translated_value(key, value) for key, value in raw.items() if key not in REMOVED}
     if isinstance(now.get("gradient", {}), Mapping):
-        now["gradient"] = _GRADIENT_THEN | dict(now.get("gradient", {}))
+        now["gradient"] = GRADIENT_THEN | dict(now.get("gradient", {}))
     return _THEN | now
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.errors import did_you_mean, first_line
+from benchmark.reading import NOT_JSON
 from benchmark.writing import sweep, there, write_text
 from merger.app import previous_version
 from merger.config.config import Config
@@ -27,7 +28,7 @@ _NOTHING_BEGUN = re.compile(
 )
 """Names of files that a search may leave in a new folder if it is killed before its configuration is written."""
 
-_NOT_A_RESULT = (AttributeError, IndexError, KeyError, OSError, RecursionError, TypeError, ValueError)
+_NOT_A_RESULT = (*NOT_JSON, AttributeError, IndexError, KeyError, TypeError)
 """What reading a final table raises that is cut off, not JSON, or of another shape."""
 
 ROOT = Path("runs")

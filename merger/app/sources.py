@@ -18,7 +18,8 @@ from merger.export.recipe import Recipe
 from merger.layers.channels import CHANNEL, widths
 from merger.layers.grouping import group
 from merger.layers.unet import COMMUNITY, BlockNames
-from merger.search.space import Space, Weights, make_space
+from merger.search.space import Space, make_space
+from merger.weights import Weights
 
 
 @dataclass(frozen=True)

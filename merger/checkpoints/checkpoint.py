@@ -18,7 +18,7 @@ from torch import Tensor
 
 from benchmark.pipelines.key_names import usual
 from benchmark.pipelines.variants import variant_in
-from benchmark.reading import check_numbers
+from benchmark.reading import NOT_JSON, check_numbers
 from merger.checkpoints.denoiser import (
     check_names,
     denoiser_files,
@@ -192,7 +192,7 @@ def read_scheduler_config(path: Path) -> dict[str, object] | None:
     folder = path.parent if path.name in ("unet", "transformer") and not (path / "scheduler").is_dir() else path
     try:
         found = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
-    except (OSError, ValueError, RecursionError):
+    except NOT_JSON:
         return None
     return found if isinstance(found, dict) else None
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.errors import WriteError
+from benchmark.reading import NOT_JSON
 from benchmark.writing import write_text
 from merger.checkpoints.hashing import Contents, file_contents
 
@@ -63,6 +64,6 @@ def _contents(kept: Any, state: list[int]) -> Contents | None:
 def _read() -> dict[str, Any]:
     try:
         table = json.loads(cache_file().read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+    except NOT_JSON:
         return {}
     return table if isinstance(table, dict) else {}

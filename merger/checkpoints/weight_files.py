@@ -18,6 +18,7 @@ from torch import Tensor
 
 from benchmark.errors import UNFORESEEN, out_of_memory
 from benchmark.pipelines.variants import weights_of_variant
+from benchmark.reading import NOT_JSON
 from merger.checkpoints.headers import Entry, Header, convert_command, read_header
 from merger.errors import CheckpointError
 
@@ -97,7 +98,7 @@ def shards(index: Path) -> tuple[Path, ...]:
         files = tuple(index.parent / str(name) for name in names)
     except FileNotFoundError:
         raise CheckpointError(f"{index}: no such file.") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (*NOT_JSON, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index}: no index of shards ({type(error).__name__}: {error}).") from None
     if not files or any(Path(name).name != name for name in map(str, names)):
         raise CheckpointError(f"{index}: names no files, or files outside its folder.")

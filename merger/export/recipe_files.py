@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.hub_ids import is_hub_id
-from benchmark.reading import no_repeats
+from benchmark.reading import NOT_JSON, no_repeats
 from merger.checkpoints.adapter import open_donor
 from merger.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from merger.checkpoints.headers import read_header
@@ -103,7 +103,7 @@ def _read(path: Path) -> tuple[dict[str, Any], Weights | None]:
         table = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=no_repeats)
     except FileNotFoundError:
         raise RecipeError(f"{path}: no such file") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except NOT_JSON as error:
         raise RecipeError(f"{path}: cannot be read as JSON ({' '.join(str(error).split())[:120]})") from None
     return _checked(table, path), None
 

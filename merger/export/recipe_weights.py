@@ -48,15 +48,6 @@ def weights_beside(recipe: Recipe, path: Path) -> Iterator[WeightsFile | None]:
         yield WeightsFile(path.name, model_fingerprint(partial), tuple(donor.name for donor in recipe.used))
 
 
-def read_recipe(path: Path) -> Recipe:
-    """The recipe in a file that `weights_beside` wrote. Raises RecipeError or CheckpointError, in one line."""
-    text = open_weights(path).header.metadata.get(METADATA_KEY)
-    if text is None:
-        raise RecipeError(f"{path}: holds no recipe ('{METADATA_KEY}')")
-    said = WeightsFile.in_json(text)
-    return Recipe.from_json(text, read_weights(path, said.donors) if said else None)
-
-
 def read_weights(path: Path, donors: Sequence[str]) -> Weights:
     """The weights in a file: {layer: {donor: weight}}. Raises RecipeError or CheckpointError, in one line.
 

@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from merger.search.space import Weights, weight_of
+from merger.search.space import weight_of
+from merger.weights import Weights
 
 Colour = tuple[int, int, int]
 

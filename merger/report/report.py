@@ -19,8 +19,9 @@ from merger.report.gains_and_losses import gain_and_loss_lines, rows_of, too_few
 from merger.report.progress import duration
 from merger.report.verdict import choice_line, verdict
 from merger.scoring.objective import TAGGER
-from merger.search.space import Space, Weights
+from merger.search.space import Space
 from merger.search.trials import STEP, TrialRecord
+from merger.weights import Weights
 
 RECALL = "Tag accuracy is recall: the share of the tags asked for that a tagger finds in the images."
 

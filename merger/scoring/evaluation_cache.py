@@ -18,9 +18,8 @@ from benchmark.evaluate.runner import Evaluation, tags_asked
 from benchmark.prompts.prompt_set import Prompt, fingerprint
 from benchmark.writing import write_arrays
 from merger.scoring.reward_hacking import THUMBNAIL_NUMBERS, THUMBNAILS
-from merger.search.space import Weights
 from merger.search.trials import TrialRecord
-from merger.weights import as_json
+from merger.weights import Weights, as_json
 
 _DAMAGED = (
     *(OSError, ValueError, KeyError, TypeError, EOFError, MemoryError, NotImplementedError, RuntimeError),

@@ -15,8 +15,8 @@ from benchmark.features.extractor import FeatureExtractor
 from benchmark.pipelines.generation import ImageGenerator
 from benchmark.prompts.prompt_set import Prompt
 from benchmark.taggers.tagger import Tagger
-from merger.search.space import Weights
 from merger.search.trials import BELOW_FLOOR, Report, Score
+from merger.weights import Weights
 
 TAGGER, JUDGE = "tagger", "judge"
 """The roles of taggers in evaluations: the one that a search follows, and the one that it never sees."""

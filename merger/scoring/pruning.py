@@ -17,8 +17,8 @@ import numpy as np
 
 from benchmark.evaluate.runner import Evaluation, evaluate, tags_asked
 from merger.scoring.objective import TAGGER, BlendObjective
-from merger.search.space import Weights
 from merger.search.trials import PRUNED_AFTER, PrunedObjective, Report, Score, paired
+from merger.weights import Weights
 
 EVERY = 16
 """Prompts between two comparisons, whatever the batch size: what is pruned must not depend on that."""

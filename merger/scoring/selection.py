@@ -40,9 +40,8 @@ from merger.scoring.gains_and_losses import gains_and_losses
 from merger.scoring.objective import JUDGE, TAGGER
 from merger.scoring.reward_hacking import as_row, objections, signs_of
 from merger.search.baselines import Baseline
-from merger.search.space import Weights
 from merger.search.trials import BELOW_FLOOR, TrialRecord, candidates, distinct_best
-from merger.weights import key_of, means
+from merger.weights import Weights, key_of, means
 
 FINALISTS = 5
 SHOWN = 8

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 
-from merger.search.space import Space, Weights
+from merger.search.space import Space
 from merger.search.trials import PROPOSED, STEP, TrialRecord
+from merger.weights import Weights
 
 STRENGTHS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0)
 """Of the best uniform blend: every weight is this times 1 / (donors + 1), the weight of the uniform average."""

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from benchmark.reading import NOT_JSON
 from benchmark.writing import LONGEST_NAME
 from merger.errors import StudyError
 
@@ -91,7 +92,7 @@ def owner_of(path: Path) -> Owner | None:
     """
     try:
         owner = Owner(**json.loads(_record_of(path).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, RecursionError):  # none, or not whole yet
+    except (*NOT_JSON, TypeError):  # none, or not whole yet
         return None
     if owner.host != socket.gethostname():
         return owner

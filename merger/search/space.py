@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 
 from benchmark.errors import did_you_mean
 from merger.errors import ConfigError, ConfigProblems, StudyError
-from merger.weights import Channels, Floats32, Weight, by_channel
-from merger.weights import Weights as Weights
+from merger.weights import Channels, Floats32, Weight, Weights, by_channel
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]

@@ -10,8 +10,9 @@ from optuna.trial import FrozenTrial
 from merger.search import earlier
 from merger.search.artifacts import ARTIFACT, Artifacts, Blends
 from merger.search.history import WEIGHTS
-from merger.search.space import Space, Weights
+from merger.search.space import Space
 from merger.search.trials import Score, TrialRecord
+from merger.weights import Weights
 
 
 class StoredTrials:

@@ -26,10 +26,11 @@ from merger.search.baselines import Baseline, known_of, next_baseline
 from merger.search.gradient import ADAM, GRADIENT, STATES_KEPT, GradientSampler, state_after, steps_among
 from merger.search.history import WEIGHTS
 from merger.search.samplers import make_sampler
-from merger.search.space import Space, Weights
+from merger.search.space import Space
 from merger.search.storage import Storage, damage_said, shown, stored
 from merger.search.stored_trials import StoredTrials, texts
 from merger.search.trials import PROPOSED, PRUNED_AFTER, SEARCH, STEP, GradientStep, Score, TrialRecord, best_of
+from merger.weights import Weights
 
 MOST_ROWS = 256
 """Weights up to which each is also an Optuna parameter, a database row of its own (about 2.5 ms each)."""

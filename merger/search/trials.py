@@ -13,7 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from benchmark.evaluate.scores import Estimate, Tally, paired_difference
-from merger.search.space import Floats, Weights
+from merger.search.space import Floats
+from merger.weights import Weights
 
 SEARCH = "search"
 """The role of a trial that a sampler proposed and that was scored on the search's fixed prompts."""

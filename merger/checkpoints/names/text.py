@@ -19,6 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from benchmark.pipelines.key_names import by_usual_key, stray_text
+from benchmark.reading import NOT_JSON
 from merger.checkpoints.names.pieces import Piece, marker, pieces_of
 from merger.errors import CheckpointError
 
@@ -134,7 +135,7 @@ def names_of_folder(keys: Iterable[str], config: Path) -> dict[str, str]:
     names = {bare_name(key): key for key in keys}
     try:
         projected = "CLIPTextModel" not in json.loads(config.read_text(encoding="utf-8")).get("architectures", ())
-    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
+    except (*NOT_JSON, AttributeError, TypeError):
         projected = True
     return {name: names[name] for name in _used(names, projected)}
 

@@ -34,8 +34,9 @@ from merger.scoring.gradients.findings import StepFindings
 from merger.scoring.gradients.reduction import searched_parameters, weight_gradients
 from merger.scoring.gradients.sampling import DifferentiableGenerator, Differentiation
 from merger.scoring.objective import Metric
-from merger.search.space import Floats, Weights
+from merger.search.space import Floats
 from merger.search.trials import Score
+from merger.weights import Weights
 
 Gradient = dict[str, dict[str, float | Floats]]
 """`gradient[layer][donor]`: the derivative of the score in that weight; [C] in the weights of C channels."""

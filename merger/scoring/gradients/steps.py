@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from benchmark.prompts.prompt_set import Prompt
 from merger.scoring.gradients.gradients import Gradient, Gradients
-from merger.search.space import Weights
 from merger.search.trials import Score
+from merger.weights import Weights
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,12 @@ from merger.app.runs import Run
 from merger.config.config import Config
 from merger.search.baselines import baselines_of
 from merger.search.loop import search
-from merger.search.space import Weights, make_space
+from merger.search.space import make_space
 from merger.search.storage import stored
 from merger.search.study import SearchSettings, open_study, read_study
 from merger.search.trials import Score
 from merger.search.urls import sqlite_url
+from merger.weights import Weights
 
 DATA = Path(__file__).parents[2] / "data" / "previous"
 SPACE = make_space(("IN", "OUT"), ("one", "two"), bounds=(0, 1))

@@ -17,9 +17,10 @@ from merger.errors import StudyError
 from merger.search.baselines import KINDS, baselines_of
 from merger.search.locks import study_lock
 from merger.search.loop import search
-from merger.search.space import Weights, make_space
+from merger.search.space import make_space
 from merger.search.study import SearchSettings, open_study
 from merger.search.trials import Score
+from merger.weights import Weights
 
 DONORS = ("barber", "optician", "actor", "tailor")
 SPACE = make_space(("IN", "OUT"), DONORS, bounds=(0, 1))

@@ -27,13 +27,18 @@ from merger.export.forms import ExportOptions, export_as
 from merger.export.mecha import mecha_text
 from merger.export.recipe import Recipe
 from merger.export.recipe_files import open_recipe
-from merger.export.recipe_weights import read_recipe
+from merger.export.recipe_weights import read_weights
 from merger.export.write import export, verify
 from merger.layers.channels import channels_of
 from merger.layers.components import COMPONENTS, DENOISER
 from merger.layers.grouping import group
 from merger.weights import Channels, Weight, Weights
 from tests.merger.text_models import make_family
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe in a file of weights by channel, with these weights."""
+    return Recipe.from_metadata(read_header(path).metadata, lambda said: read_weights(path, said.donors))
 
 
 def drawn(base: Checkpoint, donors: list[Checkpoint]) -> dict[str, dict[str, Weight]]:

@@ -20,9 +20,10 @@ from merger.scoring.pruning import pruned
 from merger.scoring.selection import finalists_of, select_winner
 from merger.search.baselines import baselines_of
 from merger.search.loop import search
-from merger.search.space import Weights, make_space, weight_of
+from merger.search.space import make_space, weight_of
 from merger.search.study import SearchSettings, open_study
 from merger.search.trials import BELOW_FLOOR, Score, TrialRecord
+from merger.weights import Weights
 
 TAGS = ("red_hair", "blue_hair", "smile", "frown")
 CATEGORY = {"red_hair": "hair", "blue_hair": "hair", "smile": "face", "frown": "face"}.__getitem__

@@ -20,9 +20,10 @@ from merger.scoring.objective import JUDGE, TAGGER, BlendObjective, Metric, eval
 from merger.scoring.selection import Selection, finalists_of, select_winner
 from merger.search.baselines import baselines_of, outcomes
 from merger.search.loop import search
-from merger.search.space import Weights, make_space, weight_of
+from merger.search.space import make_space, weight_of
 from merger.search.study import SearchSettings, open_study
 from merger.search.trials import Score, TrialRecord
+from merger.weights import Weights
 
 HAIR, EYES = ("red_hair", "blue_hair", "white_hair", "pink_hair"), ("red_eyes", "blue_eyes", "green_eyes", "grey_eyes")
 VOCABULARY = Vocabulary(HAIR + EYES, {tag: tag.rsplit("_", 1)[1] for tag in HAIR + EYES})

@@ -17,9 +17,10 @@ from merger.scoring.objective import BlendObjective, Metric
 from merger.scoring.pruning import EVERY, LEVEL, estimated, hopeless, pruned
 from merger.search.baselines import baselines_of
 from merger.search.loop import search
-from merger.search.space import Weights, make_space
+from merger.search.space import make_space
 from merger.search.study import SearchSettings, Study, incumbent, open_study
 from merger.search.trials import PRUNED_AFTER, Score, TrialRecord, candidates, last_improvement
+from merger.weights import Weights
 
 SPACE = make_space(("IN", "M", "OUT"), ("warm", "cool"), bounds=(-0.5, 1.5))
 TARGET = np.array([0.9, 0.1, 0.2, 0.7, -0.3, 0.4])

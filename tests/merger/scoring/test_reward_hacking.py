@@ -34,8 +34,9 @@ from merger.scoring.reward_hacking import (
 )
 from merger.scoring.selection import select_winner
 from merger.search.baselines import baselines_of
-from merger.search.space import Weights, make_space, weight_of
+from merger.search.space import make_space, weight_of
 from merger.search.trials import Score, TrialRecord
+from merger.weights import Weights
 
 TAGS = tuple(f"{colour}_{thing}" for colour in ("red", "blue", "green") for thing in ("hair", "eyes", "hat"))
 VOCABULARY = Vocabulary(TAGS)

@@ -7,9 +7,10 @@ from optuna.storages import InMemoryStorage
 
 from merger.search.baselines import KINDS, STRENGTHS, Known, baselines_of, most_trials, next_baseline, outcomes
 from merger.search.loop import search
-from merger.search.space import Space, Weights, make_space
+from merger.search.space import Space, make_space
 from merger.search.study import SearchSettings, Study, open_study
 from merger.search.trials import Score, TrialRecord
+from merger.weights import Weights
 
 SPACE = make_space(("IN", "OUT"), ("warm", "cool", "odd"), bounds=(0, 1))
 SETTINGS = SearchSettings("random", 3, 16, 1000, baselines=KINDS)

@@ -23,10 +23,11 @@ from merger.search.baselines import baselines_of
 from merger.search.gradient import ADAM, GRADIENT, GradientSampler, state_after, steps_among
 from merger.search.history import WEIGHTS
 from merger.search.loop import search
-from merger.search.space import Space, Weights, make_space
+from merger.search.space import Space, make_space
 from merger.search.storage import Storage, stored
 from merger.search.study import SearchSettings, Study, incumbent, open_study
 from merger.search.trials import STEP, Score, TrialRecord, last_improvement
+from merger.weights import Weights
 
 LAYERS, DONORS = ("IN00", "M00", "OUT00"), ("warm", "cool")
 TARGET = np.array([0.9, 0.1, 0.2, 0.7, -0.3, 0.4])

@@ -22,9 +22,10 @@ from merger.errors import StudyError
 from merger.search.baselines import baselines_of
 from merger.search.locks import study_lock
 from merger.search.loop import search
-from merger.search.space import Weights, make_space
+from merger.search.space import make_space
 from merger.search.study import SearchSettings, has_study, open_study, read_study
 from merger.search.trials import Score
+from merger.weights import Weights
 
 SPACE = make_space(("IN", "OUT"), ("one", "two"), bounds=(0, 1))
 PASSWORD = "a:b/c@d%e"

@@ -12,7 +12,7 @@ from merger.errors import StudyError
 from merger.search.baselines import baselines_of
 from merger.search.cma import CmaSampler
 from merger.search.loop import search
-from merger.search.space import Space, Weights, make_space
+from merger.search.space import Space, make_space
 from merger.search.storage import Storage
 from merger.search.study import (
     MOST_ROWS,
@@ -24,6 +24,7 @@ from merger.search.study import (
     read_study,
 )
 from merger.search.trials import Score, best_of
+from merger.weights import Weights
 
 LAYERS, DONORS = ("IN00", "M00", "OUT00"), ("warm", "cool")
 TARGET = (0.9, 0.1, 0.2, 0.7, -0.3, 0.4)

@@ -19,11 +19,11 @@ from merger.search.artifacts import Artifacts, StoredWeights
 from merger.search.baselines import baselines_of, outcomes
 from merger.search.gradient import STATES_KEPT
 from merger.search.loop import search
-from merger.search.space import Space, Weights, make_space
+from merger.search.space import Space, make_space
 from merger.search.storage import Storage
 from merger.search.study import SearchSettings, Study, open_study, read_study
 from merger.search.trials import SEARCH, STEP, Score, distinct_best
-from merger.weights import Channels, key_of, mean_of
+from merger.weights import Channels, Weights, key_of, mean_of
 
 LAYERS, DONORS, WIDTHS = ("a", "b", "c"), ("warm", "cool"), {"a": 3, "c": 4}
 SETTINGS = SearchSettings("gradient", 3, 60, 1000, None, AdamSettings(12), 4)
