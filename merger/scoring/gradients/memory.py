@@ -2,8 +2,9 @@
 
 Known are the blend, base and donors, and the gradients (one copy of what is searched). What autograd saves for the
 backward pass is counted on one image that is generated once: in the text encoders, the last denoiser call, the decoder
-and the tagger. Backpropagation runs through tagger and decoder first, then through the sampling steps one at a time
-with checkpointing, so the larger of the two counts. The memory that kernels need for themselves is not seen.
+and the tagger. Backpropagation runs through tagger and decoder first, then through the sampling steps. If these are
+computed again one at a time, the larger of the two counts; if all are kept, both do. The memory that kernels need for
+themselves is not seen.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ class StepMemory:
     """Bytes of a step of `images` images at once, `decoded` of which are decoded together.
 
     held: live blend, base and donors. gradients: of what is searched, 0 if they are streamed. text, step, decoder,
-    tagger: what autograd saves in each for one image.
+    tagger: what autograd saves in each for one image. steps_kept: how many steps are kept whole, 0 if each is computed
+    again.
     """
 
     held: int
@@ -44,10 +46,13 @@ class StepMemory:
     tagger: int
     images: int
     decoded: int
+    steps_kept: int = 0
 
     def kept(self, images: int) -> int:
         """The most that autograd saves of so many images at any one time."""
         looking = min(images, self.decoded) * self.decoder + images * self.tagger
+        if self.steps_kept:
+            return images * (self.text + self.steps_kept * self.step) + looking
         return images * self.text + max(images * self.step, looking)
 
     @property
@@ -71,7 +76,8 @@ class StepMemory:
 def step_memory(scored: BlendGradients, prompt: Prompt, images: int, free: float = math.inf) -> StepMemory:
     """The memory of a step of `images` prompts. Generates `prompt` once with a graph, but does not backpropagate.
 
-    free: bytes that a step may take besides what is held. Raises `NoRoom` if one image alone needs more.
+    free: bytes that a step may take besides what is held. Raises `NoRoom` if one image alone needs more, or, where all
+    sampling steps are kept, all images together.
     """
     live, generator, tagger = scored.live, scored.generator, scored.tagger
     parameters = [parameter for layer in scored.layers for parameter, _ in live.differences(layer)]
@@ -91,7 +97,8 @@ def step_memory(scored: BlendGradients, prompt: Prompt, images: int, free: float
 
     @functools.wraps(decoder)
     def decode(*args: Any, **kwargs: Any) -> Any:
-        kept.drop(_STEP)  # with checkpointing it is not there while decoder and tagger are backpropagated
+        if scored.how.recompute:
+            kept.drop(_STEP)  # it is not there while decoder and tagger are backpropagated
         kept.part = _DECODER
         return decoder(*args, **kwargs)
 
@@ -108,7 +115,8 @@ def step_memory(scored: BlendGradients, prompt: Prompt, images: int, free: float
     finally:
         for parameter in parameters:
             parameter.requires_grad_(False)
-    return StepMemory(
+    steps = len(generator.scheduler.timesteps)
+    memory = StepMemory(
         held=live.nbytes,
         gradients=gradients,
         text=kept.bytes[_TEXT],
@@ -117,7 +125,11 @@ def step_memory(scored: BlendGradients, prompt: Prompt, images: int, free: float
         tagger=kept.bytes[_TAGGER],
         images=min(scored.micro_batch, images),
         decoded=decoded_at_once(generator.settings),
+        steps_kept=0 if scored.how.recompute else len(scored.how.differentiated(steps)),
     )
+    if memory.steps_kept and gradients + memory.kept(memory.images) > free:
+        raise NoRoom(f"the sampling steps of a gradient step need more memory than {size(free)} if all are kept")
+    return memory
 
 
 class TooMuch(Exception):

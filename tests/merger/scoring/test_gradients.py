@@ -547,7 +547,15 @@ def test_what_has_no_gradients_is_refused_in_one_line(unet64: World, tiny_wd_tag
 
 
 @pytest.mark.parametrize(
-    ("fraction", "steps", "first"), [(0.5, 8, 4), (0.5, 3, 1), (1.0, 8, 0), (0.01, 8, 7), (0.3, 10, 7)]
+    ("fraction", "steps", "last", "spread"),
+    [
+        (0.5, 8, {4, 5, 6, 7}, {1, 3, 5, 7}),
+        (0.5, 3, {1, 2}, {1, 2}),
+        (1.0, 3, {0, 1, 2}, {0, 1, 2}),
+        (0.01, 8, {7}, {7}),
+        (0.3, 10, {7, 8, 9}, {3, 6, 9}),
+    ],
 )
-def test_the_last_part_of_the_steps_is_differentiated(fraction: float, steps: int, first: int) -> None:
-    assert Differentiation(fraction).undifferentiated(steps) == first
+def test_which_steps_are_differentiated(fraction: float, steps: int, last: set[int], spread: set[int]) -> None:
+    assert Differentiation(fraction).differentiated(steps) == last
+    assert Differentiation(fraction, spread=True).differentiated(steps) == spread
