@@ -25,8 +25,9 @@ from merger.search.artifacts import ARTIFACT, Artifacts
 from merger.search.baselines import Baseline, known_of, next_baseline
 from merger.search.gradient import ADAM, GRADIENT, STATES_KEPT, GradientSampler, state_after, steps_among
 from merger.search.history import WEIGHTS
+from merger.search.importance import GAINS, gains_of_last, stored_gains
 from merger.search.samplers import make_sampler
-from merger.search.space import Space
+from merger.search.space import Floats, Space
 from merger.search.storage import Storage, damage_said, shown, stored
 from merger.search.stored_trials import StoredTrials, texts
 from merger.search.trials import PROPOSED, PRUNED_AFTER, SEARCH, STEP, GradientStep, Score, TrialRecord, best_of
@@ -162,7 +163,8 @@ class Study:
         """Has the step `trial` taken at its place among all steps.
 
         The score's attributes hold its gradient and Adam's state after it, from which the next step goes on; in a wide
-        space the state alone. Raises `StudyError` for a gradient that is not finite.
+        space the state, and of the gradient only what its moves gained. Raises `StudyError` for a gradient that is not
+        finite.
         """
         steps = steps_among(self._study.get_trials(deepcopy=False))
         score, gradient = take_step(weights, len(steps))
@@ -176,9 +178,24 @@ class Study:
         kept: dict[str, Any] = {"place": len(steps)}
         if self.space.wide:
             kept[ADAM] = {"steps": state.steps, ARTIFACT: self._artifacts.put(np.stack([state.mean, state.square]))}
+            blends = [step.user_attrs[WEIGHTS][ARTIFACT] for step in (*steps[-2:], trial)]
+            kept[GAINS] = {ARTIFACT: self._artifacts.put(gains_of_last(found, blends, self.space, self._artifacts))}
         else:
             kept |= {GRADIENT: found.tolist(), ADAM: state.to_json()}
         return replace(score, attributes={**score.attributes, **kept})
+
+    def gains_until(self, number: int) -> Floats | None:
+        """[T, 2, N]: what the steps up to trial `number` gained by parameter, see `merger.search.importance`.
+
+        The first step after it counts, too: it begins where that trial was scored. All steps count if a sampler did not
+        propose that trial. None without steps, and where an earlier version took some of them by channel.
+        """
+        with damage_said(self._storage):
+            trials = self._study.get_trials(deepcopy=False)
+            steps = steps_among(trials)
+            if trials[number].user_attrs["role"] in PROPOSED:
+                steps = steps[: sum(step.number < number for step in steps) + 1]
+            return stored_gains(steps, self.space, self._artifacts)
 
     def _resumed(self, number: int) -> Trial:
         """The trial `number`, which a search that was killed left under way, to be finished.
