@@ -28,7 +28,7 @@ def importance_line(result: Mapping[str, Any]) -> str:
     if not found:
         return ""
     donors = ", ".join(f"{donor} {gained(*cell)}" for donor, cell in found["donors"].items())
-    return f"gained along the gradients, in mean log probability: {gained(found['gain'], found['stderr'])} ({donors})"
+    return f"gain along the gradient steps, in mean log probability: {gained(found['gain'], found['stderr'])} ({donors})"
 
 
 def gained(gain: float, stderr: float) -> str:

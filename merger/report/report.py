@@ -182,11 +182,11 @@ def _importance(found: Mapping[str, Any] | None) -> dict[str, Any]:
 
     if not found:
         return {"importance": None}
-    rows = shown_rows(found["blocks"])
+    rows = shown_rows(found["rows"])
     return {
         "importance": found,
         "important": rows,
-        "unimportant": len(found["blocks"]) - len(rows),
+        "unimportant": len(found["rows"]) - len(rows),
         "importance_chart": Markup(importance_chart(rows, found["donors"])),
         "gained": gained,
     }

@@ -1,27 +1,28 @@
-"""Which weights the gain of a gradient search came through, with standard errors, from its own steps. Pure.
+"""Which layers and donors the gain of a gradient search came through, with standard errors, from its own steps. Pure.
 
 T  steps
 W  free weights, N parameters of the space: several weights are one parameter where channels have weights of their own
-G  rows: parameters, or groups of them
+G  groups of parameters
 g_t, w_t  gradient and weights of step t
 
-The gain along the way that the weights went is, to first order, the sum over the steps of <gradient, move>, and that
-sum falls apart into one part for each weight: an attribution along a path (Friedman 2004, "Paths and consistency in
-additive cost sharing"; Sundararajan et al. 2017, "Axiomatic attribution for deep networks", along a straight one).
-Every move is paired with the gradient at its END:
+To first order, the gain along the way of the weights is the sum over the steps of <gradient, move>. That sum splits
+into one part for each weight. It is an attribution along a path (Friedman 2004, "Paths and consistency in additive cost
+sharing"; Sundararajan et al. 2017, "Axiomatic attribution for deep networks", along a straight path). Every move is
+paired with the gradient at its END:
 
     gain = sum over t of <g_t, w_t - w_(t-1)>
 
-That gradient was found on prompts that the move knows nothing of, so its noise cancels in the mean. The gradient at the
-move's beginning caused the move: with it, noise counts as gain. (On the demo's weights by tensor that made 0.78 of
-0.12.)
+The prompts of that gradient had no part in the move, so its noise is 0 in the mean. The gradient at the move's
+beginning caused the move: paired with it, noise counts as gain. (On the demo, by tensor, that gives 0.78, where fresh
+prompts give 0.16.) The price is half the curvature along each move, which lessens the gain near an optimum a little.
 
-The noise of a step's part comes from the next step, whose prompts are others still and whose weights are nearly the
-same: the two gradients along the same move differ by the noise of both.
+The noise of a part comes from the next step, which has other prompts and nearly the same weights. Two gradients along
+one move differ by the noise of both:
 
     variance = sum over t of 1/2 <g_(t+1) - g_t, w_t - w_(t-1)>^2
 
-What the gradient itself changes from step to step counts as noise, too, so the errors are rather too large.
+Whatever the gradient itself changes from step to step counts as noise, too. So the errors are rather too large than too
+small.
 """
 
 from __future__ import annotations
@@ -31,24 +32,25 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from merger.search import earlier
 from merger.search.artifacts import ARTIFACT, Artifacts
-from merger.search.gradient import GRADIENT
+from merger.search.gradient import GRADIENT, course_of, steps_among
 from merger.search.history import WEIGHTS
 from merger.search.space import Floats, Space
+from merger.search.trials import DECAY, PROPOSED
 
 GAINS = "gains"
 """The user attribute of a step in a wide space that names its `gains_of_step`. In others gradients are kept whole."""
 
 FEWEST_STEPS = 8
-"""Steps from which there is a map: errors from fewer are mostly chance."""
+"""The fewest steps that a map is made from: standard errors from fewer are mostly chance."""
 
 
 @dataclass(frozen=True)
 class Attribution:
-    """The gain through each row and its standard error, in units of the score: [G] float64 each."""
+    """The gain through each group and its standard error, in units of a step's score: [G] float64 each."""
 
     gain: Floats
     stderr: Floats
@@ -71,8 +73,25 @@ def gains_of_last(gradient: Floats, blends: Sequence[str], space: Space, artifac
     return gains_of_step(gradient, moves[-1], moves[-2], [parameter.width for parameter in space.parameters])
 
 
+def steps_to(trials: Sequence[FrozenTrial], number: int) -> list[FrozenTrial]:
+    """The finished steps that led to the trial `number`, and the one that goes on from its weights, if there is one.
+
+    That one is the only gradient at the end of the last move. For the mean of the last steps' weights: the steps up to
+    it. For a baseline, to which no step leads: the steps up to the last trial. Decays that led elsewhere are left out.
+    """
+    done = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    end = trials[number] if trials[number].user_attrs["role"] in PROPOSED else done[-1]
+    before = [trial for trial in done if trial.number <= end.number]
+    steps = steps_among(course_of(before, decaying=end.user_attrs.get(DECAY) is not None))
+    later = steps_among([trial for trial in done if trial.number > end.number])
+    return steps + [step for step in later if step.user_attrs[WEIGHTS] == end.user_attrs[WEIGHTS]][:1]
+
+
 def stored_gains(steps: Sequence[FrozenTrial], space: Space, artifacts: Artifacts) -> Floats | None:
-    """[T, 2, N] of these steps, which are the first ones of a study. None where a wide study did not keep them all."""
+    """[T, 2, N]: `gains_of_step` of every step; each of `steps` follows the one before it, from the first step on.
+
+    None without steps, and where a version without maps took some of them by channel: it did not keep what is needed.
+    """
     if not steps:
         return None
     if space.wide:
@@ -86,50 +105,40 @@ def stored_gains(steps: Sequence[FrozenTrial], space: Space, artifacts: Artifact
     return np.stack([gradients * moves, gradients * np.concatenate([still, moves[:-1]])], axis=1)
 
 
-def attribution(gains: Floats, rows: Sequence[Sequence[int]]) -> Attribution:
-    """The gain through each row, a list of parameters. gains: [T, 2, N], T at least `FEWEST_STEPS`.
+def attribution(gains: Floats, groups: Sequence[Sequence[int]]) -> Attribution:
+    """The gain through each group of parameters, given by their places. gains: [T, 2, N].
 
-    Errors are those of whole rows: the noise of a row's parameters is common to them, and does not add in squares.
+    The error of a group is that of its sum: the noise of its parameters is correlated, and does not add in squares.
+    Raises `ValueError` for fewer than `FEWEST_STEPS` steps.
     """
     if len(gains) < FEWEST_STEPS:
-        raise ValueError(f"{len(gains)} steps are too few for errors: {FEWEST_STEPS} are not")
-    here, after = (np.stack([gains[:, which, list(row)].sum(axis=1) for row in rows], axis=1) for which in (0, 1))
+        raise ValueError(f"{len(gains)} steps are too few for standard errors: at least {FEWEST_STEPS} are needed")
+    here, after = (np.stack([gains[:, which, list(own)].sum(axis=1) for own in groups], axis=1) for which in (0, 1))
     noise = 0.5 * (after[1:] - here[:-1]) ** 2
-    # No step comes after the last one. It takes the noise of the move before it; moves get shorter towards the end.
+    # No step follows the last one. It is given the noise of the move before, as moves get no longer towards the end.
     return Attribution(here.sum(axis=0), np.sqrt(noise.sum(axis=0) + noise[-1]))
 
 
 def importance(gains: Floats, space: Space, row_of: Mapping[str, str]) -> dict[str, object]:
-    """The importance map as plain values, four significant digits: see `merger.scoring.selection`.
+    """The importance map as plain values with four significant digits: see `merger.scoring.selection`.
 
-    gains: as `attribution` wants them. row_of: {layer: the row of the report that it is shown in}, rows in the order of
-    the network. A parameter that layers of several rows share has a row of its own.
+    gains: as in `attribution`. row_of: {layer: the row that it is part of}, rows in the order of the network. A weight
+    that layers of several rows share has a row of its own.
     """
-    layers: dict[str, dict[str, list[int]]] = {}
-    blocks: dict[str, dict[str, list[int]]] = {row: {} for row in row_of.values()}
-    donors: dict[str, list[int]] = {donor: [] for donor in space.donors}
+    rows: dict[str, dict[str, list[int]]] = {row: {} for row in row_of.values()}
+    donors: dict[str, list[int]] = {}
     for place, parameter in enumerate(space.parameters):
-        name = " + ".join(parameter.layers)
-        found = list(dict.fromkeys(row_of[layer] for layer in parameter.layers))
-        layers.setdefault(name, {}).setdefault(parameter.donor, []).append(place)
-        blocks.setdefault(found[0] if len(found) == 1 else name, {}).setdefault(parameter.donor, []).append(place)
-        donors[parameter.donor].append(place)
-    (whole,) = _pairs(attribution(gains, [range(gains.shape[2])]))
+        own = list(dict.fromkeys(row_of[layer] for layer in parameter.layers))
+        rows.setdefault(" + ".join(own), {}).setdefault(parameter.donor, []).append(place)
+        donors.setdefault(parameter.donor, []).append(place)
+    groups = [range(gains.shape[2]), *donors.values(), *(own for cells in rows.values() for own in cells.values())]
+    found = attribution(gains, groups)
+    pairs = iter([[float(f"{x:.4g}") for x in pair] for pair in zip(found.gain, found.stderr, strict=True)])
+    gain, stderr = next(pairs)
     return {
         "steps": len(gains),
-        "gain": whole[0],
-        "stderr": whole[1],
-        "donors": dict(zip(donors, _pairs(attribution(gains, [*donors.values()])), strict=True)),
-        "blocks": _table(gains, {row: cells for row, cells in blocks.items() if cells}),
-        "layers": _table(gains, layers),
+        "gain": gain,
+        "stderr": stderr,
+        "donors": {donor: next(pairs) for donor in donors},
+        "rows": {row: {donor: next(pairs) for donor in cells} for row, cells in rows.items() if cells},
     }
-
-
-def _table(gains: Floats, rows: Mapping[str, Mapping[str, Sequence[int]]]) -> dict[str, dict[str, list[float]]]:
-    """{row: {donor: [gain, standard error]}}"""
-    pairs = iter(_pairs(attribution(gains, [members for cells in rows.values() for members in cells.values()])))
-    return {row: {donor: next(pairs) for donor in cells} for row, cells in rows.items()}
-
-
-def _pairs(found: Attribution) -> list[list[float]]:
-    return [[float(f"{value:.4g}") for value in pair] for pair in zip(found.gain, found.stderr, strict=True)]
