@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from merger.report.charts import shade
+from merger.report.charts import padded_range, shade
 
 MOST_ROWS = 40
 LIKELY = 1.96
@@ -28,12 +28,14 @@ def importance_line(result: Mapping[str, Any]) -> str:
     if not found:
         return ""
     donors = ", ".join(f"{donor} {gained(*cell)}" for donor, cell in found["donors"].items())
-    return f"gain along the gradient steps, in mean log probability: {gained(found['gain'], found['stderr'])} ({donors})"
+    return (
+        f"gain along the gradient steps, in mean log probability: {gained(found['gain'], found['stderr'])} ({donors})"
+    )
 
 
 def gained(gain: float, stderr: float) -> str:
     """`+0.0123 ± 0.0040`"""
-    return f"{gain:+.4f} ± {stderr:.4f}"
+    return f"{round(gain, 4) + 0.0:+.4f} ± {stderr:.4f}"  # no -0.0000
 
 
 def shown_rows(cells: Cells, most: int = MOST_ROWS) -> dict[str, Mapping[str, Sequence[float]]]:
@@ -47,12 +49,11 @@ def shown_rows(cells: Cells, most: int = MOST_ROWS) -> dict[str, Mapping[str, Se
 def importance_chart(cells: Cells, donors: Mapping[str, Sequence[float]]) -> str:
     """A bar from 0 for each row, with its 95 % interval as a line; a panel for each donor. All text is escaped.
 
-    Bars whose interval holds 0 are pale. All panels have one scale. cells: at most `MOST_ROWS` rows. donors: gain and
-    standard error of each, which head its panel.
+    Bars whose interval contains 0 are pale. All panels have one scale. cells: at most `MOST_ROWS` rows. donors: gain
+    and standard error of each, which head its panel.
     """
     ends = [end for row in cells.values() for gain, error in row.values() for end in _interval(gain, error)]
-    low, high = min([0.0, *ends]), max([0.0, *ends])
-    low, high = (low, high) if high > low else (-1e-3, 1e-3)
+    scale = padded_range([0.0, *ends])
     names = list(donors)
     lines = [names[at : at + _PANELS] for at in range(0, len(names), _PANELS)]
     left = max(_LEFT, 10 + 7 * max(len(_short(row)) for row in cells))
@@ -68,7 +69,7 @@ def importance_chart(cells: Cells, donors: Mapping[str, Sequence[float]]) -> str
             y = top + _HEAD + _ROW * place + 12
             parts.append(f'<text x="{left - 8}" y="{y}" text-anchor="end">{escape(_short(row))}</text>')
         for place, donor in enumerate(line):
-            parts += _panel(cells, donor, donors[donor], left + place * (_PANEL + _GAP), top, (low, high))
+            parts += _panel(cells, donor, donors[donor], left + place * (_PANEL + _GAP), top, scale)
     return "".join([*parts, "</svg>"])
 
 
