@@ -183,7 +183,7 @@ def _search(
 def _importance(session: Session, study: Study, winner: int) -> dict[str, Any] | None:
     """The importance map of the steps that led to the trial `winner`; None if there are no steps, or too few."""
     gains = study.gains_until(winner)
-    if gains is None or len(gains) < FEWEST_STEPS:
+    if gains is None or any(len(own) < FEWEST_STEPS for own in gains):
         return None
     sources = session.sources
     return importance(gains, sources.space, rows_for_reading(sources.layers, sources.block_names))
