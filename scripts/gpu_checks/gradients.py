@@ -154,10 +154,10 @@ def out_of_memory(bench: Bench) -> Finding:
     with tf32(False):
         made = demo(bench, str(bench.device), "fp32", prompts)
         made.gradients.micro_batch = prompts
-        made.step()  # libraries take their own memory at their first call
+        if bench.cuda:
+            made.step()  # libraries take their own memory at their first call
         most, expected = _peak(bench, made)
-        made.gradients.micro_batch = max(prompts // 4, 1)
-        least, _ = _peak(bench, made)
+        least = _least(bench, made, prompts // 4)
         made.gradients.micro_batch = prompts
         if bench.cuda and most - least < 1 << 26:
             raise Skipped(f"{prompts} images take only {(most - least) / 1e6:.0f} MB more than {prompts // 4}")
@@ -181,6 +181,12 @@ def _peak(bench: Bench, made: Demo) -> tuple[int, Gradient]:
     bench.clear()
     gradient = made.step()
     return (torch.cuda.max_memory_reserved(bench.device) if bench.cuda else 0), gradient
+
+
+def _least(bench: Bench, made: Demo, images: int) -> int:
+    """The same with so many images at once; on a CPU, where it is not known, nothing is computed."""
+    made.gradients.micro_batch = images
+    return _peak(bench, made)[0] if bench.cuda else 0
 
 
 def _failures(bench: Bench) -> int:
