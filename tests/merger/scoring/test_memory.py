@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -48,4 +50,6 @@ def test_the_larger_of_step_and_decoder_counts_and_is_said() -> None:
         "memory of a step, estimated: 3.1 GB = blend, base and donors 2.0 GB + gradients 500 MB "
         "+ 640 MB kept of 8 images at once"
     )
+    kept = replace(memory, steps_kept=4)
+    assert kept.kept(8) == 80_000_000 + 4 * 8 * 70_000_000 + 4 * 90_000_000 + 8 * 5_000_000, "steps and decoder at once"
     assert size(12_345_678) == "12 MB"
