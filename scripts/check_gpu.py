@@ -14,13 +14,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -159,15 +161,38 @@ def _refusal(device: str, *, tiny: bool) -> str:
     if device.startswith("cpu"):
         return "" if tiny else "--device cpu: on a CPU, checks run with --tiny only. Add it."
     if not torch.cuda.is_available():
+        found = "torch.cuda.is_available() is False"
+        if torch.version.cuda is None and torch.version.hip is None:
+            found = f"torch {torch.__version__} is built for CPUs"
         return (
-            "no GPU is found here (torch.cuda.is_available() is False). Run it where there is one, or, to see whether "
-            "it runs at all, with --device cpu --tiny."
+            f"no GPU is found here ({found}). Run it where there is one, or, to see whether it runs at all, with "
+            "--device cpu --tiny."
         )
+    if not device.startswith("cuda"):
+        return f"--device {device}: checks run on cuda, cuda:1 ..., or on cpu with --tiny."
     try:
         torch.zeros(1, device=device)
     except RuntimeError as error:
         return f"--device {device}: cannot be used here ({first_line(error)})."
     return ""
+
+
+@contextmanager
+def _threads(device: torch.device) -> Iterator[None]:
+    """One thread on a CPU: tiny networks gain nothing from more, which wait for each other on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if device.type == "cpu" else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _minutes(text: str) -> float:
+    minutes = float(text)
+    if not 0 < minutes < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: give a number of minutes above 0")
+    return minutes
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -182,7 +207,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", choices=names, nargs="+", metavar="NAME", help=f"some of them: {', '.join(names)}")
     parser.add_argument("--quick", action="store_true", help="smaller measurements")
     parser.add_argument(
-        "--minutes", type=float, help=f"the time for all (default: {MINUTES:g}; {QUICK_MINUTES:g} if quick)"
+        "--minutes", type=_minutes, help=f"the time for all (default: {MINUTES:g}; {QUICK_MINUTES:g} if quick)"
     )
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1 ..., or cpu with --tiny")
     parser.add_argument("--tiny", action="store_true", help="networks of a few channels; nothing is said about speed")
@@ -194,7 +219,7 @@ def main(argv: list[str] | None = None) -> int:
     device = torch.device(given.device)
     minutes = given.minutes or (QUICK_MINUTES if given.quick else MINUTES)
     chosen = [check for check in CHECKS if not given.only or check.name in given.only]
-    with tempfile.TemporaryDirectory(prefix="check-gpu-") as folder:
+    with tempfile.TemporaryDirectory(prefix="check-gpu-") as folder, _threads(device):
         bench = Bench(device, given.tiny, given.quick, Path(folder), time.monotonic() + 60 * minutes, _say)
         rows = run(chosen, bench)
     made_on = machine(device)

@@ -21,7 +21,7 @@ from merger.errors import NoRoom
 from merger.layers.channels import CHANNEL, widths
 from merger.layers.grouping import group
 from merger.scoring.gradients.gradients import BlendGradients
-from merger.scoring.gradients.memory import StepMemory, size, step_memory
+from merger.scoring.gradients.memory import size, step_memory
 from merger.scoring.gradients.sampling import DifferentiableGenerator, Differentiation
 from merger.scoring.objective import BlendObjective, Metric
 from merger.weights import Channels, Weight, Weights
@@ -196,10 +196,8 @@ def _measure(
     bench: Bench, model: Model, prompts: tuple[Prompt, ...], plain: float, how: Differentiation
 ) -> dict[str, float]:
     """One way to take the step. Raises NoRoom if its plan says that it does not fit."""
-    free = SHARE * free_memory(bench.device)
-    plan = step_memory(model.gradients(how, len(prompts)), prompts[0], len(prompts), free)
-    most = next(n for n in range(len(prompts), 0, -1) if n == 1 or plan.gradients + plan.kept(n) <= free)
-    gradients = model.gradients(how, most)
+    plan = planned(bench, model, prompts, how)
+    gradients = model.gradients(how, plan.at_once)
     gradients.measure(model.weights, prompts[:1])  # the first call loads kernels
     bench.clear()
     other = torch.cuda.memory_allocated(bench.device) - model.live.nbytes if bench.cuda else 0
@@ -208,25 +206,41 @@ def _measure(
     _check(found[0])
     peak = torch.cuda.max_memory_allocated(bench.device) if bench.cuda else 0
     reserved = torch.cuda.max_memory_reserved(bench.device) if bench.cuda else 0
-    planned = other + _needed(plan, most)
+    expected = other + plan.bytes
     return {
         "images": len(prompts),
-        "at once": most,
+        "at once": plan.at_once,
         "at once in the end": gradients.micro_batch,
         "seconds": seconds,
         "plain trials": seconds / plain,
-        "planned": planned,
+        "planned": expected,
         "peak": peak,
-        "peak of planned": peak / planned,
+        "peak of planned": peak / expected,
         "reserved": reserved,
-        "held": plan.held,
-        "gradients": plan.gradients,
-        "kept of an image": plan.kept(1),
+        **plan.parts,
     }
 
 
-def _needed(plan: StepMemory, images: int) -> int:
-    return plan.held + plan.gradients + plan.kept(images)
+@dataclass(frozen=True)
+class Plan:
+    """What the program plans for a step: images at once, and bytes of blend, sources, gradients and activations."""
+
+    at_once: int
+    bytes: int
+    parts: dict[str, float]
+
+
+def planned(bench: Bench, model: Model, prompts: tuple[Prompt, ...], how: Differentiation) -> Plan:
+    """The program's own plan for a step of these prompts. All that is known here of how it plans is in this function.
+
+    Raises NoRoom if the step does not fit.
+    """
+    free = SHARE * free_memory(bench.device)
+    memory = step_memory(model.gradients(how, len(prompts)), prompts[0], len(prompts), free)
+    fits = (n for n in range(len(prompts), 1, -1) if memory.gradients + memory.kept(n) <= free)
+    at_once = next(fits, 1)
+    parts = {"held": memory.held, "gradients": memory.gradients, "kept of an image": memory.kept(1)}
+    return Plan(at_once, memory.held + memory.gradients + memory.kept(at_once), parts)
 
 
 def _check(found: Any) -> None:

@@ -27,7 +27,9 @@ def bench(folder: Path, device: str = "cpu", *, tiny: bool = True, **more: Any) 
 
 
 def test_every_check_runs_on_a_cpu(capsys: pytest.CaptureFixture[str]) -> None:
+    threads = torch.get_num_threads()
     assert main(["--device", "cpu", "--tiny", "--json"]) == 0
+    assert torch.get_num_threads() == threads
     said = capsys.readouterr()
     report = json.loads(said.out)
     rows = {row["name"]: row for row in report["rows"]}
@@ -44,7 +46,8 @@ def test_every_check_runs_on_a_cpu(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        ([], "error: no GPU is found here (torch.cuda.is_available() is False)"),
+        ([], "error: no GPU is found here (torch"),
+        (["--device", "mps"], "error: no GPU is found here (torch"),
         (["--device", "cpu"], "error: --device cpu: on a CPU, checks run with --tiny only. Add it."),
     ],
 )
@@ -55,6 +58,18 @@ def test_without_a_gpu_there_is_one_line(
     assert main(arguments) == 2
     said = capsys.readouterr()
     assert not said.out and said.err.startswith(line) and said.err.count("\n") == 1
+
+
+def test_other_devices_and_no_time_are_refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert main(["--device", "meta"]) == 2
+    assert capsys.readouterr().err == "error: --device meta: checks run on cuda, cuda:1 ..., or on cpu with --tiny.\n"
+    for minutes in ("0", "-1", "nan", "inf", "five"):
+        with pytest.raises(SystemExit) as ended:
+            main(["--minutes", minutes])
+        assert ended.value.code == 2
 
 
 def test_what_fails_is_said_and_the_others_go_on(
