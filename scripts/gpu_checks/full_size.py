@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -227,7 +227,7 @@ class Plan:
 
     at_once: int
     bytes: int
-    parts: dict[str, float]
+    parts: Mapping[str, float]
 
 
 def planned(bench: Bench, model: Model, prompts: tuple[Prompt, ...], how: Differentiation) -> Plan:
