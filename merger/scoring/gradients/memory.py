@@ -132,7 +132,7 @@ def step_memory(scored: BlendGradients, prompt: Prompt, images: int, free: float
     return memory
 
 
-class TooMuch(Exception):
+class TooMuch(MemoryError):
     """Autograd saves more for a backward pass than is allowed."""
 
 
