@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import NamedTuple, Protocol
 
@@ -187,7 +188,7 @@ class BlendGradients:
     def _differentiate(self, findings: StepFindings, columns: np.ndarray, rows: np.ndarray) -> Tensor:
         """Generates, scores, backpropagates: [R, D]. If gradients overflow in fp16, repeats it at a smaller scale."""
         while True:
-            with weight_gradients(self._searched, sum(self.widths.values()), len(self.live.donors)) as totals:
+            with self._weight_gradients() as totals:
                 batch = self._score_batch(findings, columns, rows)
                 whole = torch.isfinite(batch.detach())
                 if not bool(whole.all()):  # NaN would spread to every gradient, even when multiplied by 0
@@ -203,6 +204,15 @@ class BlendGradients:
             if self._scale <= 1:
                 raise ConfigError("dtype: gradients are not finite numbers. Use fp32 or bf16.")
             self._scale /= 16
+
+    @contextmanager
+    def _weight_gradients(self) -> Iterator[Tensor]:
+        """What a forward and a backward pass lie within. See `weight_gradients`."""
+        with (
+            self.generator.decoder_type_kept(),
+            weight_gradients(self._searched, sum(self.widths.values()), len(self.live.donors)) as totals,
+        ):
+            yield totals
 
     def _score_batch(self, findings: StepFindings, columns: np.ndarray, rows: np.ndarray) -> Tensor:
         """Each prompt's part of the score, [B], with a graph. Notes what the tagger finds.
