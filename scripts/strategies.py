@@ -50,6 +50,7 @@ _GRADIENT = {
     "granularity": "tensor",
     "gradient.steps": 48,
     "gradient.decay": 1.0,
+    "gradient.eps": 1e-3,
     "gradient.backprop_fraction": 0.5,
     "gradient.backprop_steps": "last",
     "gradient.chain": 1.0,

@@ -57,6 +57,7 @@ def search_settings(session: Session, method: str) -> SearchSettings:
             gradient.steps,
             gradient.learning_rate,
             gradient.start,
+            eps=gradient.eps,
             weight_decay=gradient.weight_decay,
             negative_penalty=gradient.negative_penalty,
             decay=decayed_steps(gradient.steps, gradient.decay),

@@ -268,6 +268,11 @@ class GradientSettings(Settings):
         "cosine. A plateau, a limit or Ctrl-C lets it fall earlier, and a search that is continued goes on from before "
         "that. 1 is a rate that falls from the first step on; such a search ends without a decay of its own.",
     )
+    eps: NotNegative = Field(
+        default=1e-3,
+        description="Gradients below this share of the root mean square of all are not scaled up to a full step. With "
+        "more, weights that matter little stay closer to their start.",
+    )
     searches: Count = Field(
         default=1,
         description="Number of gradient searches, one after another, each with prompts of its own. The mean of the "

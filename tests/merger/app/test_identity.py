@@ -123,6 +123,7 @@ OTHER: dict[str, Any] = {
     "gradient.start": 0.3,
     "gradient.backprop_fraction": 1.0,
     "gradient.backprop_steps": "spread",
+    "gradient.eps": 0.5,
     "gradient.chain": 0.0,
     "gradient.decay": 0.5,
     "gradient.searches": 2,

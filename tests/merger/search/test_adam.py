@@ -81,6 +81,15 @@ def test_no_step_is_longer_than_its_rate_allows() -> None:
     assert settings.learning_rate_at(20) == settings.learning_rate_at(50) == 0.0
 
 
+@pytest.mark.parametrize(("eps", "moved"), [(0.0, 1.0), (1.0, 0.0141)])
+def test_small_gradients_are_scaled_up_to_a_full_step_unless_eps_forbids(eps: float, moved: float) -> None:
+    gradient = np.array([1.0, 0.01])
+    settings = AdamSettings(steps=10, learning_rate=0.1, eps=eps)
+    state = update(AdamState.begin(2), gradient, settings)
+    after = next_weights(np.zeros(2), state, np.full(2, -1.0), np.full(2, 2.0), settings)
+    assert after[1] / 0.1 == pytest.approx(moved, rel=0.05)
+
+
 def test_the_learning_rate_follows_the_steps_planned_now() -> None:
     assert AdamSettings(steps=20).learning_rate_at(10) == pytest.approx(0.03)
     assert AdamSettings(steps=40).learning_rate_at(20) == pytest.approx(0.03)
