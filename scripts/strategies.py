@@ -49,6 +49,7 @@ _GRADIENT = {
     "method": "gradient",
     "granularity": "tensor",
     "gradient.steps": 48,
+    "gradient.learning_rate": 0.06,
     "gradient.decay": 1.0,
     "gradient.eps": 1e-3,
     "gradient.backprop_fraction": 0.5,
@@ -59,6 +60,8 @@ _CHANNEL = {
     **_GRADIENT,
     "granularity": "channel",
     "gradient.steps": 64,
+    "gradient.learning_rate": 0.09,
+    "gradient.eps": 0.3,
     "gradient.backprop_fraction": 0.25,
     "gradient.backprop_steps": "spread",
     "gradient.chain": 0.0,
@@ -84,7 +87,6 @@ WAYS: Mapping[str, Strategy] = {
     "gradient search, channel": Strategy(
         "a weight per output channel, 64 steps, detached gradients through 2 of 8 sampling steps", _CHANNEL
     ),
-    "gradient search, channel, long": Strategy("the same with 288 steps", {**_CHANNEL, "gradient.steps": 288}),
     "gradient search, channel, noise donors": Strategy(
         "control: the same 64 steps on donors replaced by noise of the same norm", _CHANNEL, noise=True
     ),
