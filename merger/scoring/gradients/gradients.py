@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import NamedTuple, Protocol
 
@@ -30,6 +31,7 @@ from benchmark.taggers.tagger import columns_of
 from merger.blend.live import LiveDenoiser
 from merger.errors import ConfigError
 from merger.scoring.floors import Floors
+from merger.scoring.gradients.checkpointing import checkpointed
 from merger.scoring.gradients.findings import StepFindings
 from merger.scoring.gradients.reduction import searched_parameters, weight_gradients
 from merger.scoring.gradients.sampling import DifferentiableGenerator, Differentiation
@@ -187,7 +189,7 @@ class BlendGradients:
     def _differentiate(self, findings: StepFindings, columns: np.ndarray, rows: np.ndarray) -> Tensor:
         """Generates, scores, backpropagates: [R, D]. If gradients overflow in fp16, repeats it at a smaller scale."""
         while True:
-            with weight_gradients(self._searched, sum(self.widths.values()), len(self.live.donors)) as totals:
+            with checkpointed(self._checkpointed()), self._weight_gradients() as totals:
                 batch = self._score_batch(findings, columns, rows)
                 whole = torch.isfinite(batch.detach())
                 if not bool(whole.all()):  # NaN would spread to every gradient, even when multiplied by 0
@@ -203,6 +205,18 @@ class BlendGradients:
             if self._scale <= 1:
                 raise ConfigError("dtype: gradients are not finite numbers. Use fp32 or bf16.")
             self._scale /= 16
+
+    def _weight_gradients(self) -> AbstractContextManager[Tensor]:
+        return weight_gradients(self._searched, sum(self.widths.values()), len(self.live.donors))
+
+    def _checkpointed(self) -> list[torch.nn.Module]:
+        """The networks whose blocks are computed again."""
+        networks = {
+            "denoiser": self.live.module,
+            "decoder": self.generator.pipeline.vae,
+            "tagger": getattr(self.tagger, "model", None),
+        }
+        return [network for name in self.how.checkpointed if isinstance(network := networks[name], torch.nn.Module)]
 
     def _score_batch(self, findings: StepFindings, columns: np.ndarray, rows: np.ndarray) -> Tensor:
         """Each prompt's part of the score, [B], with a graph. Notes what the tagger finds.

@@ -29,6 +29,9 @@ from benchmark.pipelines.loading import Pipeline
 from benchmark.prompts.prompt_set import Prompt
 from merger.errors import ConfigError
 
+NETWORKS = ("denoiser", "decoder", "tagger")
+"""The networks that a gradient passes through."""
+
 _DECODED_AT_ONCE = 1 << 20  # pixels; the decoder's activations are about 1.5 kB a pixel in half precision
 
 
@@ -43,13 +46,15 @@ class Differentiation:
     denoiser's gradients is ever held; needs `recompute`. chain: the share of the gradient that passes from one
     step into the step before it, through the latents that the denoiser is given, in 0..1. 1 is the whole gradient. At 0
     every step has a gradient of its own, as in DRTune (Wu et al. 2024): the latents are constants to the denoiser, and
-    the gradient reaches each step through the scheduler alone. Images do not depend on it.
+    the gradient reaches each step through the scheduler alone. Images do not depend on it. checkpointed: the networks
+    whose blocks keep their inputs alone and are computed again in the backward pass, of `NETWORKS`.
     """
 
     fraction: float = 0.5
     recompute: bool = True
     streamed: bool = False
     chain: float = 1.0
+    checkpointed: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         if not 0 < self.fraction <= 1:
