@@ -16,8 +16,15 @@ from benchmark.pipelines.loading import load_pipeline
 from benchmark.taggers.registry import open_tagger
 from merger.scoring.gradients.checkpointing import can_checkpoint, checkpointed
 from merger.scoring.gradients.sampling import NETWORKS, Differentiation
-from tests.merger.scoring.test_gradients import PROMPTS, World, as_vector
-from tests.merger.scoring.test_gradients import dit64, tagger64, unet32, unet64  # noqa: F401 (fixtures)
+from tests.merger.scoring.test_gradients import (
+    PROMPTS,
+    World,
+    as_vector,
+    dit64,  # noqa: F401
+    tagger64,  # noqa: F401
+    unet32,  # noqa: F401
+    unet64,  # noqa: F401
+)
 
 ALL = frozenset(NETWORKS)
 
