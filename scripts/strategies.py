@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from merger.app.gradient_memory import fit_into_memory
 from merger.app.identity import identity_of
 from merger.app.method import choose_method, search_settings
 from merger.app.runs import Run
@@ -23,7 +24,6 @@ from merger.app.runtime import Runtime
 from merger.app.session import Session
 from merger.config.config import Config
 from merger.config.loading import load_config
-from merger.scoring.gradients.sampling import Differentiation
 from merger.search.artifacts import Artifacts
 from merger.search.baselines import baselines_of
 from merger.search.locks import study_lock
@@ -139,7 +139,6 @@ def follow(session: Session, runtime: Runtime, folder: Path, strategy: Strategy,
     run = Run(folder)
     storage = run.storage(config)
     identity = identity_of(config, sources, session.exam, choice)
-    layers = sorted({layer for parameter in space.parameters for layer in parameter.layers})
     with study_lock(storage, "search"):
         study = open_study(
             storage,
@@ -155,8 +154,7 @@ def follow(session: Session, runtime: Runtime, folder: Path, strategy: Strategy,
                 return False
             return sum(record.score.images for record in study.records()) >= images
 
-        how = Differentiation(config.gradient.backprop_fraction, chain=config.gradient.chain)
-        steps = runtime.gradient_steps(layers, how, widths=space.widths) if choice.follows_gradients else None
+        steps = fit_into_memory(session, runtime).steps if choice.follows_gradients else None
         search(
             runtime.objective,
             study,

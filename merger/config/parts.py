@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -268,8 +268,12 @@ class GradientSettings(Settings):
     )
     backprop_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
         default=0.5,
-        description="Share of the sampling steps, counted from the last, that gradients pass through. Half of them "
-        "find as much as all, in less time.",
+        description="Share of the sampling steps that gradients pass through. Half of them find as much as all, in "
+        "less time.",
+    )
+    backprop_steps: Literal["last", "spread"] = Field(
+        default="last",
+        description="Which sampling steps these are: the last ones, or steps at equal distances up to the last one.",
     )
     chain: Annotated[float, Field(ge=0, le=1)] = Field(
         default=1.0,

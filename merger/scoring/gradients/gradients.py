@@ -138,6 +138,24 @@ class BlendGradients:
         evaluation = findings.evaluation()
         return Measured(self._score(evaluation, findings, checksum), self._by_layer(totals.numpy()), evaluation)
 
+    def rehearse(self, prompt: Prompt) -> None:
+        """Generates one image of the blend that is live, scores it and backpropagates, as in a step; nothing is kept.
+
+        What it takes of memory is what a step takes of one image.
+        """
+        findings = StepFindings((prompt,))
+        columns = columns_of(self.tagger, findings.tags)  # type: ignore[arg-type]
+        findings.base = torch.zeros(findings.asked.shape)
+        with checkpointed(self._checkpointed()), self._weight_gradients():
+            part = self._score_batch(findings, columns, np.arange(1))
+            if part.requires_grad:
+                part.sum().backward()
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """Those that are searched."""
+        return [each.parameter for each in self._searched]
+
     def _by_layer(self, totals: Floats) -> Gradient:
         """[R, D] by layer and donor."""
         gradients: Gradient = {}

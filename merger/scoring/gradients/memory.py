@@ -1,165 +1,182 @@
-"""How much memory a gradient step takes, estimated before the first one.
+"""How much memory a gradient step takes, measured on one image before the first step.
 
-Known are the blend, base and donors, and the gradients (one copy of what is searched). What autograd saves for the
-backward pass is counted on one image that is generated once: in the text encoders, the last denoiser call, the decoder
-and the tagger. Backpropagation runs through tagger and decoder first, then through the sampling steps one at a time
-with checkpointing, so the larger of the two counts. The memory that kernels need for themselves is not seen.
+One image is generated and differentiated exactly as the step will do it, and its memory is followed from operation to
+operation, forward and backward (`merger.scoring.gradients.followed`). Known besides are the blend, base and donors. An
+image takes its memory in two phases, which do not meet: decoder and tagger, there and back, and the sampling steps. If
+the graphs of all steps are kept, decoder and tagger come on top of them.
+
+n images. What they take grows with n in each phase, except for one copy of the gradients of what is searched.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, UntypedStorage
+from torch import Tensor
 
 from benchmark.pipelines.lending import lent
 from benchmark.prompts.prompt_set import Prompt
-from benchmark.taggers.asking import logits_of
 from merger.errors import NoRoom
+from merger.scoring.gradients.followed import Followed, TooMuch
 from merger.scoring.gradients.gradients import BlendGradients
-from merger.scoring.gradients.sampling import Differentiation, decoded_at_once
+from merger.scoring.gradients.sampling import decoded_at_once
 
-_TEXT, _STEP, _DECODER, _TAGGER = "text", "step", "decoder", "tagger"
+TEXT, STEPS, DECODER, TAGGER = "text", "steps", "decoder", "tagger"
 
 
 @dataclass(frozen=True)
 class StepMemory:
     """Bytes of a step of `images` images at once, `decoded` of which are decoded together.
 
-    held: live blend, base and donors. gradients: of what is searched, 0 if they are streamed. text, step, decoder,
-    tagger: what autograd saves in each for one image.
+    held: live blend, base and donors, as far as they are on the device. gradients: the copy of what is searched, 0 if
+    there is none at any time. Of one image: text: its embeddings and their graph. steps: the most of the sampling
+    steps. graphs: what is left of them while decoder and tagger compute. decoder: the most of the decoder.
+    decoded_kept: what is left of it while the tagger computes. tagger: the most of the tagger. kernels: what kernels
+    allocate for themselves, where the device can tell.
     """
 
     held: int
     gradients: int
     text: int
-    step: int
+    steps: int
+    graphs: int
     decoder: int
+    decoded_kept: int
     tagger: int
     images: int
     decoded: int
+    kernels: int = 0
 
-    def kept(self, images: int) -> int:
-        """The most that autograd saves of so many images at any one time."""
-        looking = min(images, self.decoded) * self.decoder + images * self.tagger
-        return images * self.text + max(images * self.step, looking)
+    def needed(self, images: int) -> int:
+        """The most that so many images at once take at any time, besides what is held."""
+        together = min(images, self.decoded)
+        looking = max(together * self.decoder, together * self.decoded_kept + images * self.tagger)
+        phases = (images * self.graphs + looking, images * self.steps + self.gradients)
+        return images * self.text + max(phases) + self.kernels
+
+    def most_images(self, room: float, limit: int) -> int:
+        """How many images at once fit into so many bytes, `limit` at most; 0 if none does."""
+        return next((images for images in range(limit, 0, -1) if self.needed(images) <= room), 0)
 
     @property
     def least(self) -> int:
         """What must be free besides what is held, for one image at a time."""
-        return self.gradients + self.kept(1)
+        return self.needed(1)
 
     @property
     def total(self) -> int:
         """All of it together."""
-        return self.held + self.gradients + self.kept(self.images)
+        return self.held + self.needed(self.images)
 
     def __str__(self) -> str:
-        gradients = size(self.gradients) if self.gradients else "streamed"
+        gradients = f", gradients {size(self.gradients)} of them" if self.gradients else ""
         return (
-            f"memory of a step, estimated: {size(self.total)} = blend, base and donors {size(self.held)} "
-            f"+ gradients {gradients} + {size(self.kept(self.images))} kept of {self.images} images at once"
+            f"memory of a step: {size(self.total)} = blend, base and donors {size(self.held)} "
+            f"+ {size(self.needed(self.images))} for {self.images} images at once{gradients}"
         )
 
 
 def step_memory(scored: BlendGradients, prompt: Prompt, images: int, free: float = math.inf) -> StepMemory:
-    """The memory of a step of `images` prompts. Generates `prompt` once with a graph, but does not backpropagate.
+    """The memory of a step of `images` prompts, measured with `prompt` on the blend that is live.
 
     free: bytes that a step may take besides what is held. Raises `NoRoom` if one image alone needs more.
     """
-    live, generator, tagger = scored.live, scored.generator, scored.tagger
-    parameters = [parameter for layer in scored.layers for parameter, _ in live.differences(layer)]
-    gradients = 0 if scored.how.streamed else sum(parameter.nbytes for parameter in parameters)
-    last = Differentiation(1 / generator.settings.steps, recompute=False)  # the last step, with all its activations
-    modules = [*generator.pipeline.components.values(), getattr(tagger, "model", None)]
-    weights = [tensor for module in modules if isinstance(module, torch.nn.Module) for tensor in module.parameters()]
-    vae, denoiser = generator.pipeline.vae, live.module
-    kept = Kept(weights, free - gradients)
-
-    forward, decoder = denoiser.forward, vae.decode
-
-    @functools.wraps(forward)
-    def predict(*args: Any, **kwargs: Any) -> Any:
-        kept.part = _STEP
-        return forward(*args, **kwargs)
-
-    @functools.wraps(decoder)
-    def decode(*args: Any, **kwargs: Any) -> Any:
-        kept.drop(_STEP)  # with checkpointing it is not there while decoder and tagger are backpropagated
-        kept.part = _DECODER
-        return decoder(*args, **kwargs)
-
-    for parameter in parameters:
-        parameter.requires_grad_(True)
     try:
-        with lent(denoiser, "forward", predict), lent(vae, "decode", decode), kept:
-            drawn = generator.draw([prompt], denoiser, last)
-            kept.part = _TAGGER
-            logits_of(tagger, drawn.to(torch.promote_types(drawn.dtype, torch.float32)))
+        return measured(scored, prompt, images, free)
     except (TooMuch, torch.OutOfMemoryError):
         there = "there is" if free == math.inf else f"the {size(free)} that it may take"
         raise NoRoom(f"a gradient step needs more memory than {there} besides the models") from None
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(False)
+
+
+def measured(scored: BlendGradients, prompt: Prompt, images: int, free: float = math.inf) -> StepMemory:
+    """`step_memory` that raises `TooMuch`, with the part that was computing, or torch.OutOfMemoryError."""
+    device = next(scored.live.module.parameters()).device
+    followed = Followed(device, free)
+    marks = {TEXT: 0, DECODER: 0, TAGGER: 0}  # bytes there when these are over, begin, begin
+    followed.part = TEXT
+    before = _restart_kernels(device)
+    with _phases(scored, followed, marks), followed:
+        scored.rehearse(prompt)
+    peaks, text = followed.peaks, marks[TEXT]
+    steps = len(scored.how.differentiated(len(scored.generator.scheduler.timesteps)))
+    # With one step alone, a gradient is handed out as soon as it is complete. Of several, the first ones wait.
+    copied = not scored.how.streamed and steps > 1
+    gradients = sum(parameter.nbytes for parameter in scored.parameters) if copied else 0
+    backward = max(peaks[_BACK] - text - gradients, 0)
     return StepMemory(
-        held=live.nbytes,
+        held=scored.live.nbytes,
         gradients=gradients,
-        text=kept.bytes[_TEXT],
-        step=kept.bytes[_STEP],
-        decoder=kept.bytes[_DECODER],
-        tagger=kept.bytes[_TAGGER],
+        text=max(text, 0),
+        steps=max(peaks[STEPS] - text, backward),
+        graphs=marks[DECODER] - text,
+        decoder=max(peaks[DECODER] - marks[DECODER], 0),
+        decoded_kept=max(marks[TAGGER] - marks[DECODER], 0),
+        tagger=max(peaks[TAGGER] - marks[TAGGER], 0),
         images=min(scored.micro_batch, images),
-        decoded=decoded_at_once(generator.settings),
+        decoded=decoded_at_once(scored.generator.settings),
+        kernels=max(_kernels(device, before) - max(peaks.values()), 0),
     )
 
 
-class TooMuch(Exception):
-    """Autograd saves more for a backward pass than is allowed."""
+_BACK = "back"  # the sampling steps again, in the backward pass
 
 
-class Kept:
-    """Within it, counts the `bytes` that autograd saves for a backward pass, by the `part` that is set.
+@contextmanager
+def _phases(scored: BlendGradients, followed: Followed, marks: dict[str, int]) -> Iterator[None]:
+    """Within it, the part that computes is told to `followed`, and what is there at its turns is noted in `marks`."""
+    denoiser, vae = scored.live.module, scored.generator.pipeline.vae
+    forward, decoder = denoiser.forward, vae.decode
+    back = False
 
-    What is saved is held here until it is dropped, so that no address is used twice. A backward pass is not possible.
-    The storages of `known` tensors are not counted. Raises `TooMuch` as soon as more than `most` bytes are held.
-    """
+    @functools.wraps(forward)
+    def predict(*args: Any, **kwargs: Any) -> Any:
+        if followed.part == TEXT:
+            marks[TEXT] = followed.now
+        followed.part = _BACK if back else STEPS
+        return forward(*args, **kwargs)
 
-    def __init__(self, known: Iterable[Tensor] = (), most: float = math.inf) -> None:
-        self.bytes: Counter[str] = Counter()
-        self.part = _TEXT
-        self._known = {tensor.untyped_storage().data_ptr() for tensor in known}
-        self._most = most
-        self._held: dict[str, dict[int, UntypedStorage]] = {}
-        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._keep, lambda kept: kept)
+    def arrived(part: str) -> Any:
+        def note(_: Tensor) -> None:
+            nonlocal back
+            followed.part, back = part, True
 
-    def __enter__(self) -> Kept:
-        self._hooks.__enter__()
-        return self
+        return note
 
-    def __exit__(self, *error: object) -> None:
-        self._hooks.__exit__(*error)
-        self._held.clear()
+    @functools.wraps(decoder)
+    def decode(latents: Tensor, *args: Any, **kwargs: Any) -> Any:
+        marks[DECODER] = followed.now
+        followed.part = DECODER
+        if latents.requires_grad:
+            latents.register_hook(arrived(_BACK))
+        decoded = decoder(latents, *args, **kwargs)
+        images = decoded[0]
+        if images.requires_grad:
+            images.register_hook(arrived(DECODER))
+        marks[TAGGER] = followed.now
+        followed.part = TAGGER
+        return decoded
 
-    def drop(self, part: str) -> None:
-        """Frees what was saved in a part; it stays counted."""
-        self._held.pop(part, None)
+    with lent(denoiser, "forward", predict), lent(vae, "decode", decode):
+        yield
 
-    def _keep(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        address = storage.data_ptr()
-        if address in self._known or any(address in held for held in self._held.values()):
-            return
-        self._held.setdefault(self.part, {})[address] = storage
-        self.bytes[self.part] += storage.nbytes()
-        if sum(self.bytes[part] for part in self._held) > self._most:
-            raise TooMuch
+
+def _restart_kernels(device: torch.device) -> int:
+    """Bytes allocated now, from which `_kernels` counts."""
+    if device.type != "cuda":
+        return 0
+    torch.cuda.reset_peak_memory_stats(device)
+    return torch.cuda.memory_allocated(device)
+
+
+def _kernels(device: torch.device, before: int) -> int:
+    """The most that the allocator has given out since, kernels' own work space among it; 0 where it cannot tell."""
+    return torch.cuda.max_memory_allocated(device) - before if device.type == "cuda" else 0
 
 
 def size(count: float) -> str:

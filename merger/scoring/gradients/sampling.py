@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
 from benchmark.pipelines.diffusers_generator import DiffusersGenerator
@@ -28,6 +29,7 @@ from benchmark.pipelines.lending import lent
 from benchmark.pipelines.loading import Pipeline
 from benchmark.prompts.prompt_set import Prompt
 from merger.errors import ConfigError
+from merger.scoring.gradients.halves import in_halves
 
 NETWORKS = ("denoiser", "decoder", "tagger")
 """The networks that a gradient passes through."""
@@ -37,24 +39,27 @@ _DECODED_AT_ONCE = 1 << 20  # pixels; the decoder's activations are about 1.5 kB
 
 @dataclass(frozen=True)
 class Differentiation:
-    """What of the drawing carries gradients, and what is kept for them.
+    """What of the drawing carries gradients, and what is kept for them. Images depend on none of it.
 
-    fraction: share of the steps, the last ones, in 0..1. Too few can teach a search to fool the tagger (2 of 8 steps
-    did on one family and not on another, 4 on neither). recompute: keep only the steps' inputs and compute each step
-    twice; without it every step's activations are held at once, and the second computing is saved. streamed: hand out
-    a parameter's gradient once for every step, as each is done, instead of once for all, so that no copy of the
-    denoiser's gradients is ever held; needs `recompute`. chain: the share of the gradient that passes from one
-    step into the step before it, through the latents that the denoiser is given, in 0..1. 1 is the whole gradient. At 0
-    every step has a gradient of its own, as in DRTune (Wu et al. 2024): the latents are constants to the denoiser, and
-    the gradient reaches each step through the scheduler alone. Images do not depend on it. checkpointed: the networks
-    whose blocks keep their inputs alone and are computed again in the backward pass, of `NETWORKS`.
+    fraction: share of the steps, in 0..1. Too few can teach a search to fool the tagger (2 of 8 steps did on one family
+    and not on another, 4 on neither). spread: steps at equal distances, up to the last one, in place of the last ones.
+    recompute: keep only the steps' inputs and compute each step twice; without it every step's activations are held at
+    once, and the second computing is saved. streamed: hand out a parameter's gradient once for every step, as each is
+    done, instead of once for all, so that no copy of the denoiser's gradients is ever held; needs `recompute`. chain:
+    the share of the gradient that passes from one step into the step before it, through the latents that the denoiser
+    is given, in 0..1. 1 is the whole gradient. At 0 every step has a gradient of its own, as in DRTune (Wu et al.
+    2024): the latents are constants to the denoiser, and the gradient reaches each step through the scheduler alone.
+    checkpointed: those of `NETWORKS` whose blocks keep their inputs alone and are computed again in the backward pass.
+    halves: call the denoiser with one half of a guided pair at a time.
     """
 
     fraction: float = 0.5
     recompute: bool = True
     streamed: bool = False
     chain: float = 1.0
+    spread: bool = False
     checkpointed: frozenset[str] = frozenset()
+    halves: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.fraction <= 1:
@@ -64,9 +69,10 @@ class Differentiation:
         if self.streamed and not self.recompute:
             raise ConfigError("streamed: gradients come step by step only where the steps are computed again")
 
-    def undifferentiated(self, steps: int) -> int:
-        """How many of `steps` come first, without gradients."""
-        return steps - math.ceil(self.fraction * steps - 1e-9)
+    def differentiated(self, steps: int) -> frozenset[int]:
+        """Which of the steps 0 .. `steps` - 1 carry gradients. The last one always does."""
+        count = math.ceil(self.fraction * steps - 1e-9)
+        return frozenset(steps - 1 - (place * steps // count if self.spread else place) for place in range(count))
 
 
 class DifferentiableGenerator(DiffusersGenerator):
@@ -94,7 +100,7 @@ class DifferentiableGenerator(DiffusersGenerator):
             warnings.catch_warnings(),
             lent(self.pipeline, "scheduler", self.scheduler),
             self.text_kept(),
-            _lent_steps(self.scheduler, denoiser, how),
+            _lent_steps(self.scheduler, denoiser, how, len(prompts)),
             _lent_decoder(self.pipeline, decoded_at_once(self.settings)),
         ):
             warnings.simplefilter("ignore", DeprecationWarning)  # diffusers' schedulers speak numpy 1
@@ -123,8 +129,8 @@ def decoded_at_once(settings: GenerationSettings) -> int:
 
 
 @contextmanager
-def _lent_steps(scheduler: Any, denoiser: nn.Module, how: Differentiation) -> Iterator[None]:
-    """For one drawing, the denoiser has no graph in the first steps, and one that is computed again in the others."""
+def _lent_steps(scheduler: Any, denoiser: nn.Module, how: Differentiation, images: int) -> Iterator[None]:
+    """For one drawing, the denoiser has a graph in some steps, computed again if `how` says so, and none in others."""
     advance, forward = scheduler.step, denoiser.forward
     done = 0
 
@@ -134,15 +140,18 @@ def _lent_steps(scheduler: Any, denoiser: nn.Module, how: Differentiation) -> It
         done += 1
         return advance(*args, **kwargs)
 
-    @functools.wraps(forward)
-    def predict(*args: Any, **kwargs: Any) -> Any:
-        if done < how.undifferentiated(len(scheduler.timesteps)):
-            with torch.no_grad():
-                return forward(*args, **kwargs)
-        args, kwargs = _chained(args, kwargs, how.chain)
+    def differentiated(*args: Any, **kwargs: Any) -> Any:
         if not how.recompute:
             return forward(*args, **kwargs)
         return _computed_again(forward, args, kwargs, streamed=how.streamed)
+
+    @functools.wraps(forward)
+    def predict(*args: Any, **kwargs: Any) -> Any:
+        if done not in how.differentiated(len(scheduler.timesteps)):
+            with torch.no_grad():
+                return in_halves(forward, args, kwargs, images) if how.halves else forward(*args, **kwargs)
+        args, kwargs = _chained(args, kwargs, how.chain)
+        return in_halves(differentiated, args, kwargs, images) if how.halves else differentiated(*args, **kwargs)
 
     with lent(scheduler, "step", step), lent(denoiser, "forward", predict):
         yield
@@ -151,14 +160,21 @@ def _lent_steps(scheduler: Any, denoiser: nn.Module, how: Differentiation) -> It
 def _chained(args: tuple[Any, ...], kwargs: dict[str, Any], share: float) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The denoiser's arguments, where only a share of the gradient passes back through the latents.
 
-    The latents are the first tensor: every pipeline gives them before the time step and the text.
+    The latents are the first argument that is a tensor or a list of tensors (one for each image, as Z-Image wants
+    them): every pipeline gives them before the time step and the text.
     """
     if share == 1:
         return args, kwargs
     if args:
-        return (_scaled_gradient(args[0], share), *args[1:]), kwargs
-    first = next(name for name, value in kwargs.items() if isinstance(value, Tensor))
-    return args, {**kwargs, first: _scaled_gradient(kwargs[first], share)}
+        return (_latents_chained(args[0], share), *args[1:]), kwargs
+    first = next(name for name, value in kwargs.items() if isinstance(value, Tensor | list))
+    return args, {**kwargs, first: _latents_chained(kwargs[first], share)}
+
+
+def _latents_chained(latents: Tensor | list[Tensor], share: float) -> Tensor | list[Tensor]:
+    if isinstance(latents, list):
+        return [_scaled_gradient(each, share) for each in latents]
+    return _scaled_gradient(latents, share)
 
 
 def _scaled_gradient(tensor: Tensor, share: float) -> Tensor:
@@ -176,21 +192,27 @@ def _computed_again(
     """`forward(*args, **kwargs)`, of which only the arguments are kept for the backward pass.
 
     Streamed, that pass runs the step's own backward pass inside it (what torch calls reentrant), which hands out the
-    gradients of the parameters before it goes on; it looks for gradients among the positional tensors only.
+    gradients of the parameters before it goes on. It sees the tensors that it is given and returns one by one only, so
+    those in lists (Z-Image takes and returns a list of images) are taken out of them and put back.
     """
     if not streamed:
         return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
-    names = list(kwargs)
-    values = [*args, *kwargs.values()]
+    values, structure = tree_flatten((args, kwargs))
     if not any(isinstance(value, Tensor) and value.requires_grad for value in values):
-        # the first step that is differentiated: its latents come from nowhere, but it must not be taken for constant
+        # No latents of this step come from the step before it, but it must not be taken for constant.
         first = next(place for place, value in enumerate(values) if isinstance(value, Tensor))
         values[first] = values[first].detach().requires_grad_()
+    returned = None
 
-    def positional(*given: Any) -> Any:
-        return forward(*given[: len(args)], **dict(zip(names, given[len(args) :], strict=True)))
+    def one_by_one(*given: Any) -> tuple[Any, ...]:
+        nonlocal returned
+        args, kwargs = tree_unflatten(list(given), structure)
+        outputs, returned = tree_flatten(forward(*args, **kwargs))
+        return tuple(outputs)
 
-    return checkpoint(positional, *values, use_reentrant=True, preserve_rng_state=False)
+    outputs = checkpoint(one_by_one, *values, use_reentrant=True, preserve_rng_state=False)
+    assert returned is not None
+    return tree_unflatten(list(outputs), returned)
 
 
 @contextmanager

@@ -122,6 +122,7 @@ OTHER: dict[str, Any] = {
     "gradient.learning_rate": 0.01,
     "gradient.start": 0.3,
     "gradient.backprop_fraction": 1.0,
+    "gradient.backprop_steps": "spread",
     "gradient.chain": 0.0,
     "gradient.eval_every": 3,
     "gradient.weight_decay": 0.1,

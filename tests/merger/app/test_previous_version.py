@@ -64,6 +64,7 @@ def test_old_keys_of_a_run_are_read(previous: Path) -> None:
     assert config.method == "gradient"
     assert config.gradient.model_dump() == {
         "steps": 3,
+        "backprop_steps": "last",
         "chain": 1.0,
         "learning_rate": 0.05,
         "start": 0.2,

@@ -162,8 +162,8 @@ def test_nothing_but_rounding_depends_on_how_it_is_computed(world: World) -> Non
     only = world.gradients(layers=["M00.resnet"])(world.weights, PROMPTS)[1]
     assert only["M00.resnet"] == pytest.approx(plain.gradients["M00.resnet"], rel=1e-9)
     without = [layer for layer in world.layers if layer not in world.text]
-    assert step_memory(world.gradients(), PROMPTS[0], 2).text > 0
-    assert step_memory(world.gradients(layers=without), PROMPTS[0], 2).text == 0
+    graph = step_memory(world.gradients(), PROMPTS[0], 2).text
+    assert 0 < step_memory(world.gradients(layers=without), PROMPTS[0], 2).text < graph, "without a graph of the text"
 
 
 def test_no_graph_is_left_behind(world: World) -> None:
