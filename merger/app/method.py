@@ -6,11 +6,11 @@ from benchmark.taggers.tagger import Tagger
 from merger.app.session import Session
 from merger.errors import ConfigError, StudyError
 from merger.scoring.objective import TAGGER
-from merger.search.adam import AdamSettings
+from merger.search.adam import SHORTEST_DECAY, AdamSettings
 from merger.search.baselines import most_trials
 from merger.search.sampler_choice import Choice, choose
 from merger.search.samplers import too_wide
-from merger.search.study import SearchSettings
+from merger.search.settings import SearchSettings
 
 
 def choose_method(session: Session, no_gradients: str = "") -> Choice:
@@ -59,6 +59,7 @@ def search_settings(session: Session, method: str) -> SearchSettings:
             gradient.start,
             weight_decay=gradient.weight_decay,
             negative_penalty=gradient.negative_penalty,
+            decay=decayed_steps(gradient.steps, gradient.decay),
         )
     return SearchSettings(
         method,
@@ -70,6 +71,11 @@ def search_settings(session: Session, method: str) -> SearchSettings:
         gradient.eval_every,
         config.baselines,
     )
+
+
+def decayed_steps(steps: int, share: float) -> int | None:
+    """Over how many of `steps` the learning rate falls; None if it is never held."""
+    return None if share >= 1 else max(SHORTEST_DECAY, round(share * steps))
 
 
 def _not_differentiable(tagger: Tagger) -> str:

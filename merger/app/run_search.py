@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,6 +30,7 @@ from merger.search.registry import sampler_named
 from merger.search.sampler_choice import Choice
 from merger.search.storage import refusals_said
 from merger.search.study import Study, open_study
+from merger.search.trials import TrialRecord
 
 
 @dataclass(frozen=True)
@@ -121,21 +122,30 @@ def _search(
     study.note("method", method)
     _say_beginning(session, plan, method, study, run, progress)
 
+    settings = search_settings(session, method)
+    interrupt.ends_well = settings.ends_well(study.records())
+
     def start(number: int) -> None:
         interrupt.doing = f"trial {number}"
         progress.start(f"trial {number}")
 
+    def finished(record: TrialRecord, records: Sequence[TrialRecord]) -> None:
+        interrupt.ends_well = settings.ends_well(records)
+        progress.trial(record, records)
+
     reason = search(
         watch.around(runtime.objective),
         study,
-        search_settings(session, method),
+        settings,
         take_step=watch.around(plan.gradient.steps) if plan.gradient else None,
         pruned=watch.around(runtime.pruned_objective) if config.pruning else None,
         interrupted=interrupt,
         report=progress.drawn,
         on_start=start,
-        on_trial=progress.trial,
+        on_trial=finished,
+        say=progress.say,
     )
+    interrupt.ended()
     if reason == "interrupted":
         interrupt.stop_if_asked()
     progress.say(f"search ended ({reason}); choosing the winner on fresh prompts")

@@ -250,7 +250,7 @@ class VocabularySettings(Settings):
 
 
 class GradientSettings(Settings):
-    """How the gradient search works: Adam on the blend weights, with a learning rate that falls to 0."""
+    """How the gradient search works: Adam on the blend weights, with a learning rate that is held and falls to 0."""
 
     steps: Count = Field(
         default=60,
@@ -259,8 +259,14 @@ class GradientSettings(Settings):
     )
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
         default=0.06,
-        description="The most that a weight moves in the first step. The rate falls to 0 over all steps, as half a "
-        "cosine. Adam divides gradients by their size, so one rate suits every tagger and model.",
+        description="The most that a weight moves in the first step. The rate is held, and falls to 0 in the end. "
+        "Adam divides gradients by their size, so one rate suits every tagger and model.",
+    )
+    decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.25,
+        description="Share of the steps, counted from the last, over which the learning rate falls to 0, as half a "
+        "cosine. A plateau, a limit or Ctrl-C lets it fall earlier, and a search that is continued goes on from before "
+        "that. 1 is a rate that falls from the first step on; such a search ends without a decay of its own.",
     )
     start: Finite = Field(
         default=0.1,

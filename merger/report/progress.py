@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TextIO
 
-from merger.search.trials import PRUNED_AFTER, STEP, TrialRecord, best_of, spent
+from merger.search.trials import DECAY, PRUNED_AFTER, STEP, TrialRecord, best_of, spent
 
 
 class SearchProgress:
@@ -54,7 +54,8 @@ def trial_line(
 ) -> str:
     """`trial 11 (12 of 100): 0.812 | best 0.843 ± 0.012 (uniform) | 31.0 images/s | 8 min left`."""
     best = best_of(records)
-    remark = "step, own prompts" if record.role == STEP else record.name
+    decaying = ", learning rate falling" if record.score.attributes.get(DECAY) else ""
+    remark = f"step, own prompts{decaying}" if record.role == STEP else record.name
     if PRUNED_AFTER in record.score.attributes:
         remark = f"pruned after {record.score.attributes[PRUNED_AFTER]} prompts"
     parts = [

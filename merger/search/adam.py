@@ -2,7 +2,11 @@
 
 W  free weights
 
-The gradient search raises the score with Adam (Kingma and Ba 2015) and a learning rate that falls along half a cosine.
+The gradient search raises the score with Adam (Kingma and Ba 2015). Its learning rate is held, then it falls along half
+a cosine: warmup-stable-decay without the warmup (Hu et al., "MiniCPM", 2024; Hägele et al., "Scaling Laws and
+Compute-Optimal Training Beyond Fixed Training Durations", 2024). A decay can begin at any step, so a search can end
+well at any time, and it can go on from the last step before its decay.
+
 Adam divides a gradient by its own spread, weight by weight, so the learning rate is in units of weight per step:
 another tagger or a larger family whose gradients are twice as steep changes nothing.
 
@@ -14,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -25,16 +29,50 @@ from merger.errors import ConfigError
 Floats = NDArray[np.float64]
 
 
+SHORTEST_DECAY = 2
+"""Steps of the shortest decay. The first has the whole rate, as half a cosine begins with it; the second has half."""
+
+
+@dataclass(frozen=True)
+class Decay:
+    """A decay that has begun. Every trial that belongs to it keeps it.
+
+    steps: of the whole search, after which the learning rate is 0. over: how many of the last of them it falls over.
+    planned: how many steps were planned when it began. why: the reason, for people.
+    """
+
+    steps: int
+    over: int
+    planned: int
+    why: str
+
+    @classmethod
+    def after(cls, taken: int, over: int, planned: int, why: str) -> Decay:
+        """The decay over `over` steps whose first smaller rate is that of the update after `taken` steps."""
+        return cls(taken + over - 2, over, planned, why)
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Decay:
+        """The decay that `to_json` gave. Raises KeyError or TypeError for something else."""
+        return cls(int(stored["steps"]), int(stored["over"]), int(stored["planned"]), str(stored["why"]))
+
+    def to_json(self) -> dict[str, Any]:
+        """The decay as plain values."""
+        return asdict(self)
+
+
 @dataclass(frozen=True)
 class AdamSettings:
     """How the gradient search moves.
 
     steps: how many are planned; after as many the learning rate is 0. learning_rate: the most that a weight moves in
-    the first step. start: the first value of every weight. beta1, beta2: the share of the running mean of the
-    gradients, and of their squares, that a step keeps. eps: gradients below this share of the root mean square of all
-    are not scaled up to a full step. weight_decay: the share of its distance from 0 (the base) that a weight loses per
-    step, times the learning rate: a penalty weight_decay / 2 * w^2 that is not divided by the gradients' spread
-    (decoupled, Loshchilov and Hutter 2019). negative_penalty: the same on top for what of a weight lies below 0.
+    the first step. decay: over how many of the last steps the learning rate falls; None is all, a plain half cosine.
+    begun: the decay that the next step belongs to, where one has begun; it goes before `steps` and `decay`. start: the
+    first value of every weight. beta1, beta2: the share of the running mean of the gradients, and of their squares,
+    that a step keeps. eps: gradients below this share of the root mean square of all are not scaled up to a full step.
+    weight_decay: the share of its distance from 0 (the base) that a weight loses per step, times the learning rate: a
+    penalty weight_decay / 2 * w^2 that is not divided by the gradients' spread (decoupled, Loshchilov and Hutter 2019).
+    negative_penalty: the same on top for what of a weight lies below 0.
     """
 
     steps: int
@@ -45,6 +83,8 @@ class AdamSettings:
     eps: float = 1e-3
     weight_decay: float = 0.0
     negative_penalty: float = 0.0
+    decay: int | None = None
+    begun: Decay | None = None
 
     def __post_init__(self) -> None:
         for name in ("beta1", "beta2"):
@@ -56,10 +96,34 @@ class AdamSettings:
         for name in ("eps", "weight_decay", "negative_penalty"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name} {getattr(self, name)}: use 0 or more")
+        if self.decay is not None and self.decay < SHORTEST_DECAY:
+            raise ConfigError(f"decay {self.decay}: use at least {SHORTEST_DECAY} steps")
+
+    @property
+    def holds(self) -> bool:
+        """Whether the learning rate is held before it falls, so that a decay may begin at any step."""
+        return self.decay is not None and self.decay < self.steps
+
+    def decay_after(self, taken: int) -> int:
+        """Over how many steps the rate falls if a decay begins after `taken` steps: their planned share, no more.
+
+        For settings that hold the learning rate.
+        """
+        planned = self.decay or self.steps
+        return min(planned, max(SHORTEST_DECAY, round(taken * planned / max(self.steps - planned, 1))))
+
+    @property
+    def first_decayed(self) -> int:
+        """How many steps are taken when the planned decay begins: the next is the first with a smaller rate."""
+        return self.steps - (self.decay or self.steps) + 2
 
     def learning_rate_at(self, step: int) -> float:
-        """The learning rate of step 0, 1, ...: half a cosine from `learning_rate` to 0, and 0 after `steps`."""
-        return 0.5 * self.learning_rate * (1.0 + math.cos(math.pi * min(step / self.steps, 1.0)))
+        """The learning rate of step 0, 1, ...: held, then half a cosine from `learning_rate` to 0, and 0 after that."""
+        steps, over = (self.steps, self.decay or self.steps)
+        if self.begun is not None:
+            steps, over = self.begun.steps, self.begun.over
+        fallen = min(max(step - (steps - over), 0) / over, 1.0)
+        return 0.5 * self.learning_rate * (1.0 + math.cos(math.pi * fallen))
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from merger.search.adam import AdamSettings, AdamState, Floats, first_weights, n
 from merger.search.artifacts import ARTIFACT, Artifacts
 from merger.search.history import WEIGHTS, HistorySampler, Observation
 from merger.search.space import Space
-from merger.search.trials import STEP
+from merger.search.trials import STEP, held, on_course
 
 GRADIENT = "gradient"
 """The user attribute that holds a step's gradient: one number for every parameter of the space, in its order."""
@@ -39,6 +39,12 @@ STATES_KEPT = 2
 def steps_among(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     """The finished steps, in order. Reads only each trial's state and role."""
     return [trial for trial in trials if trial.state == TrialState.COMPLETE and trial.user_attrs["role"] == STEP]
+
+
+def course_of(trials: Sequence[FrozenTrial], *, decaying: bool) -> list[FrozenTrial]:
+    """The finished trials that lead to the next one. Reads only states, roles and decays. See `trials.on_course`."""
+    done = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    return on_course(done, lambda trial: held(trial.user_attrs["role"], trial.user_attrs), decaying=decaying)
 
 
 def state_after(
@@ -83,11 +89,26 @@ class GradientSampler(HistorySampler):
         """The weights after the last step."""
         if self.space.wide:  # the study asks for an array
             return {}
-        steps = steps_among(study.get_trials(deepcopy=False))
+        steps = self.steps_of(study.get_trials(deepcopy=False))
         state = state_after(steps, self.adam)
         last = None if state is None else self.space.points([steps[-1].user_attrs[WEIGHTS]])[0][0]
         names = [parameter.name for parameter in self.space.parameters]
         return dict(zip(names, self.next(last, state).tolist(), strict=True))
+
+    def steps_of(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+        """The steps that lead to the next weights."""
+        return steps_among(course_of(trials, decaying=self.adam.begun is not None))
+
+    def average(self, trials: Sequence[FrozenTrial], artifacts: Artifacts) -> Floats:
+        """[W]: the mean weights of the last steps, as many as a decay would have taken (Polyak and Juditsky 1992)."""
+        steps = self.steps_of(trials)
+        last = [step.user_attrs[WEIGHTS] for step in steps[-self.adam.decay_after(len(steps)) :]]
+        if self.space.wide:
+            total = sum(self.space.free(artifacts.get(kept[ARTIFACT])).astype(np.float64) for kept in last)
+        else:
+            total = self.space.points(last)[0].sum(axis=0)
+        low, high = self.space.bounds()
+        return np.clip(total / len(last), low, high)  # a mean may lie beyond a bound by its rounding
 
     def next(self, last: ArrayLike | None, state: AdamState | None) -> Floats:
         """[W]: the weights of the next step, or of the first one. last, state: of the last step, None before any."""
@@ -96,8 +117,9 @@ class GradientSampler(HistorySampler):
             return first_weights(low, high, self.adam)
         return next_weights(last, state, low, high, self.adam)
 
-    def next_of_wide(self, steps: Sequence[FrozenTrial], artifacts: Artifacts) -> Floats:
-        """[W]: the weights after `steps`, all of a wide search. They are float32 where they are kept."""
+    def next_of_wide(self, trials: Sequence[FrozenTrial], artifacts: Artifacts) -> Floats:
+        """[W]: the weights after `trials`, all of a wide study. They are float32 where they are kept."""
+        steps = self.steps_of(trials)
         state = state_after(steps, self.adam, artifacts)
         last = None if state is None else self.space.free(artifacts.get(steps[-1].user_attrs[WEIGHTS][ARTIFACT]))
         return self.next(last, state)

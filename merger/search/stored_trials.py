@@ -8,10 +8,11 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from merger.search import earlier
+from merger.search.adam import Decay
 from merger.search.artifacts import ARTIFACT, Artifacts, Blends
 from merger.search.history import WEIGHTS
 from merger.search.space import Space
-from merger.search.trials import Score, TrialRecord
+from merger.search.trials import DECAY, Score, TrialRecord
 from merger.weights import Weights
 
 
@@ -33,6 +34,8 @@ class StoredTrials:
         weights = self.weights(kept.pop(WEIGHTS))
         role, name = texts([kept.pop("role"), kept.pop("name", "")])
         known = {key: kept.pop(key) for key in Score.__dataclass_fields__ if key in kept}
+        if kept.get(DECAY) is not None:
+            Decay.from_json(kept[DECAY])
         score = Score(**known, attributes=kept)
         parts = (score.value, score.stderr, score.accuracy, score.accuracy_stderr, score.probability, score.seconds)
         _numbers([*parts, score.images, *score.per_prompt, *score.asked, *score.categories.values()])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -23,36 +23,30 @@ from merger.search import earlier
 from merger.search.adam import AdamSettings, AdamState, update
 from merger.search.artifacts import ARTIFACT, Artifacts
 from merger.search.baselines import Baseline, known_of, next_baseline
-from merger.search.gradient import ADAM, GRADIENT, STATES_KEPT, GradientSampler, state_after, steps_among
+from merger.search.endings import ON, Move
+from merger.search.gradient import ADAM, GRADIENT, STATES_KEPT, GradientSampler, course_of, state_after, steps_among
 from merger.search.history import WEIGHTS
 from merger.search.samplers import make_sampler
+from merger.search.settings import SearchSettings
 from merger.search.space import Space
 from merger.search.storage import Storage, damage_said, shown, stored
 from merger.search.stored_trials import StoredTrials, texts
-from merger.search.trials import PROPOSED, PRUNED_AFTER, SEARCH, STEP, GradientStep, Score, TrialRecord, best_of
+from merger.search.trials import (
+    AVERAGE,
+    DECAY,
+    PROPOSED,
+    PRUNED_AFTER,
+    SEARCH,
+    STEP,
+    GradientStep,
+    Score,
+    TrialRecord,
+    best_of,
+)
 from merger.weights import Weights
 
 MOST_ROWS = 256
 """Weights up to which each is also an Optuna parameter, a database row of its own (about 2.5 ms each)."""
-
-
-@dataclass(frozen=True)
-class SearchSettings:
-    """How to search and when to stop. `time_limit` is in seconds of trials, over all sittings.
-
-    `adam` is how a method that follows gradients moves; None for the others. After every `eval_every` steps, and after
-    the last, the weights reached are scored on the fixed prompts; so too in the last trial that a limit allows.
-    `baselines` are kinds of them: those that are found by trying follow the ones that the study was opened with.
-    """
-
-    method: str
-    seed: int
-    trials: int
-    patience: int
-    time_limit: float | None = None
-    adam: AdamSettings | None = None
-    eval_every: int = 8
-    baselines: tuple[str, ...] = ()
 
 
 class Study:
@@ -94,17 +88,17 @@ class Study:
             value = self._study.user_attrs.get(key)
             return earlier.method(value) if key == "method" else value
 
-    def next_trial(self, settings: SearchSettings, *, last: bool = False) -> tuple[Trial, Weights]:
-        """The next trial and its blend: one that was left under way, else a baseline, else the sampler's proposal.
-
-        The `last` one of a sitting takes no step: it scores where the steps have led.
-        """
+    def next_trial(self, settings: SearchSettings, move: Move = ON) -> tuple[Trial, Weights]:
+        """The next trial and its blend: one that was left under way, else a baseline, else what `move` asks for."""
         every = self._study.get_trials(deepcopy=False)
         left = next((trial.number for trial in every if trial.state == TrialState.RUNNING), None)
         waiting = next((trial.number for trial in every if trial.state == TrialState.WAITING), len(every))
         number = waiting if left is None else left
-        role = _role_of(number, every, settings, last=last)
-        sampler = make_sampler(settings.method, self.space, seed=settings.seed, number=number, adam=settings.adam)
+        role = _role_of(number, every, settings, move)
+        adam = (
+            settings.adam if move.decay is None or settings.adam is None else replace(settings.adam, begun=move.decay)
+        )
+        sampler = make_sampler(settings.method, self.space, seed=settings.seed, number=number, adam=adam)
         self._study.sampler = sampler
         trial = self._study.ask() if left is None else self._resumed(left)
         given = trial.user_attrs.get(WEIGHTS)
@@ -116,11 +110,10 @@ class Study:
             trial.set_user_attr("role", wanted.role)
             trial.set_user_attr("name", wanted.name)
         else:
-            if self.space.wide:
-                kept = {ARTIFACT: self._propose_wide(sampler, every)}
-            else:
-                kept = self.space.flatten(self.space.to_weights(self._propose(trial)))
+            kept = self._proposal(trial, sampler, every, average=role == AVERAGE)
             trial.set_user_attr("role", role)
+            if move.decay is not None or DECAY in trial.user_attrs:  # it may have been left before it was whole
+                trial.set_user_attr(DECAY, None if move.decay is None else move.decay.to_json())
         trial.set_user_attr(WEIGHTS, kept)
         return trial, self._stored.weights(kept)
 
@@ -141,11 +134,14 @@ class Study:
         return record
 
     def _forget_states(self) -> None:
-        """Removes Adam's states that no step will go on from: those of earlier steps than the last ones."""
-        names = [step.user_attrs[ADAM][ARTIFACT] for step in steps_among(self._study.get_trials(deepcopy=False))]
-        # one more than there should be: a search may be killed before it removes
-        for name in names[-STATES_KEPT - 2 : -STATES_KEPT]:
-            if name not in names[-STATES_KEPT:]:
+        """Removes Adam's states that no step will go on from: all but the last ones, and the last before a decay."""
+        trials = self._study.get_trials(deepcopy=False)
+        steps = steps_among(trials)
+        kept = [*steps[-STATES_KEPT:], *steps_among(course_of(trials, decaying=False))[-1:]]
+        names = {step.user_attrs[ADAM][ARTIFACT] for step in kept}
+        # of all, not only of the last one: a search may be killed before it removes, and go on from before a decay
+        for step in steps:
+            if (name := step.user_attrs[ADAM][ARTIFACT]) not in names:
                 self._artifacts.drop(name)
 
     def _set_apart(self, number: int) -> None:
@@ -159,12 +155,13 @@ class Study:
         self._storage.set_trial_system_attr(trial_id, "constraints", [1.0])
 
     def step(self, trial: Trial, weights: Weights, take_step: GradientStep, settings: AdamSettings) -> Score:
-        """Has the step `trial` taken at its place among all steps.
+        """Has the step `trial` taken at its place among the steps that led to it.
 
         The score's attributes hold its gradient and Adam's state after it, from which the next step goes on; in a wide
         space the state alone. Raises `StudyError` for a gradient that is not finite.
         """
-        steps = steps_among(self._study.get_trials(deepcopy=False))
+        decaying = trial.user_attrs.get(DECAY) is not None
+        steps = steps_among(course_of(self._study.get_trials(deepcopy=False), decaying=decaying))
         score, gradient = take_step(weights, len(steps))
         found = self.space.gradient_of(gradient)
         if not np.isfinite(found).all():
@@ -198,11 +195,20 @@ class Study:
         tried = [(trial.user_attrs[WEIGHTS], trial.value) for trial in done if trial.value is not None]
         return next_baseline(self.space, base, kinds, known_of(tried))
 
-    def _propose_wide(self, sampler: BaseSampler, trials: Sequence[FrozenTrial]) -> str:
-        """The artifact of the sampler's blend after `trials`, which no parameters of Optuna hold."""
+    def _proposal(self, trial: Trial, sampler: BaseSampler, trials: Sequence[FrozenTrial], *, average: bool) -> Any:
+        """What is kept of the sampler's blend after `trials`: a list, or the artifact of a wide one.
+
+        average: whether it is the mean of the last steps.
+        """
+        if not self.space.wide and not average:
+            return self.space.flatten(self.space.to_weights(self._propose(trial)))
         if not isinstance(sampler, GradientSampler):
             raise StudyError(f"{type(sampler).__name__} cannot propose the {self.space.size:,} weights of channels")
-        return self._artifacts.put(self.space.place(sampler.next_of_wide(steps_among(trials), self._artifacts)))
+        values = sampler.average(trials, self._artifacts) if average else sampler.next_of_wide(trials, self._artifacts)
+        if self.space.wide:
+            return {ARTIFACT: self._artifacts.put(self.space.place(values))}
+        names = [parameter.name for parameter in self.space.parameters]
+        return self.space.flatten(self.space.to_weights(dict(zip(names, values.tolist(), strict=True))))
 
     def _propose(self, trial: Trial) -> Mapping[str, float]:
         """The sampler's values; stored as parameters too unless they are too many."""
@@ -317,12 +323,17 @@ def incumbent(study: Study) -> TrialRecord:
     return best
 
 
-def _role_of(number: int, trials: Sequence[FrozenTrial], settings: SearchSettings, *, last: bool) -> str:
+def _role_of(number: int, trials: Sequence[FrozenTrial], settings: SearchSettings, move: Move) -> str:
     """Whether the trial `number` after `trials` takes a step or is scored on the fixed prompts."""
     if settings.adam is None:
         return SEARCH
-    roles = [trial.user_attrs.get("role") for trial in trials if trial.number < number]
+    if move.average:
+        return AVERAGE
+    before = course_of([trial for trial in trials if trial.number < number], decaying=move.decay is not None)
+    roles = [trial.user_attrs.get("role") for trial in before]
     steps = roles.count(STEP)
-    last = last or number + 1 >= settings.trials
+    if move.decay is not None and steps >= move.decay.steps:
+        return SEARCH
+    last = move.last or number + 1 >= settings.trials
     due = last or steps % settings.eval_every == 0 or steps >= settings.adam.steps
     return SEARCH if due and roles and roles[-1] == STEP else STEP

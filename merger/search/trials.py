@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from enum import IntEnum
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -22,7 +23,13 @@ SEARCH = "search"
 STEP = "step"
 """The role of a step of the gradient search, on prompts of its own: its value is comparable with no other."""
 
-PROPOSED = (SEARCH, STEP, "polish")
+AVERAGE = "average"
+"""The role of the mean of the last steps' weights, with which a gradient search ends that has no time for a decay."""
+
+DECAY = "decay"
+"""The attribute of a trial that belongs to a decay of the learning rate. See `merger.search.adam.Decay`."""
+
+PROPOSED = (SEARCH, STEP, AVERAGE, "polish")
 """The roles of trials that a sampler proposed; all others are baselines. Only earlier versions stored "polish"."""
 
 PRUNED_AFTER = "stopped_after"
@@ -60,6 +67,19 @@ class Score:
     asked: Sequence[int] = ()
 
 
+class Asked(IntEnum):
+    """What the user asks of a search that is running.
+
+    STOP: to stop, and to go on later. END: to end well, with a decay of the learning rate where the search can have
+    one. END_NOW: to end without one.
+    """
+
+    NOTHING = 0
+    STOP = 1
+    END = 2
+    END_NOW = 3
+
+
 class Objective(Protocol):
     """Weights to score; deterministic: the same weights give the same score."""
 
@@ -89,7 +109,7 @@ class GradientStep(Protocol):
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """A finished trial. `role` is base, donor, uniform, best_uniform, greedy_soup, search or step.
+    """A finished trial. `role` is base, donor, uniform, best_uniform, greedy_soup, search, step or average.
 
     `name` is a baseline's, or ''. All but steps were scored on the same prompts. A step's value is not comparable with
     any other.
@@ -112,6 +132,11 @@ class TrialRecord:
         return self.role != STEP and PRUNED_AFTER not in self.score.attributes
 
     @property
+    def held(self) -> bool:
+        """Whether it comes before every decay of the learning rate: a search that is continued goes on from there."""
+        return held(self.role, self.score.attributes)
+
+    @property
     def label(self) -> str:
         """What to call it in a table or message."""
         return self.name or f"trial {self.number}"
@@ -120,6 +145,27 @@ class TrialRecord:
     def title(self) -> str:
         """Its number, as everywhere counted from 0, and a baseline's name."""
         return f"trial {self.number}" + (f" ({self.name})" if self.name else "")
+
+
+def held(role: str | None, attributes: Mapping[str, Any]) -> bool:
+    """Whether a trial of this role and these attributes belongs to no decay and to no other end of a search."""
+    return role != AVERAGE and attributes.get(DECAY) is None
+
+
+T = TypeVar("T")
+
+
+def on_course(trials: Sequence[T], is_held: Callable[[T], bool], *, decaying: bool) -> list[T]:
+    """Of `trials` in order, those that lead to the next one.
+
+    All that are held, and if the next one belongs to a decay, also those of the decay: they follow the last held one.
+    Decays that a search was continued after lead nowhere.
+    """
+    course = [trial for trial in trials if is_held(trial)]
+    if decaying:
+        tail = next((place for place, trial in enumerate(reversed(trials)) if is_held(trial)), len(trials))
+        course += trials[len(trials) - tail :]
+    return course
 
 
 def best_of(records: Sequence[TrialRecord]) -> TrialRecord | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from collections.abc import Iterator
@@ -53,17 +54,17 @@ def _places(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]
 
 def _changed(value: Any, place: tuple[Any, ...], draw: random.Random) -> Any:
     if not place:
-        return draw.choice(ODD)
+        return copy.deepcopy(draw.choice(ODD))
     holder = value
     for key in place[:-1]:
         holder = holder[key]
     how, key = draw.random(), place[-1]
     if how < 0.7:
-        holder[key] = draw.choice(ODD)
+        holder[key] = copy.deepcopy(draw.choice(ODD))
     elif how < 0.85:
         del holder[key]
     elif isinstance(holder, dict):
         holder[draw.choice(["unknown", str(key).upper(), f" {key}", "", "model_type", "torch_dtype"])] = holder.pop(key)
     else:
-        holder.append(draw.choice(ODD))
+        holder.append(copy.deepcopy(draw.choice(ODD)))
     return value

@@ -260,6 +260,32 @@ def test_gradients_of_an_inpainting_model_see_the_images_it_draws(family: Family
     assert np.abs(alone.astype(int) - drawn(generator)[1:]).max() <= 1
 
 
+@pytest.mark.parametrize("chain", [1.0, 0.0])
+@pytest.mark.parametrize(
+    "family", ["sd1", "sdxl", "sd3", "flux", "lumina2", "sana", "z-image", "qwen-image"], indirect=True
+)
+def test_however_gradients_are_computed_they_are_the_same(family: Family, chain: float) -> None:
+    """Z-Image takes and returns its images in lists, where torch's own checkpoint does not see them."""
+    pipeline = load_pipeline(family.files["base"], config=family.folder)
+    generator, denoiser = DifferentiableGenerator(pipeline, settings(family.kind)), denoiser_of(pipeline)
+    parameters = [each for each in denoiser.parameters() if each.ndim == 2][:3]
+    found = []
+    for how in (
+        Differentiation(1.0, recompute=False, chain=chain),
+        Differentiation(1.0, chain=chain),
+        Differentiation(1.0, streamed=True, chain=chain),
+    ):
+        for parameter in parameters:
+            parameter.requires_grad_().grad = None
+        generator.draw(PROMPTS, denoiser, how).sum().backward()
+        found.append([parameter.grad for parameter in parameters])
+    assert all(each is not None and float(each.abs().max()) > 0 for each in found[0])
+    for other in found[1:]:
+        for ours, theirs in zip(found[0], other, strict=True):
+            assert theirs is not None, "no gradient reached it"
+            assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-6 * float(ours.abs().max()))
+
+
 @pytest.mark.parametrize(
     ("named", "said"),
     [

@@ -15,6 +15,7 @@ from merger.app.cli import main
 from merger.app.interrupt import Interrupt
 from merger.app.runs import Run
 from merger.errors import StudyError
+from merger.search.trials import Asked
 
 SIGNALS = [pytest.param(number, id=number.name) for number in ENDING]
 GONE = 2**22 + 1  # above the largest process number that Linux gives
@@ -89,6 +90,33 @@ def test_a_search_ends_in_good_order(number: signal.Signals, capfd: pytest.Captu
         signal.raise_signal(number)
         signal.raise_signal(signal.SIGTERM)
         pytest.fail("the second ends it at once")
+
+
+def test_a_search_that_can_decay_is_asked_to_end_well_first(capfd: pytest.CaptureFixture[str]) -> None:
+    with Interrupt().listening() as interrupt:
+        interrupt.doing, interrupt.ends_well = "trial 7", True
+        assert interrupt() == Asked.NOTHING
+        signal.raise_signal(signal.SIGINT)
+        assert interrupt() == Asked.END
+        signal.raise_signal(signal.SIGINT)
+        assert interrupt() == Asked.END_NOW
+        interrupt.stop_if_asked()
+        with pytest.raises(Ended):
+            signal.raise_signal(signal.SIGINT)
+        interrupt.ended()
+        assert interrupt() == Asked.NOTHING
+        signal.raise_signal(signal.SIGINT)
+        assert interrupt() == Asked.STOP
+    said = capfd.readouterr().err
+    assert "after trial 7 the learning rate falls, and the search ends well" in said
+    assert "ending after trial 7, with the mean of the last steps; Ctrl-C again stops at once" in said
+    assert said.endswith("stopping after trial 7; Ctrl-C again stops at once\n")
+    with pytest.raises(Ended), Interrupt().listening() as interrupt:
+        interrupt.ends_well = True
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+        assert interrupt() == Asked.STOP
+        interrupt.stop_if_asked()
 
 
 @pytest.mark.parametrize("number", SIGNALS)
