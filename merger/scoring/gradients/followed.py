@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 
-class TooMuch(Exception):
+class TooMuch(MemoryError):
     """More memory is taken than is allowed. part: what was computing."""
 
     def __init__(self, part: str) -> None:

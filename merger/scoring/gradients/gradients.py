@@ -25,6 +25,7 @@ from torch.nn.functional import logsigmoid
 
 from benchmark.evaluate.runner import Evaluation
 from benchmark.images import to_bytes
+from benchmark.pipelines.lending import lent
 from benchmark.prompts.prompt_set import Prompt
 from benchmark.taggers.asking import logits_of
 from benchmark.taggers.tagger import columns_of
@@ -138,15 +139,21 @@ class BlendGradients:
         evaluation = findings.evaluation()
         return Measured(self._score(evaluation, findings, checksum), self._by_layer(totals.numpy()), evaluation)
 
-    def rehearse(self, prompt: Prompt) -> None:
-        """Generates one image of the blend that is live, scores it and backpropagates, as in a step; nothing is kept.
+    def rehearse(self, prompt: Prompt, steps: int) -> None:
+        """Generates, scores and backpropagates one image of the blend that is live, as in a step; nothing is kept.
 
-        What it takes of memory is what a step takes of one image.
+        steps: sampling steps, all of which carry gradients.
         """
         findings = StepFindings((prompt,))
         columns = columns_of(self.tagger, findings.tags)  # type: ignore[arg-type]
         findings.base = torch.zeros(findings.asked.shape)
-        with checkpointed(self._checkpointed()), self._weight_gradients():
+        settings = replace(self.generator.settings, steps=steps)
+        with (
+            lent(self.generator, "settings", settings),
+            lent(self, "how", replace(self.how, fraction=1.0)),
+            checkpointed(self._checkpointed()),
+            self._weight_gradients(),
+        ):
             part = self._score_batch(findings, columns, np.arange(1))
             if part.requires_grad:
                 part.sum().backward()

@@ -1,9 +1,10 @@
-"""How much memory a gradient step takes, measured on one image before the first step.
+"""How much memory a gradient step takes, from what one image takes.
 
-One image is generated and differentiated exactly as the step will do it, and its memory is followed from operation to
-operation, forward and backward (`merger.scoring.gradients.followed`). Known besides are the blend, base and donors. An
-image takes its memory in two phases, which do not meet: decoder and tagger, there and back, and the sampling steps. If
-the graphs of all steps are kept, decoder and tagger come on top of them.
+One image is generated and differentiated exactly as a step will do it, in two sampling steps, and its memory is
+followed from operation to operation, forward and backward (`merger.scoring.gradients.followed`). The other sampling
+steps take as much as these. Known besides are the blend, base and donors. An image takes its memory in two phases,
+which do not meet: decoder and tagger, there and back, and the sampling steps. If the graphs of all steps are kept,
+decoder and tagger come on top of them.
 
 n images. What they take grows with n in each phase, except for one copy of the gradients of what is searched.
 """
@@ -14,7 +15,7 @@ import functools
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,18 +26,21 @@ from benchmark.prompts.prompt_set import Prompt
 from merger.errors import NoRoom
 from merger.scoring.gradients.followed import Followed, TooMuch
 from merger.scoring.gradients.gradients import BlendGradients
-from merger.scoring.gradients.sampling import decoded_at_once
+from merger.scoring.gradients.sampling import Differentiation, decoded_at_once
 
-TEXT, STEPS, DECODER, TAGGER = "text", "steps", "decoder", "tagger"
+TEXT, STEPS, BACK, DECODER, TAGGER = "text", "steps", "steps again", "decoder", "tagger"
+"""What computes. `BACK`: the sampling steps in the backward pass."""
+
+_REHEARSED = 2  # sampling steps; of one alone, a gradient never waits for that of another step
 
 
 @dataclass(frozen=True)
 class StepMemory:
     """Bytes of a step of `images` images at once, `decoded` of which are decoded together.
 
-    held: live blend, base and donors, as far as they are on the device. gradients: the copy of what is searched, 0 if
-    there is none at any time. Of one image: text: its embeddings and their graph. steps: the most of the sampling
-    steps. graphs: what is left of them while decoder and tagger compute. decoder: the most of the decoder.
+    held: what is on the device before and after: models, live blend, base and donors. gradients: the copy of what is
+    searched, 0 if there is none at any time. Of one image: text: its embeddings and their graph. steps: the most of the
+    sampling steps. graphs: what is left of them while decoder and tagger compute. decoder: the most of the decoder.
     decoded_kept: what is left of it while the tagger computes. tagger: the most of the tagger. kernels: what kernels
     allocate for themselves, where the device can tell.
     """
@@ -77,69 +81,135 @@ class StepMemory:
     def __str__(self) -> str:
         gradients = f", gradients {size(self.gradients)} of them" if self.gradients else ""
         return (
-            f"memory of a step: {size(self.total)} = blend, base and donors {size(self.held)} "
+            f"memory of a step: {size(self.total)} = models, blend, base and donors {size(self.held)} "
             f"+ {size(self.needed(self.images))} for {self.images} images at once{gradients}"
+        )
+
+
+@dataclass(frozen=True)
+class ImageMemory:
+    """Bytes that one image takes, measured; see `StepMemory`. Ways that keep more or less of it follow from it.
+
+    inputs: what is kept of a sampling step that is computed again. step: the most of one step, besides. graph: what one
+    step keeps for its backward pass. gradients: a copy of those of the denoiser. calls: sampling steps differentiated.
+    """
+
+    text: int
+    inputs: int
+    step: int
+    graph: int
+    decoder: int
+    decoded_kept: int
+    tagger: int
+    gradients: int
+    calls: int
+    decoded: int
+    kernels: int = 0
+
+    def of_step(self, how: Differentiation, held: int, images: int) -> StepMemory:
+        """That of a step. `how` has the same `checkpointed` and `halves` as what was measured."""
+        kept = 0 if how.recompute else self.calls * self.graph
+        # With one call alone, a gradient is handed out as soon as it is complete. Of several, the first ones wait.
+        copied = not how.streamed and (self.calls > 1 or how.halves)
+        inputs = self.calls * self.inputs
+        return StepMemory(
+            held=held,
+            gradients=self.gradients if copied else 0,
+            text=self.text,
+            steps=inputs + max(kept - self.graph, 0) + self.step,
+            graphs=inputs + kept,
+            decoder=self.decoder,
+            decoded_kept=self.decoded_kept,
+            tagger=self.tagger,
+            images=images,
+            decoded=self.decoded,
+            kernels=self.kernels,
         )
 
 
 def step_memory(scored: BlendGradients, prompt: Prompt, images: int, free: float = math.inf) -> StepMemory:
     """The memory of a step of `images` prompts, measured with `prompt` on the blend that is live.
 
-    free: bytes that a step may take besides what is held. Raises `NoRoom` if one image alone needs more.
+    held: live blend, base and donors alone. free: bytes that a step may take besides. Raises `NoRoom` if one image
+    alone needs more.
     """
     try:
-        return measured(scored, prompt, images, free)
+        measured = image_memory(scored, prompt, free)
     except (TooMuch, torch.OutOfMemoryError):
-        there = "there is" if free == math.inf else f"the {size(free)} that it may take"
-        raise NoRoom(f"a gradient step needs more memory than {there} besides the models") from None
+        measured = None
+    if measured is not None:
+        memory = measured.of_step(scored.how, scored.live.nbytes, min(scored.micro_batch, images))
+        if memory.least <= free:
+            return memory
+    there = "there is" if free == math.inf else f"the {size(free)} that it may take"
+    raise NoRoom(f"a gradient step needs more memory than {there} besides the models")
 
 
-def measured(scored: BlendGradients, prompt: Prompt, images: int, free: float = math.inf) -> StepMemory:
-    """`step_memory` that raises `TooMuch`, with the part that was computing, or torch.OutOfMemoryError."""
+def image_memory(scored: BlendGradients, prompt: Prompt, free: float = math.inf) -> ImageMemory:
+    """What an image takes, measured with `prompt` on the blend that is live.
+
+    Raises `TooMuch`, with the part that was computing, as soon as more than `free` bytes are taken, and
+    torch.OutOfMemoryError.
+    """
     device = next(scored.live.module.parameters()).device
-    followed = Followed(device, free)
-    marks = {TEXT: 0, DECODER: 0, TAGGER: 0}  # bytes there when these are over, begin, begin
+    settings, how = scored.generator.settings, scored.how
+    followed, seen = Followed(device, free), _Seen()
     followed.part = TEXT
+    steps = min(settings.steps, _REHEARSED)
     before = _restart_kernels(device)
-    with _phases(scored, followed, marks), followed:
-        scored.rehearse(prompt)
-    peaks, text = followed.peaks, marks[TEXT]
-    steps = len(scored.how.differentiated(len(scored.generator.scheduler.timesteps)))
-    # With one step alone, a gradient is handed out as soon as it is complete. Of several, the first ones wait.
-    copied = not scored.how.streamed and steps > 1
-    gradients = sum(parameter.nbytes for parameter in scored.parameters) if copied else 0
-    backward = max(peaks[_BACK] - text - gradients, 0)
-    return StepMemory(
-        held=scored.live.nbytes,
-        gradients=gradients,
+    with _phases(scored, followed, seen), followed:
+        scored.rehearse(prompt, steps)
+    rehearsed = len(scored.generator.scheduler.timesteps)  # some samplers call the denoiser twice in a step
+    calls = len(how.differentiated(math.ceil(rehearsed * settings.steps / steps)))
+    peaks, text = followed.peaks, seen.marks[TEXT]
+    denoisers = {id(parameter) for parameter in scored.live.module.parameters()}
+    gradients = sum(parameter.nbytes for parameter in scored.parameters if id(parameter) in denoisers)
+    waiting = gradients if not how.streamed and (rehearsed > 1 or how.halves) else 0
+    graph = seen.graph * (2 if how.halves else 1)
+    left = seen.marks[DECODER] - text
+    kept = 0 if how.recompute else rehearsed * graph
+    most = max(peaks[STEPS], peaks[BACK] - waiting) - text
+    return ImageMemory(
         text=max(text, 0),
-        steps=max(peaks[STEPS] - text, backward),
-        graphs=marks[DECODER] - text,
-        decoder=max(peaks[DECODER] - marks[DECODER], 0),
-        decoded_kept=max(marks[TAGGER] - marks[DECODER], 0),
-        tagger=max(peaks[TAGGER] - marks[TAGGER], 0),
-        images=min(scored.micro_batch, images),
-        decoded=decoded_at_once(scored.generator.settings),
+        inputs=max(left - kept, 0) // rehearsed,
+        step=max(most - left + min(kept, graph), 0),
+        graph=graph,
+        decoder=max(peaks[DECODER] - seen.marks[DECODER], 0),
+        decoded_kept=max(seen.marks[TAGGER] - seen.marks[DECODER], 0),
+        tagger=max(peaks[TAGGER] - seen.marks[TAGGER], 0),
+        gradients=gradients,
+        calls=calls,
+        decoded=decoded_at_once(settings),
         kernels=max(_kernels(device, before) - max(peaks.values()), 0),
     )
 
 
-_BACK = "back"  # the sampling steps again, in the backward pass
+@dataclass
+class _Seen:
+    """marks: bytes there when the text is encoded, when the decoder begins, and when the tagger begins. graph: the most
+    that one call of the denoiser has left for its backward pass."""
+
+    marks: dict[str, int] = field(default_factory=lambda: {TEXT: 0, DECODER: 0, TAGGER: 0})
+    graph: int = 0
 
 
 @contextmanager
-def _phases(scored: BlendGradients, followed: Followed, marks: dict[str, int]) -> Iterator[None]:
-    """Within it, the part that computes is told to `followed`, and what is there at its turns is noted in `marks`."""
+def _phases(scored: BlendGradients, followed: Followed, seen: _Seen) -> Iterator[None]:
+    """Within it, the part that computes is told to `followed`, and what is there at its turns is `seen`."""
     denoiser, vae = scored.live.module, scored.generator.pipeline.vae
     forward, decoder = denoiser.forward, vae.decode
-    back = False
+    marks, back = seen.marks, False
 
     @functools.wraps(forward)
     def predict(*args: Any, **kwargs: Any) -> Any:
         if followed.part == TEXT:
             marks[TEXT] = followed.now
-        followed.part = _BACK if back else STEPS
-        return forward(*args, **kwargs)
+        followed.part = BACK if back else STEPS
+        before = followed.now
+        try:
+            return forward(*args, **kwargs)
+        finally:  # torch may leave it early when it computes a step again
+            seen.graph = max(seen.graph, followed.now - before)
 
     def arrived(part: str) -> Any:
         def note(_: Tensor) -> None:
@@ -153,7 +223,7 @@ def _phases(scored: BlendGradients, followed: Followed, marks: dict[str, int]) -
         marks[DECODER] = followed.now
         followed.part = DECODER
         if latents.requires_grad:
-            latents.register_hook(arrived(_BACK))
+            latents.register_hook(arrived(BACK))
         decoded = decoder(latents, *args, **kwargs)
         images = decoded[0]
         if images.requires_grad:

@@ -416,7 +416,7 @@ def test_a_search_by_gradients_and_its_continuation(
     said = capsys.readouterr().err
     assert "method: gradient, as the tagger" in said
     assert "baselines take at most 11 trials, 66 images" in said
-    assert "memory of a step, estimated: " in said
+    assert "memory of a step: " in said
     assert main(["search", file, "--name", "two", "--set", "time_limit=0.001"]) == 0
     assert run_json(["resume", "two", "--set", "time_limit=null", "--json"])["models"] == result["models"]
     records = {
@@ -472,7 +472,7 @@ def test_auto_does_without_gradients_where_a_step_has_no_room(
     monkeypatch.setattr("merger.app.gradient_memory.step_memory", noted)
     assert main([*begin, "4", "--name", "roomy", "--set", "gradient.steps=2"]) == 0
     said = capsys.readouterr().err
-    assert "memory of a step, estimated: " in said
+    assert "memory of a step: " in said
     assert "gradients streamed" not in said
     monkeypatch.setattr("merger.app.gradient_memory.free_memory", lambda device: (needed[0] - 1) / SHARE)
     assert main([*begin, "4", "--name", "tight", "--set", "gradient.steps=2"]) == 0
