@@ -20,11 +20,13 @@ from merger.app.session import Session
 from merger.checkpoints.finite import check_finite, check_range
 from merger.checkpoints.watch import SourceWatch
 from merger.errors import InputError, NoRoom
+from merger.layers.reading import rows_for_reading
 from merger.report.progress import SearchProgress
 from merger.scoring.evaluation_cache import spent_on
 from merger.scoring.selection import select_winner
 from merger.search.artifacts import Artifacts
 from merger.search.baselines import baselines_of, most_trials, outcomes
+from merger.search.importance import FEWEST_STEPS, importance
 from merger.search.loop import search
 from merger.search.registry import sampler_named
 from merger.search.sampler_choice import Choice
@@ -166,6 +168,7 @@ def _search(
         expect=evaluate.expect,
     )
     selection.result.update(spent_on(records, run.scores))
+    selection.result["importance"] = _importance(session, study, selection.winner.number)
     study.note("finalists", [finalist["trial"] for finalist in selection.result["finalists"]])
     study.note("winner", selection.winner.number)  # which need not be the best on the search prompts
     study.note("recommended", selection.result["recommended"])
@@ -175,6 +178,15 @@ def _search(
     check_sources(study.identity, session.sources, run.study_name(config))
     write_outputs(session, run, study.identity, method, records, selection)
     return selection.result
+
+
+def _importance(session: Session, study: Study, winner: int) -> dict[str, Any] | None:
+    """The importance map of the steps that led to the trial `winner`; None if there are no steps, or too few."""
+    gains = study.gains_until(winner)
+    if gains is None or len(gains) < FEWEST_STEPS:
+        return None
+    sources = session.sources
+    return importance(gains, sources.space, rows_for_reading(sources.layers, sources.block_names))
 
 
 def _say_beginning(

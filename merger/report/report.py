@@ -16,6 +16,7 @@ from benchmark.prompts.prompt_set import Prompt
 from benchmark.writing import write_picture, write_text
 from merger.report.charts import heat_map, progress_chart
 from merger.report.gains_and_losses import gain_and_loss_lines, rows_of, too_few_lines
+from merger.report.importance import gained, importance_chart, importance_line, shown_rows
 from merger.report.progress import duration
 from merger.report.verdict import choice_line, verdict
 from merger.scoring.objective import TAGGER
@@ -69,7 +70,8 @@ def result_text(result: Mapping[str, Any]) -> str:
             line += f"  {share(model['judge_accuracy'])} {between(model['judge_interval'])}"
         lines.append(line.rstrip())
     lines += [RECALL, choice_line(result), "", *difference_lines(result), *gain_and_loss_lines(result)]
-    return "\n".join([*lines, optimism_line(result), *passed_over_lines(result), verdict(result)])
+    along = [line for line in [importance_line(result)] if line]
+    return "\n".join([*lines, optimism_line(result), *along, *passed_over_lines(result), verdict(result)])
 
 
 def passed_over_lines(result: Mapping[str, Any]) -> list[str]:
@@ -133,6 +135,7 @@ def write_report(path: Path, page: ReportInput) -> None:
         # the charts escape their own text
         progress_chart=Markup(progress_chart(values, baselines, ylabel=page.objective)),
         heat_map=Markup(heat_map(page.weights, page.space.layers, page.space.donors)),
+        **_importance(result.get("importance")),
     )
     write_text(path, text)
 
@@ -171,6 +174,22 @@ def between(interval: Sequence[float | None] | None) -> str:
 
 def _number(value: float | None) -> str:
     return "?" if value is None else f"{value:+.4f}"
+
+
+def _importance(found: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The importance map as the page wants it: its rows, how many are left out, the chart; nothing if there is none."""
+    from markupsafe import Markup
+
+    if not found:
+        return {"importance": None}
+    rows = shown_rows(found["rows"])
+    return {
+        "importance": found,
+        "important": rows,
+        "unimportant": len(found["rows"]) - len(rows),
+        "importance_chart": Markup(importance_chart(rows, found["donors"])),
+        "gained": gained,
+    }
 
 
 def _samples(page: ReportInput) -> dict[str, Any]:

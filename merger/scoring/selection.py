@@ -24,6 +24,9 @@ What is written (`Selection.result`, the file result.json):
     validation_prompts, test_prompts    how many there were
     recommended                         the winner (`trial N`) or the best parent
     optimism                            see `_optimism`
+    importance                          of a gradient search, where its gain came from: steps, gain, stderr, donors
+                                        {donor: [gain, stderr]}, rows {layers: {donor: [gain, stderr]}}; null with too
+                                        few steps: see `merger.search.importance`
 """
 
 from __future__ import annotations

@@ -26,9 +26,10 @@ from merger.search.baselines import Baseline, known_of, next_baseline
 from merger.search.endings import ON, Move
 from merger.search.gradient import ADAM, GRADIENT, STATES_KEPT, GradientSampler, course_of, state_after, steps_among
 from merger.search.history import WEIGHTS
+from merger.search.importance import GAINS, gains_of_last, steps_to, stored_gains
 from merger.search.samplers import make_sampler
 from merger.search.settings import SearchSettings
-from merger.search.space import Space
+from merger.search.space import Floats, Space
 from merger.search.storage import Storage, damage_said, shown, stored
 from merger.search.stored_trials import StoredTrials, texts
 from merger.search.trials import (
@@ -158,7 +159,8 @@ class Study:
         """Has the step `trial` taken at its place among the steps that led to it.
 
         The score's attributes hold its gradient and Adam's state after it, from which the next step goes on; in a wide
-        space the state alone. Raises `StudyError` for a gradient that is not finite.
+        space the state, and of the gradient only what its moves gained. Raises `StudyError` for a gradient that is not
+        finite.
         """
         decaying = trial.user_attrs.get(DECAY) is not None
         steps = steps_among(course_of(self._study.get_trials(deepcopy=False), decaying=decaying))
@@ -173,9 +175,17 @@ class Study:
         kept: dict[str, Any] = {"place": len(steps)}
         if self.space.wide:
             kept[ADAM] = {"steps": state.steps, ARTIFACT: self._artifacts.put(np.stack([state.mean, state.square]))}
+            blends = [step.user_attrs[WEIGHTS][ARTIFACT] for step in (*steps[-2:], trial)]
+            kept[GAINS] = {ARTIFACT: self._artifacts.put(gains_of_last(found, blends, self.space, self._artifacts))}
         else:
             kept |= {GRADIENT: found.tolist(), ADAM: state.to_json()}
         return replace(score, attributes={**score.attributes, **kept})
+
+    def gains_until(self, number: int) -> Floats | None:
+        """[T, 2, N]: what the steps that led to trial `number` gained. See `merger.search.importance.stored_gains`."""
+        with damage_said(self._storage):
+            steps = steps_to(self._study.get_trials(deepcopy=False), number)
+            return stored_gains(steps, self.space, self._artifacts)
 
     def _resumed(self, number: int) -> Trial:
         """The trial `number`, which a search that was killed left under way, to be finished.

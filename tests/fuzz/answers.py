@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmark.errors import InputError
+from benchmark.errors import InputError, memory_said
 
 MOST_SECONDS = 2.0
 MOST_MEMORY = 200_000_000
@@ -84,11 +84,12 @@ def command(arguments: list[str]) -> Answer:
 
 
 def refusal(work: Callable[[], Any]) -> Answer:
-    """Call something that raises InputError for bad input."""
+    """Call something that raises InputError for bad input. Lack of memory is put in words as the commands do it."""
 
     def status() -> int:
         try:
-            work()
+            with memory_said():
+                work()
         except InputError as error:
             for line in getattr(error, "lines", None) or (str(error),):
                 print(f"error: {line}", file=sys.stderr)

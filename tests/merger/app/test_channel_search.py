@@ -137,6 +137,31 @@ def test_a_search_that_is_stopped_anywhere_gives_the_same_trials(
     assert found["winner"] == result["winner"] and found["models"] == result["models"]
 
 
+def test_the_result_and_the_report_say_where_the_gain_came_from(
+    written: Path,
+    finished: tuple[Run, dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert finished[1]["importance"] is None, "three steps are too few"
+    assert "Where the gain came from" not in finished[0].report.read_text()
+    monkeypatch.chdir(written.parent)
+    changes = ["gradient.steps=9", "gradient.eval_every=9", "trials=40"]
+    assert main(["search", str(written), "--name", "map", *(arg for each in changes for arg in ("--set", each))]) == 0
+    run = Run(written.parent / "runs" / "map")
+    result = json.loads(run.result_file.read_text())
+    found = result["importance"]
+    assert found["steps"] == 9 and list(found["donors"]) == ["warm", "cool"]
+    assert len(result["winner"]["weights"]) > 40 >= len(found["rows"]) > 1 and "IN01" in found["rows"], "by block"
+    cells = [cell for row in found["rows"].values() for cell in row.values()]
+    assert sum(gain for gain, _ in cells) == pytest.approx(found["gain"], rel=0.01, abs=1e-6) and found["gain"] != 0
+    assert all(stderr >= 0 for _, stderr in cells) and found["stderr"] > 0
+    gains = study_of(run).gains_until(result["winner"]["trial"])
+    assert gains is not None and gains[:, 0].sum() == pytest.approx(found["gain"], rel=1e-3)
+    assert "Where the gain came from" in run.report.read_text()
+    assert "gain along the gradient steps, in mean log probability: " in capsys.readouterr().out
+
+
 def test_methods_without_gradients_are_refused_before_anything_is_loaded(
     written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,12 +3,14 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
 from merger.report.charts import heat_map, padded_range, progress_chart, shade
+from merger.report.importance import importance_chart, importance_line
 from merger.report.report import RECALL, ReportInput, contact_sheet, optimism_line, result_text, write_report
 from merger.report.verdict import verdict
 from merger.search.space import make_space
@@ -160,6 +162,55 @@ def test_the_page_shows_gains_and_losses_and_escapes_names(tmp_path: Path) -> No
         tmp_path / "old.html", replace(page, result={k: v for k, v in found.items() if k != "gains_and_losses"})
     )
     assert "Gains and losses" not in (tmp_path / "old.html").read_text()
+    assert "Where the gain came from" not in text
+    write_report(tmp_path / "map.html", replace(page, result={**found, "importance": importance_of(2)}))
+    text = (tmp_path / "map.html").read_text()
+    assert "Where the gain came from" in text and "+0.0300 ± 0.0100 together" in " ".join(text.split())
+    assert "<td>L01</td><td>-0.0010 ± 0.0200</td>" in text.replace("\n", "")
+    assert "only in result.json" not in text
+    write_report(tmp_path / "many.html", replace(page, result={**found, "importance": importance_of(50)}))
+    text = (tmp_path / "many.html").read_text()
+    assert "The 10 rows of the smallest gains are only in result.json" in text
+    assert "<td>L49</td>" in text and "<td>L01</td>" not in text
+
+
+def importance_of(rows: int) -> dict[str, Any]:
+    """A map of two donors, in which later rows count for more. The last row has one donor, with a gain beyond noise."""
+    cells = {f"L{row:02}": {"warm": [-0.001 * row, 0.02], "<c>": [0.0, 0.0]} for row in range(rows - 1)}
+    cells[f"L{rows - 1:02}"] = {"warm": [-0.001 * (rows - 1), 0.02]}
+    donors = {"warm": [0.03, 0.01], "<c>": [-0.00001, 0.0]}
+    return {"steps": 20, "gain": 0.03, "stderr": 0.01, "donors": donors, "rows": cells}
+
+
+def test_the_chart_of_importance_has_a_bar_and_an_interval_for_every_cell() -> None:
+    cells = {"IN": {"warm": (0.04, 0.01), "<c>": (-0.02, 0.03)}, "OUT": {"warm": (-0.03, 0.001)}}
+    chart = importance_chart(cells, {"warm": (0.01, 0.01), "<c>": (-0.02, 0.03)})
+    assert "<c>" not in chart
+    drawn = {}
+    for cell in ElementTree.fromstring(chart).findall("g"):
+        _, bar = cell.findall("rect")
+        (line,) = cell.findall("line")
+        drawn[str(cell.findtext("title")).split(":")[0]] = (
+            bar.attrib,
+            float(line.attrib["x1"]),
+            float(line.attrib["x2"]),
+        )
+    assert set(drawn) == {"IN warm", "OUT warm", "IN <c>"}
+    bar, low, high = drawn["IN warm"]
+    unit = float(bar["width"]) / 0.04
+    assert high - low == pytest.approx(2 * 1.96 * 0.01 * unit, abs=0.2), "bars and intervals have one scale"
+    assert float(drawn["OUT warm"][0]["width"]) == pytest.approx(0.03 * unit, abs=0.2)
+    assert bar["fill"] == shade(1) != drawn["OUT warm"][0]["fill"] and "fill-opacity" not in bar
+    assert "fill-opacity" in drawn["IN <c>"][0], "it may be nothing"
+    many = {f"L{row}": dict.fromkeys("abcdef", (0.0, 0.0)) for row in range(3)}
+    ElementTree.fromstring(importance_chart(many, dict.fromkeys("abcdef", (0.0, 0.0))))
+
+
+def test_the_terminal_says_the_gain_by_donor_and_nothing_of_what_is_missing() -> None:
+    said = importance_line({"importance": importance_of(3)})
+    assert said.endswith("+0.0300 ± 0.0100 (warm +0.0300 ± 0.0100, <c> +0.0000 ± 0.0000)")
+    assert said in result_text({**result(0.05, (0.02, 0.08)), "importance": importance_of(3)})
+    assert importance_line({}) == importance_line({"importance": None}) == ""
 
 
 def test_charts_are_whole_and_escape_their_text() -> None:

@@ -198,7 +198,9 @@ def test_rows_hold_names_and_the_files_the_numbers(tmp_path: Path) -> None:
     named = [trial.user_attrs["weights"] for trial in stored.trials]
     arrays = {kept["artifact"] for kept in named if isinstance(kept, dict)}
     states = [trial.user_attrs["adam"]["artifact"] for trial in stored.trials if "adam" in trial.user_attrs]
-    assert len(states) > 4 and {path.name for path in folder.iterdir()} == arrays | set(states[-STATES_KEPT:])
+    gains = {trial.user_attrs["gains"]["artifact"] for trial in stored.trials if "gains" in trial.user_attrs}
+    assert len(states) > 4 and {path.name for path in folder.iterdir()} == arrays | gains | set(states[-STATES_KEPT:])
+    assert gains and all((folder / name).stat().st_size < 300 for name in gains), "four numbers, not 10,000"
     assert isinstance(named[0], list)  # a parent has one weight for all channels
 
     seen = read_study(url, "s", artifacts=Artifacts(folder))
