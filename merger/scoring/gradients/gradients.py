@@ -130,6 +130,7 @@ class BlendGradients:
         """
         findings = StepFindings(tuple(prompts))
         columns = columns_of(self.tagger, findings.tags)  # type: ignore[arg-type]
+        self.generator.encode(prompts)
         if self.floors is not None:
             findings.base = self._base_logs(findings, columns)
         checksum = self.live.apply(weights)
@@ -214,24 +215,24 @@ class BlendGradients:
     def _differentiate(self, findings: StepFindings, columns: np.ndarray, rows: np.ndarray) -> Tensor:
         """Generates, scores, backpropagates: [R, D]. If gradients overflow in fp16, repeats it at a smaller scale."""
         while True:
-            with checkpointed(self._checkpointed()), self._weight_gradients() as totals:
+            with checkpointed(self._checkpointed()), self._weight_gradients() as totals_so_far:
                 batch = self._score_batch(findings, columns, rows)
                 whole = torch.isfinite(batch.detach())
                 if not bool(whole.all()):  # NaN would spread to every gradient, even when multiplied by 0
                     rows = rows[whole.cpu().numpy()]
                     if not len(rows):
-                        return torch.zeros_like(totals.cpu())
+                        return torch.zeros_like(totals_so_far())
                     continue
                 if batch.requires_grad:
                     (batch.sum() * (self._scale / len(findings.prompts))).backward()
-                gradients = totals.cpu() / self._scale
+                gradients = totals_so_far() / self._scale
             if bool(torch.isfinite(gradients).all()):
                 return gradients
             if self._scale <= 1:
                 raise ConfigError("dtype: gradients are not finite numbers. Use fp32 or bf16.")
             self._scale /= 16
 
-    def _weight_gradients(self) -> AbstractContextManager[Tensor]:
+    def _weight_gradients(self) -> AbstractContextManager[Callable[[], Tensor]]:
         return weight_gradients(self._searched, sum(self.widths.values()), len(self.live.donors))
 
     def _checkpointed(self) -> list[torch.nn.Module]:

@@ -13,18 +13,20 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from benchmark.pipelines.diffusers_generator import DiffusersGenerator
 from benchmark.pipelines.lending import lent
 from benchmark.prompts.prompt_set import Prompt
-from merger.errors import NoRoom
-from merger.scoring.gradients.followed import Followed, TooMuch
+from benchmark.taggers.asking import probabilities_of
+from benchmark.taggers.tagger import Tagger
+from merger.scoring.gradients.followed import Followed
 from merger.scoring.gradients.gradients import BlendGradients
 from merger.scoring.gradients.sampling import Differentiation, decoded_at_once
 
@@ -42,7 +44,7 @@ class StepMemory:
     searched, 0 if there is none at any time. Of one image: text: its embeddings and their graph. steps: the most of the
     sampling steps. graphs: what is left of them while decoder and tagger compute. decoder: the most of the decoder.
     decoded_kept: what is left of it while the tagger computes. tagger: the most of the tagger. kernels: what kernels
-    allocate for themselves, where the device can tell.
+    allocate for themselves, where the device can tell. visiting: what is there only before, while text is encoded.
     """
 
     held: int
@@ -56,13 +58,14 @@ class StepMemory:
     images: int
     decoded: int
     kernels: int = 0
+    visiting: int = 0
 
     def needed(self, images: int) -> int:
         """The most that so many images at once take at any time, besides what is held."""
         together = min(images, self.decoded)
         looking = max(together * self.decoder, together * self.decoded_kept + images * self.tagger)
         phases = (images * self.graphs + looking, images * self.steps + self.gradients)
-        return images * self.text + max(phases) + self.kernels
+        return max(images * self.text + max(phases) + self.kernels, self.visiting)
 
     def most_images(self, room: float, limit: int) -> int:
         """How many images at once fit into so many bytes, `limit` at most; 0 if none does."""
@@ -72,18 +75,6 @@ class StepMemory:
     def least(self) -> int:
         """What must be free besides what is held, for one image at a time."""
         return self.needed(1)
-
-    @property
-    def total(self) -> int:
-        """All of it together."""
-        return self.held + self.needed(self.images)
-
-    def __str__(self) -> str:
-        gradients = f", gradients {size(self.gradients)} of them" if self.gradients else ""
-        return (
-            f"memory of a step: {size(self.total)} = models, blend, base and donors {size(self.held)} "
-            f"+ {size(self.needed(self.images))} for {self.images} images at once{gradients}"
-        )
 
 
 @dataclass(frozen=True)
@@ -125,24 +116,6 @@ class ImageMemory:
             decoded=self.decoded,
             kernels=self.kernels,
         )
-
-
-def step_memory(scored: BlendGradients, prompt: Prompt, images: int, free: float = math.inf) -> StepMemory:
-    """The memory of a step of `images` prompts, measured with `prompt` on the blend that is live.
-
-    held: live blend, base and donors alone. free: bytes that a step may take besides. Raises `NoRoom` if one image
-    alone needs more.
-    """
-    try:
-        measured = image_memory(scored, prompt, free)
-    except (TooMuch, torch.OutOfMemoryError):
-        measured = None
-    if measured is not None:
-        memory = measured.of_step(scored.how, scored.live.nbytes, min(scored.micro_batch, images))
-        if memory.least <= free:
-            return memory
-    there = "there is" if free == math.inf else f"the {size(free)} that it may take"
-    raise NoRoom(f"a gradient step needs more memory than {there} besides the models")
 
 
 def image_memory(scored: BlendGradients, prompt: Prompt, free: float = math.inf) -> ImageMemory:
@@ -247,6 +220,24 @@ def _restart_kernels(device: torch.device) -> int:
 def _kernels(device: torch.device, before: int) -> int:
     """The most that the allocator has given out since, kernels' own work space among it; 0 where it cannot tell."""
     return torch.cuda.max_memory_allocated(device) - before if device.type == "cuda" else 0
+
+
+def drawing_memory(generator: DiffusersGenerator, tagger: Tagger, prompt: Prompt, device: torch.device) -> int:
+    """The most bytes that one image takes, drawn and tagged without gradients; measured on two sampling steps of it."""
+    settings = replace(generator.settings, steps=min(generator.settings.steps, _REHEARSED))
+    followed = Followed(device)
+    before = _restart_kernels(device)
+    with lent(generator, "settings", settings), followed:
+        for images in generator.generate([prompt]):
+            probabilities_of(tagger, images)
+    return max(*followed.peaks.values(), _kernels(device, before))
+
+
+def nbytes_of(modules: Iterable[nn.Module], device: torch.device, without: Iterable[Tensor] = ()) -> int:
+    """Bytes of the parameters and buffers of networks, as far as they are on this device; `without` are not counted."""
+    left_out = {id(tensor) for tensor in without}
+    tensors = {id(t): t for module in modules for t in (*module.parameters(), *module.buffers())}
+    return sum(t.nbytes for key, t in tensors.items() if key not in left_out and t.device.type == device.type)
 
 
 def size(count: float) -> str:
