@@ -44,7 +44,24 @@ class Strategy:
 
 _UNLIMITED = {"patience": 10**6, "trials": 10**6, "time_limit": None, "baselines": ["uniform"]}
 _FIXED = {**_UNLIMITED, "prompts": 64, "granularity": "stage"}
-_GRADIENT = {**_UNLIMITED, "method": "gradient", "gradient.steps": 48}
+_GRADIENT = {
+    **_UNLIMITED,
+    "method": "gradient",
+    "granularity": "tensor",
+    "gradient.steps": 48,
+    "gradient.decay": 1.0,
+    "gradient.backprop_fraction": 0.5,
+    "gradient.backprop_steps": "last",
+    "gradient.chain": 1.0,
+}
+_CHANNEL = {
+    **_GRADIENT,
+    "granularity": "channel",
+    "gradient.steps": 64,
+    "gradient.backprop_fraction": 0.25,
+    "gradient.backprop_steps": "spread",
+    "gradient.chain": 0.0,
+}
 
 WAYS: Mapping[str, Strategy] = {
     "reference": Strategy(
@@ -58,10 +75,17 @@ WAYS: Mapping[str, Strategy] = {
     "black box": Strategy("CMA-ES on probabilities, opened by the uniform average", {**_FIXED, "method": "cmaes"}),
     "black box, hits": Strategy("the same on hits", {**_FIXED, "method": "cmaes", "objective": "accuracy"}),
     "black box, pruned": Strategy("the same, hopeless trials pruned", {**_FIXED, "method": "cmaes", "pruning": True}),
-    "gradient search": Strategy("the search file with 48 steps", _GRADIENT),
+    "gradient search": Strategy("a weight per tensor, 48 steps, gradients through the last 4 of 8", _GRADIENT),
     "gradient search, five times as long": Strategy("240 steps", {**_GRADIENT, "gradient.steps": 240}),
     "gradient search, noise donors": Strategy(
         "control: donors replaced by noise of the same norm", _GRADIENT, noise=True
+    ),
+    "gradient search, channel": Strategy(
+        "a weight per output channel, 64 steps, detached gradients through 2 of 8 sampling steps", _CHANNEL
+    ),
+    "gradient search, channel, long": Strategy("the same with 288 steps", {**_CHANNEL, "gradient.steps": 288}),
+    "gradient search, channel, noise donors": Strategy(
+        "control: the same 64 steps on donors replaced by noise of the same norm", _CHANNEL, noise=True
     ),
 }
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import NamedTuple, Protocol
 
@@ -152,7 +152,6 @@ class BlendGradients:
         with (
             lent(self.generator, "settings", settings),
             lent(self, "how", replace(self.how, fraction=1.0)),
-            checkpointed(self._checkpointed()),
             self._weight_gradients(),
         ):
             part = self._score_batch(findings, columns, np.arange(1))
@@ -215,7 +214,7 @@ class BlendGradients:
     def _differentiate(self, findings: StepFindings, columns: np.ndarray, rows: np.ndarray) -> Tensor:
         """Generates, scores, backpropagates: [R, D]. If gradients overflow in fp16, repeats it at a smaller scale."""
         while True:
-            with checkpointed(self._checkpointed()), self._weight_gradients() as totals_so_far:
+            with self._weight_gradients() as totals_so_far:
                 batch = self._score_batch(findings, columns, rows)
                 whole = torch.isfinite(batch.detach())
                 if not bool(whole.all()):  # NaN would spread to every gradient, even when multiplied by 0
@@ -232,8 +231,15 @@ class BlendGradients:
                 raise ConfigError("dtype: gradients are not finite numbers. Use fp32 or bf16.")
             self._scale /= 16
 
-    def _weight_gradients(self) -> AbstractContextManager[Callable[[], Tensor]]:
-        return weight_gradients(self._searched, sum(self.widths.values()), len(self.live.donors))
+    @contextmanager
+    def _weight_gradients(self) -> Iterator[Callable[[], Tensor]]:
+        """What a forward and a backward pass lie within. See `weight_gradients`."""
+        with (
+            self.generator.decoder_type_kept(),
+            checkpointed(self._checkpointed()),
+            weight_gradients(self._searched, sum(self.widths.values()), len(self.live.donors)) as totals_so_far,
+        ):
+            yield totals_so_far
 
     def _checkpointed(self) -> list[torch.nn.Module]:
         """The networks whose blocks are computed again."""

@@ -44,7 +44,8 @@ class StepMemory:
     searched, 0 if there is none at any time. Of one image: text: its embeddings and their graph. steps: the most of the
     sampling steps. graphs: what is left of them while decoder and tagger compute. decoder: the most of the decoder.
     decoded_kept: what is left of it while the tagger computes. tagger: the most of the tagger. kernels: what kernels
-    allocate for themselves, where the device can tell. visiting: what is there only before, while text is encoded.
+    allocate for themselves, where the device can tell. fixed: what there is once, however many images, as SDXL's VAE in
+    the type that it decodes in. visiting: what is there only before, while text is encoded.
     """
 
     held: int
@@ -58,6 +59,7 @@ class StepMemory:
     images: int
     decoded: int
     kernels: int = 0
+    fixed: int = 0
     visiting: int = 0
 
     def needed(self, images: int) -> int:
@@ -65,7 +67,7 @@ class StepMemory:
         together = min(images, self.decoded)
         looking = max(together * self.decoder, together * self.decoded_kept + images * self.tagger)
         phases = (images * self.graphs + looking, images * self.steps + self.gradients)
-        return max(images * self.text + max(phases) + self.kernels, self.visiting)
+        return max(images * self.text + max(phases) + self.fixed + self.kernels, self.visiting)
 
     def most_images(self, room: float, limit: int) -> int:
         """How many images at once fit into so many bytes, `limit` at most; 0 if none does."""
@@ -96,6 +98,7 @@ class ImageMemory:
     calls: int
     decoded: int
     kernels: int = 0
+    fixed: int = 0
 
     def of_step(self, how: Differentiation, held: int, images: int) -> StepMemory:
         """That of a step. `how` has the same `checkpointed` and `halves` as what was measured."""
@@ -115,6 +118,7 @@ class ImageMemory:
             images=images,
             decoded=self.decoded,
             kernels=self.kernels,
+            fixed=self.fixed,
         )
 
 
@@ -139,13 +143,20 @@ def image_memory(scored: BlendGradients, prompt: Prompt, free: float = math.inf)
     gradients = sum(parameter.nbytes for parameter in scored.parameters if id(parameter) in denoisers)
     waiting = gradients if not how.streamed and (rehearsed > 1 or how.halves) else 0
     graph = seen.graph * (2 if how.halves else 1)
-    left = seen.marks[DECODER] - text
     kept = 0 if how.recompute else rehearsed * graph
-    most = max(peaks[STEPS], peaks[BACK] - waiting) - text
+    left = seen.marks[DECODER] - text
+    # The second step finds the inputs of the first; what is more when the decoder begins is there once.
+    inputs = (left - kept) // rehearsed
+    if rehearsed > 1:
+        inputs = min(inputs, seen.entries[len(seen.entries) // rehearsed] - text - kept // rehearsed)
+    inputs = max(inputs, 0)
+    fixed = max(left - kept - rehearsed * inputs, 0)
+    forward, backward = peaks[STEPS] - text, peaks[BACK] - text - waiting - fixed
+    most = max(forward, backward)
     return ImageMemory(
         text=max(text, 0),
-        inputs=max(left - kept, 0) // rehearsed,
-        step=max(most - left + min(kept, graph), 0),
+        inputs=inputs,
+        step=max(most - rehearsed * inputs - kept + min(kept, graph), 0),
         graph=graph,
         decoder=max(peaks[DECODER] - seen.marks[DECODER], 0),
         decoded_kept=max(seen.marks[TAGGER] - seen.marks[DECODER], 0),
@@ -154,16 +165,18 @@ def image_memory(scored: BlendGradients, prompt: Prompt, free: float = math.inf)
         calls=calls,
         decoded=decoded_at_once(settings),
         kernels=max(_kernels(device, before) - max(peaks.values()), 0),
+        fixed=fixed,
     )
 
 
 @dataclass
 class _Seen:
     """marks: bytes there when the text is encoded, when the decoder begins, and when the tagger begins. graph: the most
-    that one call of the denoiser has left for its backward pass."""
+    that one call of the denoiser has left for its backward pass. entries: bytes there when each call begins."""
 
     marks: dict[str, int] = field(default_factory=lambda: {TEXT: 0, DECODER: 0, TAGGER: 0})
     graph: int = 0
+    entries: list[int] = field(default_factory=list)
 
 
 @contextmanager
@@ -179,6 +192,8 @@ def _phases(scored: BlendGradients, followed: Followed, seen: _Seen) -> Iterator
             marks[TEXT] = followed.now
         followed.part = BACK if back else STEPS
         before = followed.now
+        if not back:
+            seen.entries.append(before)
         try:
             return forward(*args, **kwargs)
         finally:  # torch may leave it early when it computes a step again

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 import math
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from benchmark.pipelines.diffusers_generator import DiffusersGenerator
 from benchmark.pipelines.generation import GenerationSettings
 from benchmark.pipelines.lending import lent
 from benchmark.pipelines.loading import Pipeline
+from benchmark.pipelines.quiet import quiet_diffusers
 from benchmark.prompts.prompt_set import Prompt
 from merger.errors import ConfigError
 from merger.scoring.gradients.halves import in_halves
@@ -90,24 +90,44 @@ class DifferentiableGenerator(DiffusersGenerator):
         """The images of `prompts` as one batch, [B, 3, H, W] in 0..1, not yet rounded to bytes.
 
         `denoiser` is the pipeline's own; gradients go to those of its parameters that ask for them, and of the text
-        encoders'. They are the images that `generate` draws. Raises torch.OutOfMemoryError where the batch is too
-        large, and ConfigError where gradients of the text were to be handed out step by step.
+        encoders'. They are the images that `generate` draws. The backward pass must lie within `decoder_type_kept`.
+        Raises torch.OutOfMemoryError where the batch is too large, and ConfigError where gradients of the text were to
+        be handed out step by step.
         """
         with self._text_gradients(how):
             arguments = self.arguments(prompts)
         with (
             torch.enable_grad(),
-            warnings.catch_warnings(),
+            quiet_diffusers(),  # its schedulers speak numpy 1, its SDXL warns of its own casts
             lent(self.pipeline, "scheduler", self.scheduler),
             self.text_kept(),
             _lent_steps(self.scheduler, denoiser, how, len(prompts)),
             _lent_decoder(self.pipeline, decoded_at_once(self.settings)),
         ):
-            warnings.simplefilter("ignore", DeprecationWarning)  # diffusers' schedulers speak numpy 1
             images: Tensor = self._call(  # type: ignore[misc]
                 self.pipeline, **arguments
             )[0]
         return images
+
+    @contextmanager
+    def decoder_type_kept(self) -> Iterator[None]:
+        """Within it, the VAE keeps the type that it has decoded in; afterwards it has its own again.
+
+        SDXL's pipeline decodes in float32, as its VAE overflows in fp16, and casts the VAE back at once. A backward
+        pass needs the weights that the images were decoded with.
+        """
+        vae = self.pipeline.vae
+        own, cast = vae.dtype, vae.to
+
+        def to(*args: Any, **kwargs: Any) -> Any:
+            return vae if own in (*args, kwargs.get("dtype")) else cast(*args, **kwargs)
+
+        with lent(vae, "to", to):
+            try:
+                yield
+            finally:
+                if vae.dtype != own:
+                    cast(dtype=own)
 
     def _text_gradients(self, how: Differentiation) -> AbstractContextManager[None]:
         """Within it, text is encoded with a graph if a parameter of a text encoder asks for gradients."""
