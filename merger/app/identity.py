@@ -40,6 +40,7 @@ MAY_CHANGE = {
     "memory",  # ways of computing differ only in rounding
     "threads",  # numbers of threads differ only in rounding
     "gradient.steps",  # more may be taken; the learning rate then follows the longer schedule
+    "gradient.searches",  # more may be made; those before them stay as they are, and so do averages of fewer
 }
 """Settings that may differ between two sittings of the same search."""
 

@@ -70,6 +70,7 @@ def search_settings(session: Session, method: str) -> SearchSettings:
         adam,
         gradient.eval_every,
         config.baselines,
+        gradient.searches,
     )
 
 

@@ -24,6 +24,7 @@ from merger.layers.reading import rows_for_reading
 from merger.report.progress import SearchProgress
 from merger.scoring.evaluation_cache import spent_on
 from merger.scoring.selection import select_winner
+from merger.scoring.several_searches import searches_of
 from merger.search.artifacts import Artifacts
 from merger.search.baselines import baselines_of, most_trials, outcomes
 from merger.search.importance import FEWEST_STEPS, importance
@@ -168,6 +169,7 @@ def _search(
         expect=evaluate.expect,
     )
     selection.result.update(spent_on(records, run.scores), memory=plan.memory.plan.as_json)
+    selection.result["searches"] = searches_of(records, settings.searches if settings.adam is not None else 1)
     selection.result["importance"] = _importance(session, study, selection.winner.number)
     study.note("finalists", [finalist["trial"] for finalist in selection.result["finalists"]])
     study.note("winner", selection.winner.number)  # which need not be the best on the search prompts
@@ -183,7 +185,7 @@ def _search(
 def _importance(session: Session, study: Study, winner: int) -> dict[str, Any] | None:
     """The importance map of the steps that led to the trial `winner`; None if there are no steps, or too few."""
     gains = study.gains_until(winner)
-    if gains is None or len(gains) < FEWEST_STEPS:
+    if gains is None or any(len(own) < FEWEST_STEPS for own in gains):
         return None
     sources = session.sources
     return importance(gains, sources.space, rows_for_reading(sources.layers, sources.block_names))
@@ -197,9 +199,11 @@ def _say_beginning(
     if plan.choice.why:
         why = f"as {plan.choice.why}" if method == plan.choice.method else "as it began"
         progress.say(f"method: {method}, {why}")
+    count = session.config.gradient.searches if plan.gradient is not None else 1
+    several = f" in {count} searches" if count > 1 else ""
     progress.say(
         f"{run.name}: {len(sources.space.layers)} layers x {len(sources.donors)} donors, "
-        f"{sources.space.size} weights by {method}, {prompts} prompts a trial, {session.device}; "
+        f"{sources.space.size} weights by {method}{several}, {prompts} prompts a trial, {session.device}; "
         f"{len(study.records())} trials done"
     )
     most = most_trials(sources.space, session.config.baselines)

@@ -288,6 +288,12 @@ class GradientSettings(Settings):
         "cosine. A plateau, a limit or Ctrl-C lets it fall earlier, and a search that is continued goes on from before "
         "that. 1 is a rate that falls from the first step on; such a search ends without a decay of its own.",
     )
+    searches: Count = Field(
+        default=1,
+        description="Number of gradient searches, one after another, each with prompts of its own. The mean of the "
+        "weights that they end with is a trial, and so is that mean times 1.15, 1.3, ... as long as the score rises. "
+        "`steps` are those of each search.",
+    )
     start: Finite = Field(
         default=0.1,
         description="The weight that every layer and donor starts with: near the base, where all donors matter.",
@@ -318,6 +324,12 @@ class GradientSettings(Settings):
     negative_penalty: NotNegative = Field(
         default=0.0, description="The same pull, in addition, for weights below 0. Off by default."
     )
+
+    @model_validator(mode="after")
+    def _rate_is_held(self) -> GradientSettings:
+        if self.searches > 1 and (round(self.decay * self.steps) >= self.steps or self.steps < 3):
+            raise ValueError("several 'searches' need a learning rate that is held: a smaller 'decay', or more 'steps'")
+        return self
 
 
 class KeepSettings(Settings):

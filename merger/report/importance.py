@@ -27,10 +27,10 @@ def importance_line(result: Mapping[str, Any]) -> str:
     found = result.get("importance")
     if not found:
         return ""
+    several = f" of {found['searches']} searches" if found.get("searches", 1) > 1 else ""
     donors = ", ".join(f"{donor} {gained(*cell)}" for donor, cell in found["donors"].items())
-    return (
-        f"gain along the gradient steps, in mean log probability: {gained(found['gain'], found['stderr'])} ({donors})"
-    )
+    whole = gained(found["gain"], found["stderr"])
+    return f"gain along the gradient steps{several}, in mean log probability: {whole} ({donors})"
 
 
 def gained(gain: float, stderr: float) -> str:

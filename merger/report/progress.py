@@ -55,7 +55,8 @@ def trial_line(
     """`trial 11 (12 of 100): 0.812 | best 0.843 ± 0.012 (uniform) | 31.0 images/s | 8 min left`."""
     best = best_of(records)
     decaying = ", learning rate falling" if record.score.attributes.get(DECAY) else ""
-    remark = f"step, own prompts{decaying}" if record.role == STEP else record.name
+    which = f" of search {record.member + 1}" if record.member else ""
+    remark = f"step{which}, own prompts{decaying}" if record.role == STEP else record.name
     if PRUNED_AFTER in record.score.attributes:
         remark = f"pruned after {record.score.attributes[PRUNED_AFTER]} prompts"
     parts = [

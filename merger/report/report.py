@@ -18,6 +18,7 @@ from merger.report.charts import heat_map, progress_chart
 from merger.report.gains_and_losses import gain_and_loss_lines, rows_of, too_few_lines
 from merger.report.importance import gained, importance_chart, importance_line, shown_rows
 from merger.report.progress import duration
+from merger.report.searches import search_rows, searches_lines
 from merger.report.verdict import choice_line, verdict
 from merger.scoring.objective import TAGGER
 from merger.search.space import Space
@@ -70,6 +71,7 @@ def result_text(result: Mapping[str, Any]) -> str:
             line += f"  {share(model['judge_accuracy'])} {between(model['judge_interval'])}"
         lines.append(line.rstrip())
     lines += [RECALL, choice_line(result), "", *difference_lines(result), *gain_and_loss_lines(result)]
+    lines += searches_lines(result)
     along = [line for line in [importance_line(result)] if line]
     return "\n".join([*lines, optimism_line(result), *along, *passed_over_lines(result), verdict(result)])
 
@@ -132,6 +134,7 @@ def write_report(path: Path, page: ReportInput) -> None:
         categories=list(result["models"][0]["categories"]),
         samples=_samples(page),
         objective=_OBJECTIVES.get(page.objective, "Mean log tag probability"),
+        searches=search_rows(result),
         # the charts escape their own text
         progress_chart=Markup(progress_chart(values, baselines, ylabel=page.objective)),
         heat_map=Markup(heat_map(page.weights, page.space.layers, page.space.donors)),

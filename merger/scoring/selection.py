@@ -24,9 +24,11 @@ What is written (`Selection.result`, the file result.json):
     validation_prompts, test_prompts    how many there were
     recommended                         the winner (`trial N`) or the best parent
     optimism                            see `_optimism`
-    importance                          of a gradient search, where its gain came from: steps, gain, stderr, donors
-                                        {donor: [gain, stderr]}, rows {layers: {donor: [gain, stderr]}}; null with too
-                                        few steps: see `merger.search.importance`
+    searches                            several gradient searches and what was made of them: see
+                                        `merger.scoring.several_searches`; null for one
+    importance                          of a gradient search, where its gain came from: steps, searches, gain, stderr,
+                                        donors {donor: [gain, stderr]}, rows {layers: {donor: [gain, stderr]}}; null
+                                        with too few steps: see `merger.search.importance`
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ from merger.scoring.floors import Floors
 from merger.scoring.gains_and_losses import gains_and_losses
 from merger.scoring.objective import JUDGE, TAGGER
 from merger.scoring.reward_hacking import as_row, objections, signs_of
+from merger.scoring.several_searches import latest_mixtures
 from merger.search.baselines import Baseline
 from merger.search.trials import BELOW_FLOOR, TrialRecord, candidates, distinct_best
 from merger.weights import Weights, key_of, means
@@ -68,11 +71,18 @@ class Selection:
 
 
 def finalists_of(records: Sequence[TrialRecord], count: int = FINALISTS) -> list[TrialRecord]:
-    """The best distinct trials that are not parents, those that break a floor last; parents if no others were tried."""
+    """The best distinct trials that are not parents, those that break a floor last; parents if no others were tried.
+
+    And, after them, the average of several searches and its strengths: the validation prompts choose the strength.
+    """
     blends = [record for record in candidates(records) if record.role not in ("base", "donor")]
     below = [record for record in blends if record.score.attributes.get(BELOW_FLOOR)]
     kept = [record for record in blends or records if not record.score.attributes.get(BELOW_FLOOR)]
-    return [*distinct_best(kept, count), *distinct_best(below, count)][:count]
+    chosen = [*distinct_best(kept, count), *distinct_best(below, count)][:count]
+    for record in latest_mixtures(records):
+        if all(record.weights != other.weights for other in chosen):
+            chosen.append(record)
+    return chosen
 
 
 def select_winner(

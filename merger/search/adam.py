@@ -67,9 +67,10 @@ class AdamSettings:
 
     steps: how many are planned; after as many the learning rate is 0. learning_rate: the most that a weight moves in
     the first step. decay: over how many of the last steps the learning rate falls; None is all, a plain half cosine.
-    begun: the decay that the next step belongs to, where one has begun; it goes before `steps` and `decay`. start: the
-    first value of every weight. beta1, beta2: the share of the running mean of the gradients, and of their squares,
-    that a step keeps. eps: gradients below this share of the root mean square of all are not scaled up to a full step.
+    begun: the decay that the next step belongs to, where one has begun; it goes before `steps` and `decay`. member:
+    which of several searches takes the next step, from 0; each begins anew, with prompts of its own. start: the first
+    value of every weight. beta1, beta2: the share of the running mean of the gradients, and of their squares, that a
+    step keeps. eps: gradients below this share of the root mean square of all are not scaled up to a full step.
     weight_decay: the share of its distance from 0 (the base) that a weight loses per step, times the learning rate: a
     penalty weight_decay / 2 * w^2 that is not divided by the gradients' spread (decoupled, Loshchilov and Hutter 2019).
     negative_penalty: the same on top for what of a weight lies below 0.
@@ -85,6 +86,7 @@ class AdamSettings:
     negative_penalty: float = 0.0
     decay: int | None = None
     begun: Decay | None = None
+    member: int = 0
 
     def __post_init__(self) -> None:
         for name in ("beta1", "beta2"):

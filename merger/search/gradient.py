@@ -19,9 +19,11 @@ from merger.errors import StudyError
 from merger.search import earlier
 from merger.search.adam import AdamSettings, AdamState, Floats, first_weights, next_weights, update
 from merger.search.artifacts import ARTIFACT, Artifacts
+from merger.search.endings import on_course
 from merger.search.history import WEIGHTS, HistorySampler, Observation
+from merger.search.mixtures import Mixture
 from merger.search.space import Space
-from merger.search.trials import STEP, held, on_course
+from merger.search.trials import MIXTURE, STEP, held, member_of
 
 GRADIENT = "gradient"
 """The user attribute that holds a step's gradient: one number for every parameter of the space, in its order."""
@@ -41,10 +43,17 @@ def steps_among(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     return [trial for trial in trials if trial.state == TrialState.COMPLETE and trial.user_attrs["role"] == STEP]
 
 
-def course_of(trials: Sequence[FrozenTrial], *, decaying: bool) -> list[FrozenTrial]:
-    """The finished trials that lead to the next one. Reads only states, roles and decays. See `trials.on_course`."""
-    done = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+def course_of(trials: Sequence[FrozenTrial], *, decaying: bool, member: int = 0) -> list[FrozenTrial]:
+    """The finished trials that lead to the next one of a search. Reads states, roles and marks. See `on_course`.
+
+    member: which of several searches; the baselines, which lead to all, are only with the first one.
+    """
+    done = [trial for trial in trials if trial.state == TrialState.COMPLETE and _is_of(trial.user_attrs, member)]
     return on_course(done, lambda trial: held(trial.user_attrs["role"], trial.user_attrs), decaying=decaying)
+
+
+def _is_of(attributes: Mapping[str, Any], member: int) -> bool:
+    return member_of(attributes) == member and attributes.get(MIXTURE) is None
 
 
 def state_after(
@@ -97,18 +106,25 @@ class GradientSampler(HistorySampler):
 
     def steps_of(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
         """The steps that lead to the next weights."""
-        return steps_among(course_of(trials, decaying=self.adam.begun is not None))
+        return steps_among(course_of(trials, decaying=self.adam.begun is not None, member=self.adam.member))
 
     def average(self, trials: Sequence[FrozenTrial], artifacts: Artifacts) -> Floats:
         """[W]: the mean weights of the last steps, as many as a decay would have taken (Polyak and Juditsky 1992)."""
         steps = self.steps_of(trials)
-        last = [step.user_attrs[WEIGHTS] for step in steps[-self.adam.decay_after(len(steps)) :]]
+        return self._mean(steps[-self.adam.decay_after(len(steps)) :], artifacts)
+
+    def mixed(self, trials: Sequence[FrozenTrial], mixture: Mixture, artifacts: Artifacts) -> Floats:
+        """[W]: the mean weights of the trials that the mixture names, times its strength, within the bounds."""
+        return self._mean([trials[number] for number in mixture.of], artifacts, mixture.strength)
+
+    def _mean(self, trials: Sequence[FrozenTrial], artifacts: Artifacts, strength: float = 1.0) -> Floats:
+        blends = [trial.user_attrs[WEIGHTS] for trial in trials]
         if self.space.wide:
-            total = sum(self.space.free(artifacts.get(kept[ARTIFACT])).astype(np.float64) for kept in last)
+            total = sum(self.space.free(artifacts.get(kept[ARTIFACT])).astype(np.float64) for kept in blends)
         else:
-            total = self.space.points(last)[0].sum(axis=0)
+            total = self.space.points(blends)[0].sum(axis=0)
         low, high = self.space.bounds()
-        return np.clip(total / len(last), low, high)  # a mean may lie beyond a bound by its rounding
+        return np.clip(strength * (total / len(blends)), low, high)  # a mean may lie beyond a bound by its rounding
 
     def next(self, last: ArrayLike | None, state: AdamState | None) -> Floats:
         """[W]: the weights of the next step, or of the first one. last, state: of the last step, None before any."""

@@ -38,8 +38,9 @@ from merger.search import earlier
 from merger.search.artifacts import ARTIFACT, Artifacts
 from merger.search.gradient import GRADIENT, course_of, steps_among
 from merger.search.history import WEIGHTS
+from merger.search.mixtures import Mixture
 from merger.search.space import Floats, Space
-from merger.search.trials import DECAY, PROPOSED
+from merger.search.trials import DECAY, MIXTURE, PROPOSED, member_of
 
 GAINS = "gains"
 """The user attribute of a step in a wide space that names its `gains_of_step`. In others gradients are kept whole."""
@@ -73,18 +74,24 @@ def gains_of_last(gradient: Floats, blends: Sequence[str], space: Space, artifac
     return gains_of_step(gradient, moves[-1], moves[-2], [parameter.width for parameter in space.parameters])
 
 
-def steps_to(trials: Sequence[FrozenTrial], number: int) -> list[FrozenTrial]:
+def steps_to(trials: Sequence[FrozenTrial], number: int) -> list[list[FrozenTrial]]:
     """The finished steps that led to the trial `number`, and the one that goes on from its weights, if there is one.
 
     That one is the only gradient at the end of the last move. For the mean of the last steps' weights: the steps up to
-    it. For a baseline, to which no step leads: the steps up to the last trial. Decays that led elsewhere are left out.
+    it. For an average of searches and its strengths: those of each search. For a baseline, to which no step leads: the
+    steps up to the last trial. Decays that led elsewhere are left out.
     """
     done = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     end = trials[number] if trials[number].user_attrs["role"] in PROPOSED else done[-1]
+    if (mixture := end.user_attrs.get(MIXTURE)) is not None:
+        return [steps for own in Mixture.from_json(mixture).of for steps in steps_to(trials, own)]
+    member = member_of(end.user_attrs)
     before = [trial for trial in done if trial.number <= end.number]
-    steps = steps_among(course_of(before, decaying=end.user_attrs.get(DECAY) is not None))
-    later = steps_among([trial for trial in done if trial.number > end.number])
-    return steps + [step for step in later if step.user_attrs[WEIGHTS] == end.user_attrs[WEIGHTS]][:1]
+    steps = steps_among(course_of(before, decaying=end.user_attrs.get(DECAY) is not None, member=member))
+    later = steps_among(
+        [trial for trial in done if trial.number > end.number and member_of(trial.user_attrs) == member]
+    )
+    return [steps + [step for step in later if step.user_attrs[WEIGHTS] == end.user_attrs[WEIGHTS]][:1]]
 
 
 def stored_gains(steps: Sequence[FrozenTrial], space: Space, artifacts: Artifacts) -> Floats | None:
@@ -119,11 +126,23 @@ def attribution(gains: Floats, groups: Sequence[Sequence[int]]) -> Attribution:
     return Attribution(here.sum(axis=0), np.sqrt(noise.sum(axis=0) + noise[-1]))
 
 
-def importance(gains: Floats, space: Space, row_of: Mapping[str, str]) -> dict[str, object]:
+def mean_attribution(gains: Sequence[Floats], groups: Sequence[Sequence[int]]) -> Attribution:
+    """The gain through each group of the mean of the weights of several searches, in whose steps gradients are `gains`.
+
+    The mean moves by the mean of their moves; so to first order its gain is the mean of theirs. What it gains beyond
+    that, because what is by chance in each of them shrinks in the mean, is of second order, and no part of the map.
+    Their prompts are different ones, so their noise is independent.
+    """
+    found = [attribution(own, groups) for own in gains]
+    variance = np.sum([each.stderr**2 for each in found], axis=0)
+    return Attribution(np.mean([each.gain for each in found], axis=0), np.sqrt(variance) / len(found))
+
+
+def importance(gains: Sequence[Floats], space: Space, row_of: Mapping[str, str]) -> dict[str, object]:
     """The importance map as plain values with four significant digits: see `merger.scoring.selection`.
 
-    gains: as in `attribution`. row_of: {layer: the row that it is part of}, rows in the order of the network. A weight
-    that layers of several rows share has a row of its own.
+    gains: as in `mean_attribution`. row_of: {layer: the row that it is part of}, rows in the order of the network. A
+    weight that layers of several rows share has a row of its own.
     """
     rows: dict[str, dict[str, list[int]]] = {row: {} for row in row_of.values()}
     donors: dict[str, list[int]] = {}
@@ -131,12 +150,17 @@ def importance(gains: Floats, space: Space, row_of: Mapping[str, str]) -> dict[s
         own = list(dict.fromkeys(row_of[layer] for layer in parameter.layers))
         rows.setdefault(" + ".join(own), {}).setdefault(parameter.donor, []).append(place)
         donors.setdefault(parameter.donor, []).append(place)
-    groups = [range(gains.shape[2]), *donors.values(), *(own for cells in rows.values() for own in cells.values())]
-    found = attribution(gains, groups)
+    groups = [
+        range(len(space.parameters)),
+        *donors.values(),
+        *(own for cells in rows.values() for own in cells.values()),
+    ]
+    found = mean_attribution(gains, groups)
     pairs = iter([[float(f"{x:.4g}") for x in pair] for pair in zip(found.gain, found.stderr, strict=True)])
     gain, stderr = next(pairs)
     return {
-        "steps": len(gains),
+        "steps": sum(len(own) for own in gains),
+        "searches": len(gains),
         "gain": gain,
         "stderr": stderr,
         "donors": {donor: next(pairs) for donor in donors},

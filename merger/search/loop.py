@@ -10,7 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from merger.errors import StudyError
-from merger.search.endings import Course, Move, next_move
+from merger.search.endings import Move
+from merger.search.members import Courses, next_move
+from merger.search.mixtures import Mixture
 from merger.search.settings import SearchSettings
 from merger.search.study import Study
 from merger.search.trials import (
@@ -24,6 +26,9 @@ from merger.search.trials import (
     TrialRecord,
     best_of,
 )
+
+BEFORE_ANY = Move()
+"""Stands for the move before the first one of a sitting."""
 
 
 def search(
@@ -47,17 +52,17 @@ def search(
     True is to stop. A search that ended goes on under a larger limit, or with more steps planned. `say` gets a line
     when the learning rate begins to fall, and when it is held again.
     """
-    course = Course.of(study.records())
-    before = Move(decay=course.decay)
+    courses = Courses.of(study.records())
+    before = BEFORE_ANY
     while True:
-        move = next_move(course, settings, Asked(interrupted()))
+        move = next_move(courses, settings, Asked(interrupted()))
         if move.ends:
             return move.reason
-        _say_turn(before, move, course, say)
+        _say_turn(before, move, courses, settings, say)
         before = move
         trial, weights = study.next_trial(settings, move)
         on_start(trial.number)
-        began, best = time.perf_counter(), best_of(course.records)
+        began, best = time.perf_counter(), best_of(courses.records)
         role = trial.user_attrs["role"]
         if role == STEP:
             if take_step is None or settings.adam is None:
@@ -69,16 +74,37 @@ def search(
             score = objective(weights, report)
         if not score.seconds:  # the objective did not take the time itself
             score = replace(score, seconds=time.perf_counter() - began)
-        course.add(study.finish(trial, score))
-        on_trial(course.records[-1], course.records)
+        courses.add(study.finish(trial, score))
+        on_trial(courses.records[-1], courses.records)
 
 
-def _say_turn(before: Move, now: Move, course: Course, say: Callable[[str], None]) -> None:
-    """Says when the learning rate begins to fall, when it is held again, and when there is no room for a decay."""
-    taken = sum(record.role == STEP for record in course.held)
+def _say_turn(before: Move, now: Move, courses: Courses, settings: SearchSettings, say: Callable[[str], None]) -> None:
+    """Says which search goes on, when a learning rate begins to fall, when it is held again, and what is averaged."""
+    course, count = courses.member(now.member), settings.searches
+    if now.mixture is not None:
+        say(_mixture_said(now.mixture, courses, count, now.reason))
+        return
+    which = f"search {now.member + 1} of {count}: " if count > 1 else ""
+    if which and (before is BEFORE_ANY or before.member != now.member):
+        say(which + (f"it goes on after {course.steps} steps" if course.steps else "it begins"))
+    taken, decay = course.held_steps, course.decay
     if now.average:
-        say(f"no decay, as there is no room for one or none is wanted: the last steps are averaged ({now.reason})")
-    elif now.decay is not None and before.decay != now.decay:
-        say(f"after {taken} steps the learning rate falls to 0, over {now.decay.over - 1} updates ({now.reason})")
-    elif now.decay is None and before.decay is not None:
-        say(f"the learning rate is held again: the search goes on after its {taken} steps before the decay")
+        why = "no decay, as there is no room for one or none is wanted"
+        say(f"{which}{why}: the last steps are averaged ({now.reason})")
+    elif now.decay is not None and decay != now.decay:
+        say(
+            f"{which}after {taken} steps the learning rate falls to 0, over {now.decay.over - 1} updates ({now.reason})"
+        )
+    elif now.decay is None and decay is not None:
+        say(f"{which}the learning rate is held again: the search goes on after its {taken} steps before the decay")
+
+
+def _mixture_said(mixture: Mixture, courses: Courses, count: int, reason: str) -> str:
+    """What is averaged, of how many searches, and why not of more."""
+    if mixture.strength != 1:
+        return f"strength of the whole blend: {mixture.name}"
+    ended = [course for course in courses.ended(count) if course.end is not None]
+    trials = ", ".join(map(str, mixture.of))
+    short = [course.steps for course in ended if course.end is not None and course.end.number not in mixture.of]
+    left_out = f"; left out, as too short: {', '.join(f'{steps} steps' for steps in short)}" if short else ""
+    return f"{len(mixture.of)} of {count} searches are averaged, trials {trials}{left_out} ({reason})"

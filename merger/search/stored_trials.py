@@ -11,8 +11,9 @@ from merger.search import earlier
 from merger.search.adam import Decay
 from merger.search.artifacts import ARTIFACT, Artifacts, Blends
 from merger.search.history import WEIGHTS
+from merger.search.mixtures import Mixture
 from merger.search.space import Space
-from merger.search.trials import DECAY, Score, TrialRecord
+from merger.search.trials import DECAY, MIXTURE, Score, TrialRecord, member_of
 from merger.weights import Weights
 
 
@@ -36,6 +37,9 @@ class StoredTrials:
         known = {key: kept.pop(key) for key in Score.__dataclass_fields__ if key in kept}
         if kept.get(DECAY) is not None:
             Decay.from_json(kept[DECAY])
+        if kept.get(MIXTURE) is not None:
+            Mixture.from_json(kept[MIXTURE])
+        member_of(kept)
         score = Score(**known, attributes=kept)
         parts = (score.value, score.stderr, score.accuracy, score.accuracy_stderr, score.probability, score.seconds)
         _numbers([*parts, score.images, *score.per_prompt, *score.asked, *score.categories.values()])

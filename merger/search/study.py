@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-import numpy as np
 import optuna
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
@@ -20,30 +19,20 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from merger.errors import StudyError
 from merger.search import earlier
-from merger.search.adam import AdamSettings, AdamState, update
+from merger.search.adam import AdamSettings
 from merger.search.artifacts import ARTIFACT, Artifacts
 from merger.search.baselines import Baseline, known_of, next_baseline
 from merger.search.endings import ON, Move
-from merger.search.gradient import ADAM, GRADIENT, STATES_KEPT, GradientSampler, course_of, state_after, steps_among
+from merger.search.gradient import GradientSampler
 from merger.search.history import WEIGHTS
-from merger.search.importance import GAINS, gains_of_last, steps_to, stored_gains
+from merger.search.importance import steps_to, stored_gains
 from merger.search.samplers import make_sampler
 from merger.search.settings import SearchSettings
 from merger.search.space import Floats, Space
+from merger.search.steps import forget_states, marks_of, proposed, role_of, take
 from merger.search.storage import Storage, damage_said, shown, stored
 from merger.search.stored_trials import StoredTrials, texts
-from merger.search.trials import (
-    AVERAGE,
-    DECAY,
-    PROPOSED,
-    PRUNED_AFTER,
-    SEARCH,
-    STEP,
-    GradientStep,
-    Score,
-    TrialRecord,
-    best_of,
-)
+from merger.search.trials import PROPOSED, PRUNED_AFTER, STEP, GradientStep, Score, TrialRecord, best_of
 from merger.weights import Weights
 
 MOST_ROWS = 256
@@ -95,10 +84,8 @@ class Study:
         left = next((trial.number for trial in every if trial.state == TrialState.RUNNING), None)
         waiting = next((trial.number for trial in every if trial.state == TrialState.WAITING), len(every))
         number = waiting if left is None else left
-        role = _role_of(number, every, settings, move)
-        adam = (
-            settings.adam if move.decay is None or settings.adam is None else replace(settings.adam, begun=move.decay)
-        )
+        role = role_of(number, every, settings, move)
+        adam = None if settings.adam is None else replace(settings.adam, begun=move.decay, member=move.member)
         sampler = make_sampler(settings.method, self.space, seed=settings.seed, number=number, adam=adam)
         self._study.sampler = sampler
         trial = self._study.ask() if left is None else self._resumed(left)
@@ -108,13 +95,13 @@ class Study:
         wanted = self._wanted(every, settings.baselines)
         if wanted is not None:
             kept: Any = self.space.flatten(wanted.weights)
-            trial.set_user_attr("role", wanted.role)
-            trial.set_user_attr("name", wanted.name)
+            marks: dict[str, Any] = {"role": wanted.role, "name": wanted.name}
         else:
-            kept = self._proposal(trial, sampler, every, average=role == AVERAGE)
-            trial.set_user_attr("role", role)
-            if move.decay is not None or DECAY in trial.user_attrs:  # it may have been left before it was whole
-                trial.set_user_attr(DECAY, None if move.decay is None else move.decay.to_json())
+            kept = self._proposal(trial, sampler, every, move)
+            marks = marks_of(role, move)
+        for key, value in marks.items():
+            if value or key in trial.user_attrs:  # it may have been left before it was whole
+                trial.set_user_attr(key, value)
         trial.set_user_attr(WEIGHTS, kept)
         return trial, self._stored.weights(kept)
 
@@ -131,19 +118,8 @@ class Study:
             self._set_apart(trial.number)
         record = self._stored.record(self._study.tell(trial, score.value))
         if self.space.wide and record.role == STEP:
-            self._forget_states()
+            forget_states(self._study.get_trials(deepcopy=False), self._artifacts)
         return record
-
-    def _forget_states(self) -> None:
-        """Removes Adam's states that no step will go on from: all but the last ones, and the last before a decay."""
-        trials = self._study.get_trials(deepcopy=False)
-        steps = steps_among(trials)
-        kept = [*steps[-STATES_KEPT:], *steps_among(course_of(trials, decaying=False))[-1:]]
-        names = {step.user_attrs[ADAM][ARTIFACT] for step in kept}
-        # of all, not only of the last one: a search may be killed before it removes, and go on from before a decay
-        for step in steps:
-            if (name := step.user_attrs[ADAM][ARTIFACT]) not in names:
-                self._artifacts.drop(name)
 
     def _set_apart(self, number: int) -> None:
         """Keeps a trial that was scored on other prompts out of what Optuna's own tools call the best.
@@ -156,36 +132,20 @@ class Study:
         self._storage.set_trial_system_attr(trial_id, "constraints", [1.0])
 
     def step(self, trial: Trial, weights: Weights, take_step: GradientStep, settings: AdamSettings) -> Score:
-        """Has the step `trial` taken at its place among the steps that led to it.
+        """Has the step `trial` taken at its place among the steps that led to it. See `merger.search.steps.take`."""
+        trials = self._study.get_trials(deepcopy=False)
+        return take(trial, trials, weights, take_step, settings, self.space, self._artifacts)
 
-        The score's attributes hold its gradient and Adam's state after it, from which the next step goes on; in a wide
-        space the state, and of the gradient only what its moves gained. Raises `StudyError` for a gradient that is not
-        finite.
+    def gains_until(self, number: int) -> list[Floats] | None:
+        """[T, 2, N] each: what the steps of the searches that led to trial `number` gained; None if not all tell it.
+
+        See `merger.search.importance.stored_gains`.
         """
-        decaying = trial.user_attrs.get(DECAY) is not None
-        steps = steps_among(course_of(self._study.get_trials(deepcopy=False), decaying=decaying))
-        score, gradient = take_step(weights, len(steps))
-        found = self.space.gradient_of(gradient)
-        if not np.isfinite(found).all():
-            raise StudyError(
-                f"trial {trial.number}: a gradient is not a finite number: the search cannot go on from that"
-            )
-        before = state_after(steps, settings, self._artifacts) or AdamState.begin(len(found))
-        state = update(before, found, settings)
-        kept: dict[str, Any] = {"place": len(steps)}
-        if self.space.wide:
-            kept[ADAM] = {"steps": state.steps, ARTIFACT: self._artifacts.put(np.stack([state.mean, state.square]))}
-            blends = [step.user_attrs[WEIGHTS][ARTIFACT] for step in (*steps[-2:], trial)]
-            kept[GAINS] = {ARTIFACT: self._artifacts.put(gains_of_last(found, blends, self.space, self._artifacts))}
-        else:
-            kept |= {GRADIENT: found.tolist(), ADAM: state.to_json()}
-        return replace(score, attributes={**score.attributes, **kept})
-
-    def gains_until(self, number: int) -> Floats | None:
-        """[T, 2, N]: what the steps that led to trial `number` gained. See `merger.search.importance.stored_gains`."""
         with damage_said(self._storage):
-            steps = steps_to(self._study.get_trials(deepcopy=False), number)
-            return stored_gains(steps, self.space, self._artifacts)
+            courses = steps_to(self._study.get_trials(deepcopy=False), number)
+            gains = [stored_gains(steps, self.space, self._artifacts) for steps in courses]
+            known = [each for each in gains if each is not None]
+            return known if len(known) == len(gains) else None
 
     def _resumed(self, number: int) -> Trial:
         """The trial `number`, which a search that was killed left under way, to be finished.
@@ -205,16 +165,13 @@ class Study:
         tried = [(trial.user_attrs[WEIGHTS], trial.value) for trial in done if trial.value is not None]
         return next_baseline(self.space, base, kinds, known_of(tried))
 
-    def _proposal(self, trial: Trial, sampler: BaseSampler, trials: Sequence[FrozenTrial], *, average: bool) -> Any:
-        """What is kept of the sampler's blend after `trials`: a list, or the artifact of a wide one.
-
-        average: whether it is the mean of the last steps.
-        """
-        if not self.space.wide and not average:
+    def _proposal(self, trial: Trial, sampler: BaseSampler, trials: Sequence[FrozenTrial], move: Move) -> Any:
+        """What is kept of the sampler's blend after `trials`: a list, or the artifact of a wide one."""
+        if not (self.space.wide or move.average or move.mixture):
             return self.space.flatten(self.space.to_weights(self._propose(trial)))
         if not isinstance(sampler, GradientSampler):
             raise StudyError(f"{type(sampler).__name__} cannot propose the {self.space.size:,} weights of channels")
-        values = sampler.average(trials, self._artifacts) if average else sampler.next_of_wide(trials, self._artifacts)
+        values = proposed(sampler, trials, self._artifacts, move)
         if self.space.wide:
             return {ARTIFACT: self._artifacts.put(self.space.place(values))}
         names = [parameter.name for parameter in self.space.parameters]
@@ -331,19 +288,3 @@ def incumbent(study: Study) -> TrialRecord:
     if best is None:
         raise StudyError("no trial of this study is finished yet")
     return best
-
-
-def _role_of(number: int, trials: Sequence[FrozenTrial], settings: SearchSettings, move: Move) -> str:
-    """Whether the trial `number` after `trials` takes a step or is scored on the fixed prompts."""
-    if settings.adam is None:
-        return SEARCH
-    if move.average:
-        return AVERAGE
-    before = course_of([trial for trial in trials if trial.number < number], decaying=move.decay is not None)
-    roles = [trial.user_attrs.get("role") for trial in before]
-    steps = roles.count(STEP)
-    if move.decay is not None and steps >= move.decay.steps:
-        return SEARCH
-    last = move.last or number + 1 >= settings.trials
-    due = last or steps % settings.eval_every == 0 or steps >= settings.adam.steps
-    return SEARCH if due and roles and roles[-1] == STEP else STEP

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -26,10 +26,22 @@ STEP = "step"
 AVERAGE = "average"
 """The role of the mean of the last steps' weights, with which a gradient search ends that has no time for a decay."""
 
+AVERAGE_OF_SEARCHES = "average_of_searches"
+"""The role of the mean of the weights that several gradient searches of one study ended with."""
+
+STRENGTH = "strength"
+"""The role of such a mean times a number. See `merger.search.mixtures`."""
+
+MEMBER = "member"
+"""The attribute that says which of several gradient searches a trial belongs to: 1, 2, ...; the first has none."""
+
+MIXTURE = "mixture"
+"""The attribute of an average of searches or a strength that says what it is made of: a `Mixture`."""
+
 DECAY = "decay"
 """The attribute of a trial that belongs to a decay of the learning rate. See `merger.search.adam.Decay`."""
 
-PROPOSED = (SEARCH, STEP, AVERAGE, "polish")
+PROPOSED = (SEARCH, STEP, AVERAGE, AVERAGE_OF_SEARCHES, STRENGTH, "polish")
 """The roles of trials that a sampler proposed; all others are baselines. Only earlier versions stored "polish"."""
 
 PRUNED_AFTER = "stopped_after"
@@ -109,10 +121,11 @@ class GradientStep(Protocol):
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """A finished trial. `role` is base, donor, uniform, best_uniform, greedy_soup, search, step or average.
+    """A finished trial.
 
-    `name` is a baseline's, or ''. All but steps were scored on the same prompts. A step's value is not comparable with
-    any other.
+    `role` is base, donor, uniform, best_uniform, greedy_soup, search, step, average, average_of_searches or strength.
+    `name` is that of a baseline, an average of searches or a strength, or ''. All but steps were scored on the same
+    prompts. A step's value is not comparable with any other.
     """
 
     number: int
@@ -137,35 +150,29 @@ class TrialRecord:
         return held(self.role, self.score.attributes)
 
     @property
+    def member(self) -> int:
+        """Which of several gradient searches it belongs to, from 0."""
+        return member_of(self.score.attributes)
+
+    @property
     def label(self) -> str:
         """What to call it in a table or message."""
         return self.name or f"trial {self.number}"
 
     @property
     def title(self) -> str:
-        """Its number, as everywhere counted from 0, and a baseline's name."""
+        """Its number, as everywhere counted from 0, and its name."""
         return f"trial {self.number}" + (f" ({self.name})" if self.name else "")
 
 
 def held(role: str | None, attributes: Mapping[str, Any]) -> bool:
     """Whether a trial of this role and these attributes belongs to no decay and to no other end of a search."""
-    return role != AVERAGE and attributes.get(DECAY) is None
+    return role != AVERAGE and attributes.get(DECAY) is None and attributes.get(MIXTURE) is None
 
 
-T = TypeVar("T")
-
-
-def on_course(trials: Sequence[T], is_held: Callable[[T], bool], *, decaying: bool) -> list[T]:
-    """Of `trials` in order, those that lead to the next one.
-
-    All that are held, and if the next one belongs to a decay, also those of the decay: they follow the last held one.
-    Decays that a search was continued after lead nowhere.
-    """
-    course = [trial for trial in trials if is_held(trial)]
-    if decaying:
-        tail = next((place for place, trial in enumerate(reversed(trials)) if is_held(trial)), len(trials))
-        course += trials[len(trials) - tail :]
-    return course
+def member_of(attributes: Mapping[str, Any]) -> int:
+    """Which of several gradient searches a trial with these attributes belongs to, from 0."""
+    return int(attributes.get(MEMBER) or 0)
 
 
 def best_of(records: Sequence[TrialRecord]) -> TrialRecord | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,16 @@ def settings_of(bench: Bench, name: str, batch_size: int | None = None) -> Gener
     return GenerationSettings(steps=steps, sampler="ddim", width=side, height=side, batch_size=batch_size)
 
 
+@contextmanager
+def fitting(bench: Bench, name: str) -> Iterator[None]:
+    """Within it, memory that does not suffice is a reason to skip the check: it can be made on a larger card."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        total = torch.cuda.get_device_properties(bench.device).total_memory if bench.cuda else 0
+        raise Skipped(f"{name} does not fit into the {size(total)} of this card") from None
+
+
 def clocked(bench: Bench, work: Callable[[], object]) -> float:
     """Seconds of a piece of work, until the device has done it."""
     bench.wait()
@@ -112,7 +123,8 @@ def images(bench: Bench) -> Finding:
     """SD 1.5: the project's generator beside a loop of plain diffusers, in turns."""
     at_once = 2 if bench.tiny else 4
     settings = settings_of(bench, "sd1", at_once)
-    pipeline = pipeline_of(bench, "sd1", bench.folder / "images")
+    with fitting(bench, "SD 1.5"):
+        pipeline = pipeline_of(bench, "sd1", bench.folder / "images")
     generator = DifferentiableGenerator(pipeline, settings)
     tags = [f"tag {number}" for number in range(at_once)]
     rounds = 1 if bench.tiny else 3
@@ -158,20 +170,13 @@ def step_sdxl(bench: Bench) -> Finding:
 
 
 def _step(bench: Bench, name: str) -> Finding:
-    folder = bench.folder / name
-    pipeline = pipeline_of(bench, name, folder)
-    tagger = random_tagger(folder / "tagger", bench.device, tiny=bench.tiny)
-    sources = sources_of(pipeline.unet, bench.device)
-    layers = group(list(sources[0].blended), CHANNEL)
-    wide = widths(layers, {tensor: info.shape for tensor, info in sources[0].blended.items()})
-    live = live_of(pipeline.unet, sources, layers)
-    bench.say(f"{name}: base and donors are held in {live.hold}, {size(live.nbytes)}")
-    model = Model(live, DifferentiableGenerator(pipeline, settings_of(bench, name)), tagger, wide)
-    once = prompts_of(tagger, 1)
-    model.trial(once)  # the first call loads kernels
+    with fitting(bench, "a blend of two donors and an image of it"):
+        model = _model(bench, name)
+        once = prompts_of(model.tagger, 1)
+        model.trial(once)  # the first call loads kernels
     plain = clocked(bench, lambda: model.trial(once))
     count = _as_many(bench, name, plain)
-    prompts = prompts_of(tagger, count)
+    prompts = prompts_of(model.tagger, count)
     plain = clocked(bench, lambda: model.trial(prompts)) if count > 1 else plain
     figures: dict[str, dict[str, float]] = {}
     refusals = []
@@ -183,6 +188,18 @@ def _step(bench: Bench, name: str) -> Finding:
         except NoRoom as error:
             refusals.append(f"{way}: {error}")
     return _found(bench, figures, refusals)
+
+
+def _model(bench: Bench, name: str) -> Model:
+    folder = bench.folder / name
+    pipeline = pipeline_of(bench, name, folder)
+    tagger = random_tagger(folder / "tagger", bench.device, tiny=bench.tiny)
+    sources = sources_of(pipeline.unet, bench.device)
+    layers = group(list(sources[0].blended), CHANNEL)
+    wide = widths(layers, {tensor: info.shape for tensor, info in sources[0].blended.items()})
+    live = live_of(pipeline.unet, sources, layers)
+    bench.say(f"{name}: base and donors are held in {live.hold}, {size(live.nbytes)}")
+    return Model(live, DifferentiableGenerator(pipeline, settings_of(bench, name)), tagger, wide)
 
 
 def _as_many(bench: Bench, name: str, seconds: float) -> int:

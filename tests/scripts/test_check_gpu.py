@@ -168,6 +168,18 @@ def test_the_limits_of_a_step(tmp_path: Path, changed: dict[str, float], ok: boo
         full_size._found(on_a_gpu, {}, ["kept: too small"])
 
 
+@pytest.mark.parametrize("work", [full_size.images, full_size.step_sdxl])
+def test_a_card_that_is_too_small_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: Callable[[Bench], Finding]
+) -> None:
+    def too_large(*args: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(full_size, "random_pipeline", too_large)
+    with pytest.raises(Skipped, match="does not fit into the"):
+        work(bench(tmp_path))
+
+
 def test_speed_is_judged_on_a_gpu_at_full_size_only(tmp_path: Path) -> None:
     assert judged(bench(tmp_path, "cuda", tiny=False), True) == (True, "")
     assert judged(bench(tmp_path, "cuda"), True)[0] is None

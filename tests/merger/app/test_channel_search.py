@@ -156,8 +156,8 @@ def test_the_result_and_the_report_say_where_the_gain_came_from(
     cells = [cell for row in found["rows"].values() for cell in row.values()]
     assert sum(gain for gain, _ in cells) == pytest.approx(found["gain"], rel=0.01, abs=1e-6) and found["gain"] != 0
     assert all(stderr >= 0 for _, stderr in cells) and found["stderr"] > 0
-    gains = study_of(run).gains_until(result["winner"]["trial"])
-    assert gains is not None and gains[:, 0].sum() == pytest.approx(found["gain"], rel=1e-3)
+    (gains,) = study_of(run).gains_until(result["winner"]["trial"]) or [np.zeros((0, 2, 0))]
+    assert gains[:, 0].sum() == pytest.approx(found["gain"], rel=1e-3)
     assert "Where the gain came from" in run.report.read_text()
     assert "gain along the gradient steps, in mean log probability: " in capsys.readouterr().out
 
@@ -181,3 +181,47 @@ def test_arrays_that_are_gone_are_said_in_one_line(
     number = next(record.number for record in study_of(run).records() if by_channel(record.weights))
     assert main(["export", str(copy.folder), "--trial", str(number)]) == 2
     assert "an array of this study is missing" in capsys.readouterr().err
+
+
+def test_several_searches_end_in_an_average_and_blends_of_blends_are_blends(
+    written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And files of blends, averaged by a recipe written by hand, are the file of their average."""
+    monkeypatch.chdir(written.parent)
+    several = ["--set", "trials=30", "--set", "gradient.searches=2"]
+    assert main(["search", str(written), "--name", "several", *several]) == 0
+    shown = capsys.readouterr()
+    run = Run(written.parent / "runs" / "several")
+    result = json.loads(run.result_file.read_text())
+    assert result["stopped_because"] == "gradients: all 3 steps of 2 searches are taken"
+    found = result["searches"]
+    assert (found["planned"], [each["steps"] for each in found["members"]]) == (2, [3, 3])
+    average, strengths = found["average"]["trial"], found["strengths"]
+    assert 2 <= len(strengths) <= 3 and strengths[0]["strength"] == 1.15
+    tried = {average, *(each["trial"] for each in strengths)}
+    records = study_of(run).records()
+    finalists = {finalist["trial"] for finalist in result["finalists"]}
+    kept = [records[number].weights for number in finalists]
+    assert all(number in finalists or records[number].weights in kept for number in tried)
+    assert "weights by gradient in 2 searches" in shown.err and "step of search 2, own prompts" in shown.err
+    assert "2 of 2 searches are averaged" in shown.err
+    assert "average of 2 searches x 1.15" in shown.out and "search 2 of 2" in shown.out
+    assert "The searches and their average" in run.report.read_text()
+    assert main(["verify", str(run.best)]) == 0
+    assert main(["resume", str(run.folder)]) == 0
+    assert json.loads(run.result_file.read_text())["searches"] == found
+
+    numbers = [each["trial"] for each in found["members"]]
+    for number in (*numbers, average):
+        out = ["--output", str(tmp_path / f"{number}.safetensors")]
+        assert main(["export", str(run.folder), "--trial", str(number), *out]) == 0
+    recipe = {
+        "base": str(written.parent / yaml.safe_load(written.read_text())["base"]),
+        "donors": [f"{number}.safetensors" for number in numbers],
+        "weights": {"*": {str(number): 0.5 for number in numbers}},
+    }
+    (tmp_path / "average.json").write_text(json.dumps(recipe))
+    assert main(["merge", str(tmp_path / "average.json"), "--output", str(tmp_path / "by_hand.safetensors")]) == 0
+    mine, again = (load_file(tmp_path / name) for name in (f"{average}.safetensors", "by_hand.safetensors"))
+    for key in mine:
+        torch.testing.assert_close(mine[key], again[key], rtol=2e-3, atol=2e-5)

@@ -126,6 +126,7 @@ OTHER: dict[str, Any] = {
     "gradient.backprop_steps": "spread",
     "gradient.chain": 0.0,
     "gradient.decay": 0.5,
+    "gradient.searches": 2,
     "gradient.eval_every": 3,
     "gradient.weight_decay": 0.1,
     "gradient.negative_penalty": 0.1,

@@ -67,6 +67,7 @@ def test_old_keys_of_a_run_are_read(previous: Path) -> None:
         "backprop_steps": "last",
         "chain": 1.0,
         "decay": 1.0,
+        "searches": 1,
         "learning_rate": 0.05,
         "start": 0.2,
         "backprop_fraction": 0.5,

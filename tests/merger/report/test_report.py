@@ -12,6 +12,7 @@ import pytest
 from merger.report.charts import heat_map, padded_range, progress_chart, shade
 from merger.report.importance import importance_chart, importance_line
 from merger.report.report import RECALL, ReportInput, contact_sheet, optimism_line, result_text, write_report
+from merger.report.searches import search_rows, searches_lines
 from merger.report.verdict import verdict
 from merger.search.space import make_space
 from merger.search.trials import Score, TrialRecord
@@ -172,6 +173,29 @@ def test_the_page_shows_gains_and_losses_and_escapes_names(tmp_path: Path) -> No
     text = (tmp_path / "many.html").read_text()
     assert "The 10 rows of the smallest gains are only in result.json" in text
     assert "<td>L49</td>" in text and "<td>L01</td>" not in text
+
+
+def test_several_searches_have_a_table() -> None:
+    scored = [{"trial": number, "value": 0.1 * number, "accuracy": 0.1 * number} for number in range(5)]
+    members = [
+        {"search": 1, "steps": 48, "averaged": True, **scored[1]},
+        {"search": 2, "steps": 5, "averaged": False, **scored[2]},
+    ]
+    strengths = [{"strength": 1.15, **scored[3]}]
+    found: dict[str, Any] = {"planned": 3, "members": members, "average": None, "strengths": strengths}
+    finalist = {"trial": 3, "validation_accuracy": 0.35, "passed_over": []}
+    shown: dict[str, Any] = {"searches": found, "finalists": [finalist]}
+    assert [(row["what"], row["steps"], row["validated"]) for row in search_rows(shown)] == [
+        ("search 1 of 3", 48, None),
+        ("search 2 of 3, left out: too short", 5, None),
+        ("search 1 x 1.15", None, 0.35),
+    ]
+    found = {**found, "members": [{**each, "averaged": True} for each in members], "average": scored[4]}
+    lines = searches_lines({**shown, "searches": found})
+    assert lines[0].split()[:5] == ["searches", "and", "their", "average", "trial"] and len(lines) == 6
+    assert lines[3].split() == ["average", "of", "2", "searches", "4", "0.4000", "-"]
+    assert lines[4].split() == ["average", "of", "2", "searches", "x", "1.15", "3", "0.3000", "0.3500"]
+    assert search_rows({}) == search_rows({"searches": None}) == [] and searches_lines({}) == []
 
 
 def importance_of(rows: int) -> dict[str, Any]:

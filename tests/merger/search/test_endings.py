@@ -18,13 +18,14 @@ from merger.scoring.selection import finalists_of
 from merger.search.adam import AdamSettings, Decay
 from merger.search.artifacts import Artifacts
 from merger.search.baselines import baselines_of
+from merger.search.endings import on_course
 from merger.search.gradient import ADAM, GRADIENT
 from merger.search.loop import search
 from merger.search.settings import SearchSettings
 from merger.search.space import Space, make_space
 from merger.search.storage import Storage
 from merger.search.study import Study, open_study
-from merger.search.trials import AVERAGE, DECAY, STEP, Asked, Score, TrialRecord, on_course
+from merger.search.trials import AVERAGE, DECAY, STEP, Asked, Score, TrialRecord
 from merger.weights import Channels, Weights
 
 LAYERS, DONORS = ("IN00", "M00", "OUT00"), ("warm", "cool")

@@ -12,13 +12,14 @@ from optuna.storages import InMemoryStorage
 from merger.search.adam import AdamSettings, AdamState, first_weights, next_weights, update
 from merger.search.artifacts import ARTIFACT, Artifacts
 from merger.search.baselines import baselines_of
+from merger.search.endings import on_course
 from merger.search.gradient import GRADIENT
 from merger.search.importance import FEWEST_STEPS, GAINS, attribution, gains_of_step, importance
 from merger.search.loop import search
 from merger.search.settings import SearchSettings
 from merger.search.space import Space, make_space
 from merger.search.study import Study, open_study
-from merger.search.trials import AVERAGE, STEP, Asked, Score, TrialRecord, on_course
+from merger.search.trials import AVERAGE, STEP, Asked, Score, TrialRecord
 from merger.weights import Channels, Weights
 
 LAYERS, DONORS = ("IN00", "M00", "OUT00"), ("warm", "cool")
@@ -126,6 +127,11 @@ class Sitting:
         search(world, self.study, settings, take_step=world.take_step, interrupted=asked)
         return self.study.records()
 
+    def gains_until(self, number: int) -> np.ndarray:
+        """[T, 2, N] of a trial that one search led to."""
+        (gains,) = self.study.gains_until(number) or [np.zeros(0)]
+        return gains
+
     def gains_of(self, steps: list[TrialRecord]) -> np.ndarray:
         """[T, 2, N] of these steps, each after the one before, with gradients taken again."""
         world = World(self.space)
@@ -150,13 +156,13 @@ def test_a_study_tells_the_gains_of_the_steps_that_led_to_a_trial(options: dict[
     records = sitting.go()
     course = [record for record in records if record.role == STEP]
     assert len(course) == 20 and records[-1].role == "search"
-    whole = sitting.study.gains_until(records[-1].number)
-    assert whole is not None and whole.shape == (20, 2, len(sitting.space.parameters))
+    whole = sitting.gains_until(records[-1].number)
+    assert whole.shape == (20, 2, len(sitting.space.parameters))
     # arrays are kept in float32
     np.testing.assert_allclose(whole, sitting.gains_of(course), rtol=0, atol=1e-6)
     eighth = next(record for record in records if record.role == "search")
-    np.testing.assert_allclose(sitting.study.gains_until(eighth.number), whole[:9], err_msg="8, and the one from there")
-    np.testing.assert_allclose(sitting.study.gains_until(0), whole, err_msg="a baseline has the whole search")
+    np.testing.assert_allclose(sitting.gains_until(eighth.number), whole[:9], err_msg="8, and the one from there")
+    np.testing.assert_allclose(sitting.gains_until(0), whole, err_msg="a baseline has the whole search")
     assert GRADIENT in course[0].score.attributes or ARTIFACT in course[0].score.attributes[GAINS]
 
 
@@ -168,9 +174,9 @@ def test_decays_that_led_elsewhere_have_no_part(options: dict[str, Any]) -> None
     old, new = first[-1].number, records[-1].number
     course = [x for x in on_course(records, lambda x: x.held, decaying=True) if x.role == STEP]
     assert len(course) == 40 < sum(record.role == STEP for record in records)
-    found = sitting.study.gains_until(new)
+    found = sitting.gains_until(new)
     np.testing.assert_allclose(found, sitting.gains_of(course), rtol=0, atol=1e-6)
-    np.testing.assert_allclose(sitting.study.gains_until(old), sitting.gains_of([r for r in first if r.role == STEP]),
+    np.testing.assert_allclose(sitting.gains_until(old), sitting.gains_of([r for r in first if r.role == STEP]),
                                rtol=0, atol=1e-6, err_msg="the end of the decay still has its own")  # fmt: skip
 
 
@@ -180,12 +186,12 @@ def test_an_average_has_the_steps_up_to_it() -> None:
     records = sitting.go(asked=lambda: next(answers))
     assert records[-1].role == AVERAGE
     steps = [record for record in records if record.role == STEP]
-    np.testing.assert_allclose(sitting.study.gains_until(records[-1].number), sitting.gains_of(steps), atol=1e-12)
+    np.testing.assert_allclose(sitting.gains_until(records[-1].number), sitting.gains_of(steps), atol=1e-12)
 
 
 def test_steps_by_channel_of_a_version_without_maps_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
     sitting = Sitting(widths={"IN00": 3})
-    monkeypatch.setattr("merger.search.study.GAINS", "something else")
+    monkeypatch.setattr("merger.search.steps.GAINS", "something else")
     sitting.go()
     assert sitting.study.gains_until(0) is None
 
@@ -200,7 +206,7 @@ def test_rows_and_donors_add_up_to_the_whole_and_keep_the_errors_of_sums() -> No
     space = make_space(LAYERS, DONORS, bounds=(-1, 2))
     weights, gradients = way(np.random.default_rng(2), 0.5, 40)
     gains = gains_of(weights, gradients)
-    found: Any = importance(gains, space, {"IN00": "IN", "M00": "rest", "OUT00": "rest"})
+    found: Any = importance([gains], space, {"IN00": "IN", "M00": "rest", "OUT00": "rest"})
     assert list(found["rows"]) == ["IN", "rest"] and found["steps"] == 40
     parts = attribution(gains, [[2, 4], [3, 5]])
     assert found["rows"]["rest"]["warm"] == pytest.approx([parts.gain[0], parts.stderr[0]], rel=1e-3)
@@ -208,5 +214,5 @@ def test_rows_and_donors_add_up_to_the_whole_and_keep_the_errors_of_sums() -> No
     for cells in (found["donors"], {(row, d): cell for row, own in found["rows"].items() for d, cell in own.items()}):
         assert sum(gain for gain, _ in cells.values()) == pytest.approx(found["gain"], rel=2e-3)
     tied = make_space(LAYERS, DONORS, bounds=(-1, 2), tied=[("IN00", "OUT00")], frozen={"M00": 0.5})
-    found = importance(gains[..., :2], tied, {"IN00": "IN", "M00": "MID", "OUT00": "OUT"})
+    found = importance([gains[..., :2]], tied, {"IN00": "IN", "M00": "MID", "OUT00": "OUT"})
     assert list(found["rows"]) == ["IN + OUT"], "a weight of several rows is one, and frozen layers are none"
