@@ -173,6 +173,7 @@ def test_the_command_line_prints_every_problem(tmp_path: Path, capsys: pytest.Ca
         ("tied: [[NO, IN00]]", "5: tied: yes, no"),
         ("negative_prompt: no", "5: negative_prompt: yes, no"),
         ("gradient: [3]", "5: gradient: should be a table of settings"),
+        ("gradient: {searches: 2, decay: 1}", "5: gradient: several 'searches' need a learning rate that is held"),
         ("keep: 3", "5: keep: should be a table of settings"),
         ("judge: [1]", "5: judge: should be a table of settings"),
         ("bounds: {'IN*': 3}", "5: bounds.IN*: should be a list"),
