@@ -199,7 +199,7 @@ def _say_beginning(
     if plan.choice.why:
         why = f"as {plan.choice.why}" if method == plan.choice.method else "as it began"
         progress.say(f"method: {method}, {why}")
-    count = session.config.gradient.searches if plan.gradient is not None else 1
+    count = session.config.gradient.searches if plan.choice.follows_gradients else 1
     several = f" in {count} searches" if count > 1 else ""
     progress.say(
         f"{run.name}: {len(sources.space.layers)} layers x {len(sources.donors)} donors, "
