@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from merger.app.gradient_memory import fit_into_memory
 from merger.app.identity import identity_of
+from merger.app.memory_planner import plan_memory
 from merger.app.method import choose_method, search_settings
 from merger.app.runs import Run
 from merger.app.runtime import Runtime
@@ -181,7 +181,7 @@ def follow(session: Session, runtime: Runtime, folder: Path, strategy: Strategy,
                 return False
             return sum(record.score.images for record in study.records()) >= images
 
-        steps = fit_into_memory(session, runtime).steps if choice.follows_gradients else None
+        steps = plan_memory(session, runtime, gradients=choice.follows_gradients).steps
         search(
             runtime.objective,
             study,

@@ -21,6 +21,7 @@ from benchmark.pipelines.kept_text import ClipEmbeddings, KeptText
 from benchmark.pipelines.lending import lent
 from benchmark.pipelines.loading import Pipeline, check_draws_from_text, make_scheduler
 from benchmark.pipelines.quiet import quiet_diffusers
+from benchmark.pipelines.text_visits import TextVisits
 from benchmark.prompts.prompt_set import Prompt
 from benchmark.prompts.text import plain_text
 
@@ -94,6 +95,25 @@ class DiffusersGenerator:
             "output_type": "pt",
             "return_dict": False,
         }
+
+    @property
+    def can_set_text_aside(self) -> bool:
+        """Whether what text encoders give is kept, so that they are not needed for every image."""
+        return self._embeddings is not None or self._kept is not None
+
+    def set_text_aside(self, aside: bool) -> None:
+        """Whether text encoders are on the device only while they encode. They must not change while they are aside."""
+        for keeper in (self._embeddings, self._kept):
+            if keeper is None or aside == (keeper.visits is not None):
+                continue
+            if keeper.visits is not None:
+                keeper.visits.end()
+            keeper.visits = TextVisits(self.pipeline) if aside else None
+
+    def encode(self, prompts: Sequence[Prompt]) -> None:
+        """Encodes all text that will be needed at once, if the encoders would otherwise come for each batch of it."""
+        if self._embeddings is not None and self._embeddings.visits is not None:
+            self._embeddings.keep([prompt.text for prompt in prompts])
 
     def text_kept(self) -> AbstractContextManager[None]:
         """Within it, a pipeline that encodes its own text does not encode the same batch twice."""

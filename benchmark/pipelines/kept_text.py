@@ -11,15 +11,16 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from benchmark.pipelines.clip_text import encode_clip
+from benchmark.pipelines.text_visits import TextVisits
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_MOST_ON_DEVICE = 1 << 30  # bytes of embeddings, which stay on the device
+_MOST_EMBEDDINGS = 1 << 30  # bytes
 _MOST_IN_MEMORY = 2 << 30  # bytes of what other pipelines make of their words; these encoders give more for a text
 
 
@@ -27,8 +28,9 @@ class ClipEmbeddings:
     """A pipeline's text arguments, each text encoded once.
 
     `guided`: whether the pipeline needs the negative prompt's embeddings too. Embeddings are kept as long as
-    `text_state()` gives the same value; without it, the text encoders must not change. Of more than 1 GiB of
-    embeddings, those that were used longest ago are dropped: every step of a gradient search has prompts of its own.
+    `text_state()` gives the same value; without it, the text encoders must not change. They lie in ordinary memory. Of
+    more than 1 GiB of embeddings, those that were used longest ago are dropped: every step of a gradient search has
+    prompts of its own. visits: where the text encoders are on the device only while they encode.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class ClipEmbeddings:
     ):
         self._pipeline, self._negative_prompt = pipeline, negative_prompt
         self._guided, self._clip_skip, self._text_state = guided, clip_skip, text_state
+        self.visits: TextVisits | None = None
         self._encoded_by: object = None
         self._graph = False
         self._kept: dict[str, dict[str, Tensor]] = {}
@@ -49,15 +52,29 @@ class ClipEmbeddings:
 
     def arguments(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """The pipeline's arguments by name, each [B, L, E] or [B, E]."""
-        self._drop_outdated()
-        for text in texts:
-            if text not in self._kept:
-                self._kept[text] = self._encode(text)
-            self._kept[text] = self._kept.pop(text)  # the last used stand last
-        rows = [self._kept[text] for text in texts]
+        self.keep(texts)
+        rows = [self._there(self._kept[text]) for text in texts]
         self._drop_many(len(texts))
         length = math.lcm(*(value.shape[1] for row in rows for value in row.values() if value.ndim == 3))
         return {name: _stack([row[name] for row in rows], length) for name in rows[0]}
+
+    def keep(self, texts: Sequence[str]) -> None:
+        """Encodes those of `texts` that are not kept yet."""
+        self._drop_outdated()
+        missing = [text for text in dict.fromkeys(texts) if text not in self._kept]
+        with self.visits.here() if self.visits is not None and missing else nullcontext():
+            self._kept |= {text: self._aside(self._encode(text)) for text in missing}
+        for text in texts:
+            self._kept[text] = self._kept.pop(text)  # the last used stand last
+
+    def _aside(self, row: dict[str, Tensor]) -> dict[str, Tensor]:
+        """In ordinary memory, unless a graph hangs on it."""
+        return row if self._graph else {name: value.cpu() for name, value in row.items()}
+
+    def _there(self, row: dict[str, Tensor]) -> dict[str, Tensor]:
+        """On the device that the pipeline draws on."""
+        device = self._pipeline.unet.device
+        return {name: value.to(device) for name, value in row.items()}
 
     @contextmanager
     def with_graph(self) -> Iterator[None]:
@@ -81,7 +98,7 @@ class ClipEmbeddings:
     def _drop_many(self, used: int) -> None:
         """Drop what was used longest ago, beyond the limit; `used` texts are needed now."""
         held = sum(value.nbytes for row in self._kept.values() for value in row.values())
-        while held > _MOST_ON_DEVICE and len(self._kept) > used:
+        while held > _MOST_EMBEDDINGS and len(self._kept) > used:
             oldest = self._kept.pop(next(iter(self._kept)))
             held -= sum(value.nbytes for value in oldest.values())
 
@@ -101,6 +118,9 @@ class ClipEmbeddings:
             return encoded[0].new_zeros(encoded[0].shape), None if encoded[1] is None else encoded[1] * 0
         if self._negative is None:
             self._negative = encode_clip(self._pipeline, self._negative_prompt, self._clip_skip, graph=self._graph)
+            if not self._graph:
+                embedding, pooled = self._negative
+                self._negative = embedding.cpu(), None if pooled is None else pooled.cpu()
         return self._negative
 
 
@@ -112,6 +132,7 @@ class KeptText:
     """
 
     def __init__(self, pipeline: Any):
+        self.visits: TextVisits | None = None
         self._encode = pipeline.encode_prompt
         self._device = pipeline._execution_device
         self._kept: OrderedDict[str, tuple[Any, int]] = OrderedDict()
@@ -124,7 +145,7 @@ class KeptText:
         if any(isinstance(value, torch.Tensor) for value in (*args, *kwargs.values())):
             return self._encode(*args, **kwargs)
         if key not in self._kept:
-            with torch.no_grad():
+            with torch.no_grad(), self.visits.here() if self.visits is not None else nullcontext():
                 encoded = self._encode(*args, **kwargs)
             self._kept[key] = (_moved(encoded, "cpu"), _bytes(encoded))
             while len(self._kept) > 1 and sum(size for _, size in self._kept.values()) > _MOST_IN_MEMORY:

@@ -37,6 +37,7 @@ MAY_CHANGE = {
     "storage",  # where the study lies
     "batch_size",  # an image does not depend on its batch, except for rounding
     "device",  # devices differ only in rounding
+    "memory",  # ways of computing differ only in rounding
     "threads",  # numbers of threads differ only in rounding
     "gradient.steps",  # more may be taken; the learning rate then follows the longer schedule
     "gradient.searches",  # more may be made; those before them stay as they are, and so do averages of fewer

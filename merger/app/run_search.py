@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from merger.app.final_evaluation import FinalEvaluation
-from merger.app.gradient_memory import GradientSearch, fit_into_memory
 from merger.app.identity import check_sources, identity_of
 from merger.app.interrupt import Interrupt
+from merger.app.memory_planner import Planned, plan_memory
 from merger.app.method import choose_as_begun, choose_method, search_settings
 from merger.app.outputs import write_outputs
 from merger.app.runs import Run
@@ -38,10 +38,10 @@ from merger.search.trials import TrialRecord
 
 @dataclass(frozen=True)
 class _Plan:
-    """How a search will proceed. gradient: None unless the sampler chosen follows gradients."""
+    """How a search will proceed: the sampler, and how it uses the device's memory."""
 
     choice: Choice
-    gradient: GradientSearch | None
+    memory: Planned
 
 
 def run_search(session: Session, run: Run, interrupt: Interrupt, *, create: bool | None = None) -> dict[str, Any]:
@@ -61,10 +61,10 @@ def run_search(session: Session, run: Run, interrupt: Interrupt, *, create: bool
     identity = identity_of(session.config, session.sources, session.exam, choice)
     check_finite(session.sources.base, session.sources.donors, drawn=True)  # hashing has looked at the values already
     check_range(session.sources.base, session.sources.donors)
-    runtime = load_runtime(session, gradients=choice.follows_gradients)
+    runtime = load_runtime(session, gradients=choice.follows_gradients, hold="file")
     watch.check()
     interrupt.stop_if_asked()
-    choice, gradient, no_gradients = _with_gradients_if_they_fit(session, runtime, choice)
+    choice, memory, no_gradients = _with_gradients_if_they_fit(session, runtime, choice)
     interrupt.stop_if_asked()
     new = not run.folder.exists() or not any(run.folder.iterdir())
     run.make_folder()
@@ -72,8 +72,9 @@ def run_search(session: Session, run: Run, interrupt: Interrupt, *, create: bool
     with run.held(storage, run.study_name(session.config), new), refusals_said(storage, kept):
         study = _open(session, run, identity, new=new, create=create)
         choice = choose_as_begun(session, choice, study.noted("method"), run.name, no_gradients)
-        plan = _Plan(choice, gradient if choice.follows_gradients else None)
-        return _search(session, runtime, plan, study, run, interrupt, watch)
+        if memory.steps is not None and not choice.follows_gradients:  # it began without
+            memory = plan_memory(session, runtime, gradients=False)
+        return _search(session, runtime, _Plan(choice, memory), study, run, interrupt, watch)
 
 
 def _with_room_to_search(session: Session) -> Session:
@@ -93,18 +94,17 @@ def _with_room_to_search(session: Session) -> Session:
     return replace(session, config=config.model_copy(update={"trials": 2 * most}))
 
 
-def _with_gradients_if_they_fit(
-    session: Session, runtime: Runtime, choice: Choice
-) -> tuple[Choice, GradientSearch | None, str]:
-    """(the sampler, what takes its gradient steps, why there are none although the tagger can be differentiated)."""
+def _with_gradients_if_they_fit(session: Session, runtime: Runtime, choice: Choice) -> tuple[Choice, Planned, str]:
+    """(the sampler, how memory is used, why there are no gradients although the tagger can be differentiated)."""
     if not choice.follows_gradients:
-        return choice, None, ""
+        return choice, plan_memory(session, runtime, gradients=False), ""
     try:
-        return choice, fit_into_memory(session, runtime), ""
+        return choice, plan_memory(session, runtime, gradients=True), ""
     except NoRoom as error:
-        if session.config.method != "auto":
+        if session.config.method != "auto" or session.config.memory is not None:
             raise
-        return choose_method(session, str(error)), None, str(error)
+        choice = choose_method(session, str(error))
+        return choice, plan_memory(session, runtime, gradients=False), str(error)
 
 
 def _search(
@@ -140,7 +140,7 @@ def _search(
         watch.around(runtime.objective),
         study,
         settings,
-        take_step=watch.around(plan.gradient.steps) if plan.gradient else None,
+        take_step=watch.around(plan.memory.steps) if plan.memory.steps else None,
         pruned=watch.around(runtime.pruned_objective) if config.pruning else None,
         interrupted=interrupt,
         report=progress.drawn,
@@ -168,7 +168,7 @@ def _search(
         say=progress.say,
         expect=evaluate.expect,
     )
-    selection.result.update(spent_on(records, run.scores))
+    selection.result.update(spent_on(records, run.scores), memory=plan.memory.plan.as_json)
     selection.result["searches"] = searches_of(records, settings.searches if settings.adam is not None else 1)
     selection.result["importance"] = _importance(session, study, selection.winner.number)
     study.note("finalists", [finalist["trial"] for finalist in selection.result["finalists"]])
@@ -199,7 +199,7 @@ def _say_beginning(
     if plan.choice.why:
         why = f"as {plan.choice.why}" if method == plan.choice.method else "as it began"
         progress.say(f"method: {method}, {why}")
-    count = session.config.gradient.searches if plan.gradient is not None else 1
+    count = session.config.gradient.searches if plan.choice.follows_gradients else 1
     several = f" in {count} searches" if count > 1 else ""
     progress.say(
         f"{run.name}: {len(sources.space.layers)} layers x {len(sources.donors)} donors, "
@@ -210,8 +210,8 @@ def _say_beginning(
     progress.say(f"baselines take at most {most} trials, {most * prompts} images")
     for remark in session.exam.remarks():
         progress.say(remark)
-    if plan.gradient is not None:
-        progress.say(str(plan.gradient.memory))
+    for line in plan.memory.plan.lines:
+        progress.say(line)
 
 
 def _open(session: Session, run: Run, identity: Mapping[str, str], *, new: bool, create: bool) -> Study:

@@ -19,6 +19,7 @@ from benchmark.pipelines.loading import denoiser_of, dtypes, load_pipeline
 from merger.app.exam import Exam
 from merger.app.session import Session
 from merger.blend.live import LiveDenoiser
+from merger.blend.sources import Hold
 from merger.checkpoints.checkpoint import Checkpoint
 from merger.checkpoints.components import use_text_encoders, use_vae
 from merger.checkpoints.text_encoders import components_of
@@ -62,12 +63,17 @@ class Runtime:
         return pruned(self.objective)
 
     def gradient_steps(
-        self, layers: Sequence[str], how: Differentiation, *, widths: Mapping[str, int] | None = None
+        self,
+        layers: Sequence[str],
+        how: Differentiation,
+        *,
+        widths: Mapping[str, int] | None = None,
+        micro_batch: int | None = None,
     ) -> FreshSteps:
         """Score and gradient of a blend on the prompts of its step.
 
-        layers: those whose weights are searched. widths: as `BlendGradients` wants them. The runtime must have been
-        loaded with `gradients`.
+        layers: those whose weights are searched. widths, micro_batch: as `BlendGradients` wants them. The runtime must
+        have been loaded with `gradients`.
         """
         generator = cast(DifferentiableGenerator, self.generator)
         tagger = cast(DifferentiableTagger, self.exam.taggers[TAGGER])
@@ -76,23 +82,33 @@ class Runtime:
         metric = replace(self.exam.metric, kind="log_probability")
         return FreshSteps(
             BlendGradients(
-                self.live, generator, tagger, metric, how, layers=layers, widths=widths, floors=self.exam.floors
+                self.live,
+                generator,
+                tagger,
+                metric,
+                how,
+                micro_batch=micro_batch,
+                layers=layers,
+                widths=widths,
+                floors=self.exam.floors,
             ),
             self.exam.step_prompts,
         )
 
 
-def load_runtime(session: Session, *, gradients: bool) -> Runtime:
+def load_runtime(session: Session, *, gradients: bool, hold: Hold | None = None) -> Runtime:
     """Loads the base's pipeline and makes its denoiser live.
 
-    gradients: whether images must be differentiable. Raises `InputError` in one line.
+    gradients: whether images must be differentiable. hold: as `LiveDenoiser` wants it. Raises `InputError` in one line.
     """
     config, base = session.config, session.sources.base
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     pipeline = _load_pipeline(config, base.path, session.device)
     encoders = text_encoders_of(pipeline, components_of(base.text), base)
-    live = LiveDenoiser(denoiser_of(pipeline), base, session.sources.donors, session.sources.layers, encoders)
+    live = LiveDenoiser(
+        denoiser_of(pipeline), base, session.sources.donors, session.sources.layers, encoders, hold=hold
+    )
     if live.remark:
         print(live.remark, file=sys.stderr)
     kind = DifferentiableGenerator if gradients else DiffusersGenerator

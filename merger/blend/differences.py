@@ -10,7 +10,7 @@ held whole. Another way to prepare a donor is another class with the same member
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -29,8 +29,8 @@ class Difference:
     donor: Tensor
 
     def to(self, device: torch.device) -> Difference:
-        """The same with its values on this device."""
-        return Difference(self.donor.to(device))
+        """The same with its values on this device; copied without waiting where that is possible."""
+        return replace(self, donor=self.donor.to(device, non_blocking=True))
 
     def write(self, out: Tensor, base: Tensor, here: slice = _ALL) -> Tensor:
         """Write the difference on the elements `here` into `out`, and return it.

@@ -4,8 +4,8 @@
     D   donors
 
 A layer's parameters become views into one flat buffer [P] of the module's dtype; base and donors are held in flat
-buffers of the same layout in the dtype of their files, or stay in their files (`merger.blend.sources`). A blend is one
-pass over each layer.
+buffers of the same layout in the dtype of their files, on the device or in the host's memory, or stay in their files
+(`merger.blend.sources`). A blend is one pass over each layer.
 
 What is scored is what is exported: blended values are rounded to the dtype of the base file's tensors first, to the
 module's afterwards, exactly as if the exported file had been loaded.
@@ -20,9 +20,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from merger.blend.arithmetic import blend_into
+from merger.blend.arithmetic import CPU_CHUNK, GPU_CHUNK, blend_into
 from merger.blend.differences import Difference
-from merger.blend.sources import Copies, Hold, Mapped, Span, choose_hold
+from merger.blend.fetching import PIECE, Piece, ahead, fetched_nbytes
+from merger.blend.sources import Copies, Hold, Mapped, Span, choose_hold, copies_nbytes
 from merger.checkpoints.checkpoint import Checkpoint
 from merger.checkpoints.names.text import bare_name
 from merger.checkpoints.source import Source
@@ -56,8 +57,8 @@ class LiveDenoiser:
     base's file does not hold stay as they are. hold: where base and donors are held; None chooses by the free memory,
     and `remark` then tells the user of a choice that costs time.
 
-    It holds D + 2 copies of what is blended, or one. It starts as the base. Raises CheckpointError if module, base and
-    layers do not agree on the tensors.
+    On its device it holds D + 2 copies of what is blended, or one. It starts as the base. Raises CheckpointError if
+    module, base and layers do not agree on the tensors.
     """
 
     def __init__(
@@ -75,10 +76,10 @@ class LiveDenoiser:
         self._text_names = base.text.keys() if self.text_encoders else frozenset()
         parameters = self._state()
         _check(parameters, base, layers)
-        sources: tuple[Source, ...] = (base, *donors)
-        self.hold, self.remark = (hold, "") if hold else choose_hold(sources, parameters)
+        self._sources: tuple[Source, ...] = (base, *donors)
+        self.hold, self.remark = (hold, "") if hold else choose_hold(self._sources, parameters)
         self._layers = {
-            layer: _lay_out({name: parameters[name] for name in names}, sources, self.hold)
+            layer: _lay_out({name: parameters[name] for name in names}, self._sources, self.hold)
             for layer, names in layers.items()
         }
         self._text_layers = {layer for layer, names in layers.items() if any(component_of(name) for name in names)}
@@ -93,8 +94,48 @@ class LiveDenoiser:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held: live buffers, and base and donors unless they stay in their files."""
-        return sum(layer.live.nbytes + layer.held.nbytes for layer in self._layers.values())
+        """Bytes on the device: live buffers, and base and donors if they are held there."""
+        return self.live_nbytes + (self.held_nbytes if self.hold == "device" else 0)
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """What is blended: the module's own parameters, and the text encoders' if they are blended too."""
+        return [parameter for layer in self._layers.values() for parameter in layer.parameters.values()]
+
+    @property
+    def live_nbytes(self) -> int:
+        """Bytes of the live buffers."""
+        return sum(layer.live.nbytes for layer in self._layers.values())
+
+    @property
+    def held_nbytes(self) -> int:
+        """Bytes of base and donors, on the device or in the host's memory; 0 if they stay in their files."""
+        return sum(layer.held.nbytes for layer in self._layers.values())
+
+    @property
+    def copies_nbytes(self) -> int:
+        """Bytes that base and donors take where they are copied, about."""
+        return copies_nbytes(self._sources, [name for layer in self._layers.values() for name in layer.places])
+
+    @property
+    def blending_nbytes(self) -> int:
+        """The most that a blend takes on the device while it is computed, besides what is held."""
+        largest = max(layer.live.numel() for layer in self._layers.values())
+        live = next(iter(self._layers.values())).live
+        scratch = 3 * 4 * min(GPU_CHUNK if live.is_cuda else CPU_CHUNK, largest)
+        # A layer that did not change is blended afresh once more, beside the live one.
+        return largest * live.element_size() + scratch + (fetched_nbytes(len(self.donors)) if live.is_cuda else 0)
+
+    def hold_in(self, hold: Hold) -> None:
+        """Hold base and donors elsewhere from now on. The live weights stay as they are."""
+        if hold == self.hold:
+            return
+        self.hold = hold
+        for layer, known in list(self._layers.items()):
+            self._layers[layer] = replace(known, held=Mapped(self._sources, known.places))  # frees before it takes
+        for layer, known in list(self._layers.items()):
+            held = _hold(self._sources, known.places, known.live, hold)
+            self._layers[layer] = replace(known, held=held)
 
     @property
     def text_checksum(self) -> str:
@@ -108,16 +149,16 @@ class LiveDenoiser:
         """
         everyone = range(len(self.donors))
 
-        def reader(held: Copies | Mapped, place: Span, device: torch.device) -> Read:
+        def reader(place: Span, device: torch.device) -> Read:
             def read() -> tuple[Tensor, tuple[Difference, ...]]:
-                base, differences = held.read(place, everyone)
-                return base.to(device), tuple(difference.to(device) for difference in differences)
+                base, differences = self._layers[layer].held.read(place, everyone)  # wherever it is held by then
+                return base.to(device, non_blocking=True), tuple(difference.to(device) for difference in differences)
 
             return read
 
         known = self._layers[layer]
         for name, parameter in known.parameters.items():
-            yield parameter, reader(known.held, known.places[name], parameter.device)
+            yield parameter, reader(known.places[name], parameter.device)
 
     def apply(self, weights: Weights) -> str:
         """Make the module the blend of these weights: {layer: {donor: weight}}; weights that are missing are 0.
@@ -221,18 +262,36 @@ def _lay_out(parameters: Mapping[str, Tensor], sources: Sequence[Source], hold: 
         places[name] = Span(name, at, at + parameter.numel(), sources[0].blended[name].dtype)
         at += -(-parameter.numel() // _ALIGN) * _ALIGN
     total = -(-at // _ROW) * _ROW  # elements, so bytes as well
-    held = Copies(sources, places, total, first.device) if hold == "memory" else Mapped(sources, places)
     live = torch.zeros(total, dtype=first.dtype, device=first.device)
+    held = _hold(sources, places, live, hold)
     for name, parameter in parameters.items():
         parameter.data = live[places[name].start : places[name].end].view(parameter.shape)
     return _Layer(live, held, dict(parameters), places)
 
 
+def _hold(sources: Sequence[Source], places: Mapping[str, Span], live: Tensor, hold: Hold) -> Copies | Mapped:
+    """A layer's base and donors, held where `hold` says."""
+    if hold == "file":
+        return Mapped(sources, places)
+    if hold == "host":
+        return Copies(sources, places, len(live), torch.device("cpu"), pinned=live.device.type == "cuda")
+    return Copies(sources, places, len(live), live.device)
+
+
 def _blend_layer(layer: _Layer, row: Sequence[Weight]) -> None:
     used = [column for column, weight in enumerate(row) if matters(weight)]
+    weights = [row[column] for column in used]
+    pieces = _pieces(layer, used, whole=any(isinstance(weight, Channels) for weight in weights))
+    for piece in ahead(pieces, layer.live.device):
+        blend_into(layer.live[piece.here], piece.base, piece.differences, weights, stored=piece.stored)
+
+
+def _pieces(layer: _Layer, used: Sequence[int], *, whole: bool) -> Iterator[Piece]:
+    """What a layer is blended from: a piece for each span, or several where it must be fetched. whole: one for each."""
     for span in layer.held.spans:
         base, differences = layer.held.read(span, used)
-        blend_into(layer.live[span.start : span.end], base, differences, [row[i] for i in used], stored=span.stored)
+        piece = Piece(slice(span.start, span.end), base, tuple(differences), span.stored)
+        yield from (piece,) if whole or base.device == layer.live.device else piece.parts(PIECE)
 
 
 def _digest(buffer: Tensor) -> bytes:

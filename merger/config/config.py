@@ -13,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from benchmark.errors import did_you_mean
 from merger.config.parts import (
+    AmountOfMemory,
     Bounds,
     Count,
     Donor,
@@ -33,6 +34,7 @@ from merger.config.parts import (
     Template,
     Threshold,
     Vocabulary,
+    bytes_of,
     name_of,
 )
 from merger.layers.components import DENOISER, TEXT, components_problem
@@ -238,6 +240,12 @@ class Config(Settings):
         "that does not fit is halved.",
     )
     device: str = Field(default="auto", description="`cpu`, `cuda`, `cuda:1` ...; `auto` is a GPU if there is one.")
+    memory: AmountOfMemory | None = Field(
+        default=None,
+        description="The most memory of the device that the search may take, all models included, for example `12GB`. "
+        "It chooses how images and gradients are computed and where base and donors lie so that it fits, and prints "
+        "that. Without it, that is three quarters of what is free.",
+    )
     dtype: Literal["fp32", "fp16", "bf16"] = Field(
         default="fp32", description="Number format that the pipeline computes in: `fp32`, `fp16` or `bf16`."
     )
@@ -294,6 +302,11 @@ class Config(Settings):
     def blends_text(self) -> bool:
         """Whether the text encoders are blended too."""
         return TEXT in self.components
+
+    @property
+    def memory_limit(self) -> int | None:
+        """The most bytes of the device's memory, if they are limited."""
+        return None if self.memory is None else bytes_of(self.memory)
 
     @property
     def named_base(self) -> str:

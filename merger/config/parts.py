@@ -101,6 +101,23 @@ def _multiples_of_8(value: tuple[int, int]) -> tuple[int, int]:
     return value
 
 
+_UNITS = {"MB": 10**6, "GB": 10**9, "MiB": 2**20, "GiB": 2**30}
+_MEMORY = re.compile(rf"(\d+(?:\.\d+)?) ?({'|'.join(_UNITS)})")
+
+
+def _amount_of_memory(value: Any) -> Any:
+    if isinstance(value, str) and (found := _MEMORY.fullmatch(value)) and float(found[1]) > 0:
+        return value
+    raise ValueError(f"'{value!s:.40}' is no amount of memory: write a number and its unit, for example 12GB or 900MB")
+
+
+def bytes_of(amount: str) -> int:
+    """`12GB` in bytes; GB and MB are decimal, GiB and MiB binary."""
+    found = _MEMORY.fullmatch(amount)
+    assert found is not None
+    return int(float(found[1]) * _UNITS[found[2]])
+
+
 def _holds_tags(value: str) -> str:
     if "{tags}" not in value:
         raise ValueError(f"'{value}' has no place for the tags: write {{tags}} where they go")
@@ -185,6 +202,9 @@ ImageSize = Annotated[
     BeforeValidator(_one_number_is_two),
     AfterValidator(_multiples_of_8),
 ]
+AmountOfMemory = Annotated[str, BeforeValidator(_amount_of_memory)]
+"""`12GB`, `900MB`, `11.5GiB`."""
+
 Template = Annotated[str, AfterValidator(_holds_tags)]
 TableOfLayers = BeforeValidator(_table_of_layers)
 FrozenAtTheBase = BeforeValidator(_frozen_at_the_base)

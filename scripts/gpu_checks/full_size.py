@@ -21,8 +21,9 @@ from merger.blend.sources import SHARE, free_memory
 from merger.errors import NoRoom
 from merger.layers.channels import CHANNEL, widths
 from merger.layers.grouping import group
+from merger.scoring.gradients.followed import TooMuch
 from merger.scoring.gradients.gradients import BlendGradients
-from merger.scoring.gradients.memory import size, step_memory
+from merger.scoring.gradients.memory import image_memory, size
 from merger.scoring.gradients.sampling import DifferentiableGenerator, Differentiation
 from merger.scoring.objective import BlendObjective, Metric
 from merger.weights import Channels, Weight, Weights
@@ -47,7 +48,7 @@ WAYS = {
     "computed again": Differentiation(0.5),
     "streamed": Differentiation(0.5, streamed=True),
 }
-"""The product's ways to compute a step, the quickest first (`merger.app.gradient_memory`)."""
+"""The product's ways to compute a step, the quickest first (`merger.scoring.gradients.ways`)."""
 
 LOG = Metric("log_probability", 0.5, lambda tag: "general")
 
@@ -253,11 +254,16 @@ def planned(bench: Bench, model: Model, prompts: tuple[Prompt, ...], how: Differ
     Raises NoRoom if the step does not fit.
     """
     free = SHARE * free_memory(bench.device)
-    memory = step_memory(model.gradients(how, len(prompts)), prompts[0], len(prompts), free)
-    fits = (n for n in range(len(prompts), 1, -1) if memory.gradients + memory.kept(n) <= free)
-    at_once = next(fits, 1)
-    parts = {"held": memory.held, "gradients": memory.gradients, "kept of an image": memory.kept(1)}
-    return Plan(at_once, memory.held + memory.gradients + memory.kept(at_once), parts)
+    at_once = 0
+    try:
+        memory = image_memory(model.gradients(how, 1), prompts[0], free).of_step(how, model.live.nbytes, 1)
+        at_once = memory.most_images(free, len(prompts))
+    except (TooMuch, torch.OutOfMemoryError):
+        pass
+    if not at_once:
+        raise NoRoom(f"a gradient step needs more memory than the {size(free)} that it may take besides the models")
+    parts = {"held": memory.held, "gradients": memory.gradients, "one image": memory.needed(1) - memory.gradients}
+    return Plan(at_once, memory.held + memory.needed(at_once), parts)
 
 
 def _check(found: Any) -> None:

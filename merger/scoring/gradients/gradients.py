@@ -25,12 +25,14 @@ from torch.nn.functional import logsigmoid
 
 from benchmark.evaluate.runner import Evaluation
 from benchmark.images import to_bytes
+from benchmark.pipelines.lending import lent
 from benchmark.prompts.prompt_set import Prompt
 from benchmark.taggers.asking import logits_of
 from benchmark.taggers.tagger import columns_of
 from merger.blend.live import LiveDenoiser
 from merger.errors import ConfigError
 from merger.scoring.floors import Floors
+from merger.scoring.gradients.checkpointing import checkpointed
 from merger.scoring.gradients.findings import StepFindings
 from merger.scoring.gradients.reduction import searched_parameters, weight_gradients
 from merger.scoring.gradients.sampling import DifferentiableGenerator, Differentiation
@@ -128,6 +130,7 @@ class BlendGradients:
         """
         findings = StepFindings(tuple(prompts))
         columns = columns_of(self.tagger, findings.tags)  # type: ignore[arg-type]
+        self.generator.encode(prompts)
         if self.floors is not None:
             findings.base = self._base_logs(findings, columns)
         checksum = self.live.apply(weights)
@@ -136,6 +139,29 @@ class BlendGradients:
             totals += found
         evaluation = findings.evaluation()
         return Measured(self._score(evaluation, findings, checksum), self._by_layer(totals.numpy()), evaluation)
+
+    def rehearse(self, prompt: Prompt, steps: int) -> None:
+        """Generates, scores and backpropagates one image of the blend that is live, as in a step; nothing is kept.
+
+        steps: sampling steps, all of which carry gradients.
+        """
+        findings = StepFindings((prompt,))
+        columns = columns_of(self.tagger, findings.tags)  # type: ignore[arg-type]
+        findings.base = torch.zeros(findings.asked.shape)
+        settings = replace(self.generator.settings, steps=steps)
+        with (
+            lent(self.generator, "settings", settings),
+            lent(self, "how", replace(self.how, fraction=1.0)),
+            self._weight_gradients(),
+        ):
+            part = self._score_batch(findings, columns, np.arange(1))
+            if part.requires_grad:
+                part.sum().backward()
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """Those that are searched."""
+        return [each.parameter for each in self._searched]
 
     def _by_layer(self, totals: Floats) -> Gradient:
         """[R, D] by layer and donor."""
@@ -188,17 +214,17 @@ class BlendGradients:
     def _differentiate(self, findings: StepFindings, columns: np.ndarray, rows: np.ndarray) -> Tensor:
         """Generates, scores, backpropagates: [R, D]. If gradients overflow in fp16, repeats it at a smaller scale."""
         while True:
-            with self._weight_gradients() as totals:
+            with self._weight_gradients() as totals_so_far:
                 batch = self._score_batch(findings, columns, rows)
                 whole = torch.isfinite(batch.detach())
                 if not bool(whole.all()):  # NaN would spread to every gradient, even when multiplied by 0
                     rows = rows[whole.cpu().numpy()]
                     if not len(rows):
-                        return torch.zeros_like(totals.cpu())
+                        return torch.zeros_like(totals_so_far())
                     continue
                 if batch.requires_grad:
                     (batch.sum() * (self._scale / len(findings.prompts))).backward()
-                gradients = totals.cpu() / self._scale
+                gradients = totals_so_far() / self._scale
             if bool(torch.isfinite(gradients).all()):
                 return gradients
             if self._scale <= 1:
@@ -206,13 +232,23 @@ class BlendGradients:
             self._scale /= 16
 
     @contextmanager
-    def _weight_gradients(self) -> Iterator[Tensor]:
+    def _weight_gradients(self) -> Iterator[Callable[[], Tensor]]:
         """What a forward and a backward pass lie within. See `weight_gradients`."""
         with (
             self.generator.decoder_type_kept(),
-            weight_gradients(self._searched, sum(self.widths.values()), len(self.live.donors)) as totals,
+            checkpointed(self._checkpointed()),
+            weight_gradients(self._searched, sum(self.widths.values()), len(self.live.donors)) as totals_so_far,
         ):
-            yield totals
+            yield totals_so_far
+
+    def _checkpointed(self) -> list[torch.nn.Module]:
+        """The networks whose blocks are computed again."""
+        networks = {
+            "denoiser": self.live.module,
+            "decoder": self.generator.pipeline.vae,
+            "tagger": getattr(self.tagger, "model", None),
+        }
+        return [network for name in self.how.checkpointed if isinstance(network := networks[name], torch.nn.Module)]
 
     def _score_batch(self, findings: StepFindings, columns: np.ndarray, rows: np.ndarray) -> Tensor:
         """Each prompt's part of the score, [B], with a graph. Notes what the tagger finds.

@@ -29,6 +29,10 @@ from benchmark.pipelines.loading import Pipeline
 from benchmark.pipelines.quiet import quiet_diffusers
 from benchmark.prompts.prompt_set import Prompt
 from merger.errors import ConfigError
+from merger.scoring.gradients.halves import in_halves
+
+NETWORKS = ("denoiser", "decoder", "tagger")
+"""The networks that a gradient passes through."""
 
 _DECODED_AT_ONCE = 1 << 20  # pixels; the decoder's activations are about 1.5 kB a pixel in half precision
 
@@ -45,6 +49,8 @@ class Differentiation:
     the share of the gradient that passes from one step into the step before it, through the latents that the denoiser
     is given, in 0..1. 1 is the whole gradient. At 0 every step has a gradient of its own, as in DRTune (Wu et al.
     2024): the latents are constants to the denoiser, and the gradient reaches each step through the scheduler alone.
+    checkpointed: those of `NETWORKS` whose blocks keep their inputs alone and are computed again in the backward pass.
+    halves: call the denoiser with one half of a guided pair at a time.
     """
 
     fraction: float = 0.5
@@ -52,6 +58,8 @@ class Differentiation:
     streamed: bool = False
     chain: float = 1.0
     spread: bool = False
+    checkpointed: frozenset[str] = frozenset()
+    halves: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.fraction <= 1:
@@ -93,7 +101,7 @@ class DifferentiableGenerator(DiffusersGenerator):
             quiet_diffusers(),  # its schedulers speak numpy 1, its SDXL warns of its own casts
             lent(self.pipeline, "scheduler", self.scheduler),
             self.text_kept(),
-            _lent_steps(self.scheduler, denoiser, how),
+            _lent_steps(self.scheduler, denoiser, how, len(prompts)),
             _lent_decoder(self.pipeline, decoded_at_once(self.settings)),
         ):
             images: Tensor = self._call(  # type: ignore[misc]
@@ -141,8 +149,8 @@ def decoded_at_once(settings: GenerationSettings) -> int:
 
 
 @contextmanager
-def _lent_steps(scheduler: Any, denoiser: nn.Module, how: Differentiation) -> Iterator[None]:
-    """For one drawing, the denoiser has no graph in the first steps, and one that is computed again in the others."""
+def _lent_steps(scheduler: Any, denoiser: nn.Module, how: Differentiation, images: int) -> Iterator[None]:
+    """For one drawing, the denoiser has a graph in some steps, computed again if `how` says so, and none in others."""
     advance, forward = scheduler.step, denoiser.forward
     done = 0
 
@@ -152,15 +160,18 @@ def _lent_steps(scheduler: Any, denoiser: nn.Module, how: Differentiation) -> It
         done += 1
         return advance(*args, **kwargs)
 
+    def differentiated(*args: Any, **kwargs: Any) -> Any:
+        if not how.recompute:
+            return forward(*args, **kwargs)
+        return _computed_again(forward, args, kwargs, streamed=how.streamed)
+
     @functools.wraps(forward)
     def predict(*args: Any, **kwargs: Any) -> Any:
         if done not in how.differentiated(len(scheduler.timesteps)):
             with torch.no_grad():
-                return forward(*args, **kwargs)
+                return in_halves(forward, args, kwargs, images) if how.halves else forward(*args, **kwargs)
         args, kwargs = _chained(args, kwargs, how.chain)
-        if not how.recompute:
-            return forward(*args, **kwargs)
-        return _computed_again(forward, args, kwargs, streamed=how.streamed)
+        return in_halves(differentiated, args, kwargs, images) if how.halves else differentiated(*args, **kwargs)
 
     with lent(scheduler, "step", step), lent(denoiser, "forward", predict):
         yield

@@ -139,11 +139,37 @@ def test_texts_do_not_fill_the_memory(
     pipeline: Any, prompts: tuple[Prompt, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = draw(pipeline, prompts)
-    monkeypatch.setattr("benchmark.pipelines.kept_text._MOST_ON_DEVICE", 1)
+    monkeypatch.setattr("benchmark.pipelines.kept_text._MOST_EMBEDDINGS", 1)
     generator = DiffusersGenerator(pipeline, GenerationSettings(**SMALL, batch_size=2))
     assert np.array_equal(np.concatenate(list(generator.generate(prompts))), expected)
     assert generator._embeddings is not None
     assert list(generator._embeddings._kept) == [prompts[-1].text]  # of the last batch, which was of one
+
+
+def test_text_encoders_are_there_only_while_they_encode(pipeline: Any, prompts: tuple[Prompt, ...]) -> None:
+    settings = GenerationSettings(**SMALL, batch_size=2, negative_prompt="hat")
+    expected = np.concatenate(list(DiffusersGenerator(pipeline, settings).generate(prompts)))
+    before = {key: value.clone() for key, value in pipeline.text_encoder.state_dict().items()}
+    generator, came = DiffusersGenerator(pipeline, settings), 0
+    generator.encode(prompts)
+    assert generator._embeddings is not None
+    assert not generator._embeddings._kept, "they are there, so nothing is encoded ahead"
+    generator.set_text_aside(True)
+    here = generator._embeddings.visits.here  # type: ignore[union-attr]
+
+    def counted() -> Any:
+        nonlocal came
+        came += 1
+        return here()
+
+    with lent(generator._embeddings.visits, "here", counted):
+        generator.encode(prompts)
+        assert np.array_equal(np.concatenate(list(generator.generate(prompts))), expected)
+    assert came == 1
+    generator.set_text_aside(False)
+    assert generator._embeddings.visits is None
+    after = pipeline.text_encoder.state_dict()
+    assert all(torch.equal(value, after[key]) for key, value in before.items())
 
 
 def test_changed_weights_are_seen(pipeline: Any, prompts: tuple[Prompt, ...]) -> None:

@@ -8,10 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 import pytest
@@ -417,7 +415,7 @@ def test_a_search_by_gradients_and_its_continuation(
     said = capsys.readouterr().err
     assert "method: gradient, as the tagger" in said
     assert "baselines take at most 11 trials, 66 images" in said
-    assert "memory of a step, estimated: " in said
+    assert "memory of a step: " in said
     assert main(["search", file, "--name", "two", "--set", "time_limit=0.001"]) == 0
     assert run_json(["resume", "two", "--set", "time_limit=null", "--json"])["models"] == result["models"]
     records = {
@@ -439,59 +437,6 @@ def test_a_search_by_gradients_and_its_continuation(
     weights = [np.array([w for row in searched[n].weights.values() for w in row.values()]) for n in (0, 2)]
     assert (weights[0] != weights[1])[moved].all()
     assert (tmp_path / "runs" / "whole" / "report.html").is_file()
-
-
-def test_auto_does_without_gradients_where_a_step_has_no_room(
-    settings: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """With a little less room, gradients are streamed. What a search was begun by it goes on by."""
-    from merger.blend.sources import SHARE
-    from merger.scoring.gradients.memory import StepMemory, step_memory
-    from merger.search.study import read_study
-
-    monkeypatch.chdir(tmp_path)
-    changes = {"donors": settings["donors"][:1], "baselines": [], "validation_prompts": 2, "test_prompts": 2}  # type: ignore[index]
-    file = str(written(tmp_path, settings, method="auto", **changes))
-    begin = ["search", file, "--trials"]
-    with monkeypatch.context() as full:
-        full.setattr("merger.app.gradient_memory.free_memory", lambda device: 1000)
-        assert main([*begin, "4", "--name", "cramped"]) == 0
-    said = capsys.readouterr().err
-    assert "method: gp, as a gradient step needs more memory than the 0 MB that it may take" in said
-    assert "memory of a step" not in said
-    assert "gp, " in (tmp_path / "runs" / "cramped" / "report.html").read_text()
-    assert main(["resume", "cramped", "--trials", "5"]) == 0
-    assert "method: gp, as it began without gradients" in capsys.readouterr().err
-
-    needed: list[int] = []
-
-    def noted(*given: Any) -> StepMemory:
-        memory = step_memory(*given)
-        needed.append(replace(memory, steps_kept=0).least)  # where each sampling step is computed again
-        return memory
-
-    monkeypatch.setattr("merger.app.gradient_memory.step_memory", noted)
-    assert main([*begin, "4", "--name", "roomy", "--set", "gradient.steps=2"]) == 0
-    said = capsys.readouterr().err
-    assert "memory of a step, estimated: " in said
-    assert "gradients streamed" not in said
-    monkeypatch.setattr("merger.app.gradient_memory.free_memory", lambda device: (needed[0] - 1) / SHARE)
-    assert main([*begin, "4", "--name", "tight", "--set", "gradient.steps=2"]) == 0
-    assert "gradients streamed" in capsys.readouterr().err
-    steps = {
-        name: read_study(f"sqlite:///{tmp_path / 'runs' / name / 'study.db'}", name).records()[2]
-        for name in ("roomy", "tight")
-    }
-    assert steps["tight"].weights == steps["roomy"].weights
-    gradients = {name: np.array(step.score.attributes["gradient"]) for name, step in steps.items()}
-    np.testing.assert_allclose(gradients["tight"], gradients["roomy"], rtol=1e-3, atol=1e-6)
-
-    monkeypatch.setattr("merger.app.gradient_memory.free_memory", lambda device: 1000)
-    assert main(["resume", "roomy", "--trials", "7"]) == 2
-    assert "error: 'roomy' began with gradients, and now a gradient step needs" in capsys.readouterr().err
-    by_name = ["--name", "asked", "--set", "gradient.steps=1", "--set", "method=gradient"]
-    assert main([*begin, "4", *by_name]) == 0, "who asks for gradients by name gets to try"
-    assert "gradients streamed" in capsys.readouterr().err
 
 
 def test_a_wd_taggers_weights_have_gradients(

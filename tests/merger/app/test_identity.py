@@ -113,6 +113,7 @@ OTHER: dict[str, Any] = {
     "clip_skip": 2,
     "size": 40,
     "seed": 1,
+    "memory": "2GB",
     "baselines": [],
     "method": "cmaes",
     "keep.tag": 0.1,

@@ -114,7 +114,7 @@ class Plain:
         return self._tensors[name]
 
 
-@pytest.mark.parametrize("hold", ["memory", "file"])
+@pytest.mark.parametrize("hold", ["device", "file"])
 def test_a_donor_is_whatever_has_a_name_and_tensors(hold: Hold) -> None:
     base, warm = shelf("base", 0), shelf("warm", 1)
     plain: Source = Plain("warm", {name: warm.read(name) for name in SHAPES})
@@ -253,10 +253,10 @@ def test_sources_left_in_their_files_give_the_same_bits(
     base, *donors = (open_checkpoint(tiny_family[name]) for name in ("base", "warm", "cool"))
     layers = group(base.denoiser, "block")
     made = {}
-    for hold in ("memory", "file"):
+    for hold in ("device", "file"):
         unet = UNet2DConditionModel.from_pretrained(tiny_diffusers_folder, subfolder="unet")
         made[hold] = LiveDenoiser(unet, base, donors, layers, hold=hold)
-    held, mapped = made["memory"], made["file"]
+    held, mapped = made["device"], made["file"]
     assert held.checksum == mapped.checksum
     for weights in ({"IN04": {"warm": 0.3, "cool": -0.2}}, {"M00": {"warm": 1.0}, "BASE": {"cool": 1.5}}, {}):
         assert held.apply(weights) == mapped.apply(weights)
@@ -278,7 +278,7 @@ def test_copies_are_made_only_where_they_fit(
     layers = group(base.denoiser, "stage")
     unet = UNet2DConditionModel.from_pretrained(tiny_diffusers_folder, subfolder="unet")
     live = sum(parameter.nbytes for parameter in unet.parameters())
-    for free, hold in ((live + needed * 4 // 3 + 4, "memory"), (live + needed * 4 // 3 - 4, "file")):
+    for free, hold in ((live + needed * 4 // 3 + 4, "device"), (live + needed * 4 // 3 - 4, "file")):
         monkeypatch.setattr(merger.blend.sources, "free_memory", lambda device, free=free: free)
         made = LiveDenoiser(unet, base, [warm], layers)
         assert made.hold == hold
@@ -295,7 +295,7 @@ def test_a_containers_limit_counts(tmp_path: Path) -> None:
     assert 0 < merger.blend.sources.free_memory(torch.device("cpu")) < 2**60
 
 
-@pytest.mark.parametrize("hold", ["memory", "file"])
+@pytest.mark.parametrize("hold", ["device", "file"])
 @pytest.mark.parametrize("stored", [torch.float32, torch.float16])
 def test_a_layer_of_one_tensor_may_have_weights_by_channel(hold: Hold, stored: torch.dtype) -> None:
     base, donors = shelf("base", 0, stored), [shelf("warm", 1, stored), shelf("cool", 2, stored)]

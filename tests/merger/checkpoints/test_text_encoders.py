@@ -219,7 +219,7 @@ def test_sources_may_stay_in_their_files(family: Family) -> None:
     base, *donors = opened(family)
     layers = group(base.blended, "module")
     checksums = []
-    for hold in ("memory", "file"):
+    for hold in ("device", "file"):
         pipeline = load_pipeline(family.files["base"], config=family.pipeline)
         encoders = text_encoders_of(pipeline, family.components, base)
         live = LiveDenoiser(pipeline.unet, base, donors, layers, encoders, hold=hold)

@@ -58,10 +58,10 @@ def test_each_channel_has_the_dot_product_of_its_row(dtype: torch.dtype) -> None
 
     def totals(by_channel: bool) -> Tensor:
         searched = list(searched_parameters(live, live.layers, own if by_channel else {}))
-        with weight_gradients(searched, 11 if by_channel else 4, 2) as found:
+        with weight_gradients(searched, 11 if by_channel else 4, 2) as so_far:
             for part in images.split(1):  # they add up over backward passes
                 net(part).square().sum().backward()
-        return found
+        return so_far()
 
     parameters = [net.get_parameter(name).requires_grad_() for name in layers]
     wanted: dict[str, Tensor] = {name: torch.zeros(shape[0], 2).double() for name, shape in shapes.items()}

@@ -23,11 +23,11 @@ from merger.blend.live import LiveDenoiser
 from merger.blend.sources import Hold
 from merger.checkpoints.checkpoint import Checkpoint, open_checkpoint, read_unet_config
 from merger.checkpoints.source import TensorInfo
-from merger.errors import ConfigError, NoRoom
 from merger.layers.grouping import group
 from merger.scoring.floors import Floors
+from merger.scoring.gradients.followed import TooMuch
 from merger.scoring.gradients.gradients import BlendGradients
-from merger.scoring.gradients.memory import Kept, step_memory
+from merger.scoring.gradients.memory import DECODER, image_memory
 from merger.scoring.gradients.sampling import DifferentiableGenerator, Differentiation
 from merger.scoring.objective import TAGGER, Metric
 
@@ -391,16 +391,22 @@ def test_gradients_are_deterministic(unet32: World) -> None:
     assert first[0].value == again[0].value
 
 
-def test_sources_left_in_their_files_give_the_same_gradients(
-    unet32: World, tiny_family: dict[str, Path], tiny_pipeline_folder: Path
+@pytest.mark.parametrize("hold", ["host", "file"])
+def test_sources_held_elsewhere_give_the_same_gradients(
+    unet32: World, tiny_family: dict[str, Path], tiny_pipeline_folder: Path, hold: Hold
 ) -> None:
+    """From the beginning, and from when they move: what takes the gradients follows."""
     pipeline = load_pipeline(tiny_family["base"], config=tiny_pipeline_folder)
     checkpoints, layers = opened(tiny_family, tiny_pipeline_folder, "block")
-    mapped = make_world(pipeline, pipeline.unet, checkpoints, layers, unet32.tagger, hold="file")
+    mapped = make_world(pipeline, pipeline.unet, checkpoints, layers, unet32.tagger, hold=hold)
     assert mapped.live.nbytes < unet32.live.nbytes
-    one, other = (world.gradients(Differentiation())(unet32.weights, PROMPTS) for world in (unet32, mapped))
+    takers = [world.gradients(Differentiation()) for world in (unet32, mapped)]
+    one, other = (gradients(unet32.weights, PROMPTS) for gradients in takers)
     assert one[1] == other[1]
     assert one[0].value == other[0].value
+    mapped.live.hold_in("device")
+    assert mapped.live.nbytes == unet32.live.nbytes
+    assert takers[1](unet32.weights, PROMPTS)[1] == one[1]
 
 
 @pytest.mark.parametrize(
@@ -478,84 +484,19 @@ def test_without_room_the_micro_batch_is_halved(unet64: World) -> None:
         gradients(unet64.weights, PROMPTS[:1])
 
 
-def test_the_memory_of_a_step_is_that_of_its_parts(unet64: World) -> None:
+def test_the_memory_of_a_step_is_what_one_image_takes(unet64: World) -> None:
     gradients = unet64.gradients(Differentiation(), micro_batch=3)
-    memory = step_memory(gradients, PROMPTS[0], 2)
-    pipeline, parameters = unet64.generator.pipeline, dict(unet64.live.module.named_parameters())
-    channels, side = pipeline.vae.config.latent_channels, 32 // pipeline.vae_scale_factor
-    with Kept(pipeline.vae.parameters()) as kept:
-        pipeline.vae.decode(torch.zeros(1, channels, side, side, dtype=torch.float64, requires_grad=True))
-    assert memory.decoder == pytest.approx(kept.bytes.total(), rel=0.05)
-    with Kept(unet64.tagger.model.parameters()) as kept:
-        unet64.tagger.logits(torch.zeros(1, 3, 32, 32, dtype=torch.float64, requires_grad=True))
-    assert memory.tagger == pytest.approx(kept.bytes.total(), rel=0.05)
-    assert memory.step > memory.text == 0
+    parameters = dict(unet64.live.module.named_parameters())
+    image_memory(gradients, PROMPTS[0])  # text embeddings are kept from now on
+    image = image_memory(gradients, PROMPTS[0])
+    memory = image.of_step(gradients.how, unet64.live.nbytes, 2)
+    assert min(memory.steps, memory.decoder, memory.tagger) > 0
+    assert memory.decoder >= memory.decoded_kept > 0
     assert memory.gradients == sum(parameter.nbytes for parameter in parameters.values())
     assert (memory.held, memory.images, memory.decoded) == (unet64.live.nbytes, 2, 1024)
     assert not any(parameter.requires_grad for parameter in parameters.values())
-    assert step_memory(gradients, PROMPTS[0], 2, free=memory.least) == memory
-    with pytest.raises(NoRoom, match=r"needs more memory than the \d+ MB that it may take besides the models"):
-        step_memory(gradients, PROMPTS[0], 2, free=memory.least - 1)
+    assert image_memory(gradients, PROMPTS[0], free=2 * memory.least) == image
+    with pytest.raises(TooMuch) as refused:
+        image_memory(gradients, PROMPTS[0], free=memory.decoder // 2)
+    assert refused.value.part == DECODER
     assert not any(parameter.requires_grad for parameter in parameters.values())
-
-
-def test_a_broken_image_spoils_no_gradient(unet64: World) -> None:
-    class Spoilt(DifferentiableGenerator):
-        def draw(self, prompts: Sequence[Prompt], denoiser: nn.Module, how: Differentiation) -> Tensor:
-            images = super().draw(prompts, denoiser, how)
-            spoilt = [prompt.seed == PROMPTS[1].seed for prompt in prompts]
-            return torch.stack([row * torch.nan if bad else row for row, bad in zip(images, spoilt, strict=True)])
-
-    generator = Spoilt(unet64.generator.pipeline, SETTINGS)
-    gradients = BlendGradients(unet64.live, generator, unet64.tagger, LOG, micro_batch=2)
-    score, found, evaluation = gradients.measure(unet64.weights, PROMPTS[:2])
-    _, alone = unet64.gradients(Differentiation())(unet64.weights, PROMPTS[:1])
-    assert list(evaluation.broken_images) == [False, True]
-    assert score.attributes["broken"] == 1
-    assert score.per_prompt[1] == pytest.approx(np.log(1e-4), abs=1e-6)
-    for layer, row in alone.items():
-        assert found[layer] == pytest.approx(
-            {donor: gradient / 2 for donor, gradient in row.items()}, rel=1e-8, abs=1e-12
-        )
-
-
-def test_only_the_layers_asked_for_have_gradients_and_nothing_is_left_behind(unet64: World) -> None:
-    before = {name: value for name, value in vars(unet64.live.module).items() if not name.startswith("_")}
-    _, every = unet64.gradients(Differentiation())(unet64.weights, PROMPTS[:2])
-    _, some = unet64.gradients(Differentiation(), layers=["MID", "BASE"])(unet64.weights, PROMPTS[:2])
-    assert list(some) == ["MID", "BASE"]
-    for layer, row in some.items():
-        assert row == pytest.approx(every[layer], rel=1e-9)
-    assert before == {name: value for name, value in vars(unet64.live.module).items() if not name.startswith("_")}
-    assert not any(p.requires_grad or p.grad is not None for p in unet64.live.module.parameters())
-    assert "step" not in vars(unet64.generator.scheduler)
-    assert "decode" not in vars(unet64.generator.pipeline.vae)
-
-
-def test_what_has_no_gradients_is_refused_in_one_line(unet64: World, tiny_wd_tagger: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot be differentiated"):
-        BlendGradients(unet64.live, unet64.generator, open_tagger(tiny_wd_tagger), LOG)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="objective 'accuracy' has no gradient"):
-        BlendGradients(unet64.live, unet64.generator, unet64.tagger, Metric("accuracy", 0.5, str))
-    with pytest.raises(ConfigError, match="fraction 0"):
-        Differentiation(0.0)
-    for chain in (-0.1, 1.1, float("nan")):
-        with pytest.raises(ConfigError, match="chain"):
-            Differentiation(0.5, chain=chain)
-    with pytest.raises(ConfigError, match="streamed"):
-        Differentiation(0.5, recompute=False, streamed=True)
-
-
-@pytest.mark.parametrize(
-    ("fraction", "steps", "last", "spread"),
-    [
-        (0.5, 8, {4, 5, 6, 7}, {1, 3, 5, 7}),
-        (0.5, 3, {1, 2}, {1, 2}),
-        (1.0, 3, {0, 1, 2}, {0, 1, 2}),
-        (0.01, 8, {7}, {7}),
-        (0.3, 10, {7, 8, 9}, {3, 6, 9}),
-    ],
-)
-def test_which_steps_are_differentiated(fraction: float, steps: int, last: set[int], spread: set[int]) -> None:
-    assert Differentiation(fraction).differentiated(steps) == last
-    assert Differentiation(fraction, spread=True).differentiated(steps) == spread

@@ -13,7 +13,7 @@ from benchmark.pipelines.generation import GenerationSettings
 from merger.layers.grouping import group
 from merger.scoring.gradients import sampling
 from merger.scoring.gradients.gradients import BlendGradients
-from merger.scoring.gradients.memory import step_memory
+from merger.scoring.gradients.memory import image_memory
 from merger.scoring.gradients.sampling import DifferentiableGenerator, Differentiation
 from merger.scoring.objective import Metric
 from scripts.full_size_models import TINY
@@ -33,7 +33,7 @@ def gradient(folder: Path, dtype: torch.dtype, *, blocks_again: bool = False) ->
     generator = DifferentiableGenerator(pipeline, GenerationSettings(steps=2, width=64, height=64, batch_size=2))
     metric, prompts = Metric("log_probability", 0.5, lambda tag: "general"), prompts_of(tagger, 2)
     gradients = BlendGradients(live, generator, tagger, metric, Differentiation())
-    step_memory(gradients, prompts[0], 2)
+    image_memory(gradients, prompts[0])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         _, found = gradients({layer: {"one": 0.2, "two": 0.3} for layer in live.layers}, prompts)

@@ -1,55 +1,66 @@
+"""What a step of so many images takes, from what one image takes."""
+
 from __future__ import annotations
 
 from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
 
-from merger.scoring.gradients.memory import Kept, StepMemory, TooMuch, size
+from benchmark.pipelines.lending import lent
+from merger.scoring.gradients.followed import Followed
+from merger.scoring.gradients.memory import StepMemory, image_memory, size
+from merger.scoring.gradients.sampling import NETWORKS, Differentiation
+from tests.merger.scoring.test_gradients import PROMPTS, World, unet32  # noqa: F401
 
-
-def test_what_autograd_keeps_is_counted_once_and_weights_not_at_all() -> None:
-    module = nn.Sequential(nn.Linear(6, 8, bias=False), nn.Sigmoid(), nn.Linear(8, 2, bias=False), nn.Sigmoid())
-    images = torch.ones(5, 6)
-    with Kept(module.parameters()) as kept:
-        module(images)
-    # the input of each linear layer and the output of each sigmoid; the first sigmoid's is the second layer's input
-    assert kept.bytes.total() == 4 * 5 * (6 + 8 + 2)
-    weights = sum(parameter.nbytes for parameter in module.parameters())
-    with Kept() as kept:
-        module(images)
-    assert kept.bytes.total() in (4 * 80 + 4 * 16, 4 * 80 + weights), "the first weight's is not needed"
-    with Kept() as kept, torch.no_grad():
-        module(images)
-    assert kept.bytes.total() == 0
+PARTS = {"text": 10, "steps": 70, "graphs": 5, "decoder": 90, "decoded_kept": 60, "tagger": 20}
+MB = 1_000_000
 
 
-def test_what_is_let_go_makes_room_for_what_comes() -> None:
-    images = torch.ones(100, requires_grad=True)
-    with Kept(most=800) as kept:
-        kept.part = "first"
-        images.exp()
-        kept.drop("first")
-        kept.part = "second"
-        images.exp()
-    assert kept.bytes == {"first": 400, "second": 400}
-    with pytest.raises(TooMuch), Kept(most=799) as kept:
-        images.exp()
-        images.exp()
+def memory(**changes: int) -> StepMemory:
+    parts = {name: count * MB for name, count in (PARTS | changes).items()}
+    return StepMemory(held=2_000 * MB, gradients=500 * MB, images=8, decoded=4, **parts)
 
 
-def test_the_larger_of_step_and_decoder_counts_and_is_said() -> None:
-    parts = {"text": 10_000_000, "decoder": 90_000_000, "tagger": 5_000_000}
-    memory = StepMemory(2_000_000_000, 500_000_000, **parts, step=70_000_000, images=8, decoded=4)
-    assert memory.kept(1) == 105_000_000
-    assert memory.kept(8) == 80_000_000 + 8 * 70_000_000, "four of the eight are decoded at once"
-    assert memory.least == 605_000_000
-    assert memory.total == 3_140_000_000
-    assert str(memory) == (
-        "memory of a step, estimated: 3.1 GB = blend, base and donors 2.0 GB + gradients 500 MB "
-        "+ 640 MB kept of 8 images at once"
-    )
-    kept = replace(memory, steps_kept=4)
-    assert kept.kept(8) == 80_000_000 + 4 * 8 * 70_000_000 + 4 * 90_000_000 + 8 * 5_000_000, "steps and decoder at once"
+def test_the_larger_of_steps_and_decoder_counts() -> None:
+    assert memory().needed(1) == (10 + 70 + 500) * MB
+    assert memory(steps=10, decoder=900).needed(1) == (10 + 5 + 900) * MB
+    assert memory(steps=10, decoder=100, tagger=1000).needed(1) == (10 + 5 + 60 + 1000) * MB
+    # four of the eight are decoded at once, all eight are shown to the tagger
+    assert memory(steps=1, decoder=900).needed(8) == (80 + 40 + 4 * 900) * MB
+    assert memory(steps=1, tagger=900).needed(8) == (80 + 40 + 4 * 60 + 8 * 900) * MB
+    assert memory().least == memory().needed(1)
+    assert memory(visiting=10_000).needed(8) == 10_000 * MB, "text encoders that come before an image is begun"
     assert size(12_345_678) == "12 MB"
+
+
+def test_as_many_images_as_fit() -> None:
+    assert memory().most_images(memory().needed(3), 8) == 3
+    assert memory().most_images(memory().needed(3) - 1, 8) == 2
+    assert memory().most_images(memory().needed(20), 8) == 8
+    assert memory().most_images(memory().needed(1) - 1, 8) == 0
+
+
+@pytest.mark.parametrize("halves", [False, True])
+@pytest.mark.parametrize("checkpointed", [frozenset(), frozenset(NETWORKS)], ids=["all kept", "blocks"])
+def test_every_way_of_a_step_follows_from_one_image(
+    unet32: World,  # noqa: F811
+    checkpointed: frozenset[str],
+    halves: bool,
+) -> None:
+    """Against the peak of real steps of one and of three images, with a sampling step more than was measured."""
+    how = Differentiation(1.0, streamed=True, checkpointed=checkpointed, halves=halves)
+    measured = image_memory(unet32.gradients(how), PROMPTS[0])
+    assert measured.calls == unet32.generator.settings.steps == 3
+    for changes in ({}, {"streamed": False}, {"streamed": False, "recompute": False}):
+        way = replace(how, **changes)  # type: ignore[arg-type]
+        predicted = measured.of_step(way, 0, 3)
+        for images in (1, 3):
+            gradients, checksum = unet32.gradients(way, micro_batch=images), unet32.live.apply(unet32.weights)
+            # Blending is over before an image is begun.
+            with lent(unet32.live, "apply", lambda _: checksum), Followed(torch.device("cpu")) as followed:  # noqa: B023
+                gradients.measure(unet32.weights, PROMPTS[:images])
+            real = max(followed.peaks.values())
+            # Kept graphs are freed one by one while gradients gather, which is counted as if all were there at once.
+            most = 1.1 if way.recompute else 1.25
+            assert 0.97 * real <= predicted.needed(images) <= most * real, (way, images)
