@@ -34,7 +34,9 @@ def state(module: nn.Module) -> list[dict[str, Any]]:
     return [{name: value for name, value in vars(part).items() if name[:2] != "__"} for part in module.modules()]
 
 
-@pytest.mark.parametrize("checkpointed", [*({name} for name in NETWORKS), ALL], ids=lambda names: "+".join(sorted(names)))
+@pytest.mark.parametrize(
+    "checkpointed", [*({name} for name in NETWORKS), ALL], ids=lambda names: "+".join(sorted(names))
+)
 @pytest.mark.parametrize("world", ["unet32", "unet64", "dit64"])
 def test_gradients_stay_the_same(world: str, checkpointed: set[str], request: pytest.FixtureRequest) -> None:
     """Within a step that is computed again, one that is streamed, and one that is kept."""
