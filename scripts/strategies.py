@@ -66,7 +66,6 @@ _CHANNEL = {
     "gradient.backprop_steps": "spread",
     "gradient.chain": 0.0,
 }
-_LONG = {**_CHANNEL, "gradient.steps": 320, "gradient.learning_rate": 0.045, "gradient.shift": 0.03}
 
 WAYS: Mapping[str, Strategy] = {
     "reference": Strategy(
@@ -87,9 +86,6 @@ WAYS: Mapping[str, Strategy] = {
     ),
     "gradient search, channel": Strategy(
         "a weight per output channel, 64 steps, detached gradients through 2 of 8 sampling steps", _CHANNEL
-    ),
-    "gradient search, channel, long": Strategy(
-        "320 steps by channel, the tagger reading images moved by up to 2 of 64 pixels", _LONG
     ),
     "gradient search, channel, noise donors": Strategy(
         "control: the same 64 steps on donors replaced by noise of the same norm", _CHANNEL, noise=True
