@@ -32,7 +32,7 @@ from merger.scoring.selection import finalists_of
 from merger.search.baselines import baselines_of
 from merger.search.trials import TrialRecord, distinct_best
 from merger.weights import Weights
-from scripts.search_table import write_table
+from scripts.search_table import complete, write_table
 from scripts.strategies import STRATEGIES, configuration, follow
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -116,14 +116,15 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--work", type=Path, default=ROOT / ".work" / "search")
     parser.add_argument("--results", type=Path, default=ROOT / ".work" / "search" / "results.jsonl")
-    parser.add_argument("--table", type=Path, help="folder that gets the table (Markdown) and the plot (PNG)")
+    parser.add_argument("--table", type=Path, help="folder that gets tables and plots of what all these seeds have")
     given = parser.parse_args()
     names = [name.strip() for name in given.strategies.split(";") if name.strip()]
     if unknown := [name for name in names if name not in STRATEGIES]:
         print(f"error: no strategy is called {unknown[0]!r}; there are: {'; '.join(STRATEGIES)}", file=sys.stderr)
         return 2
     given.results.parent.mkdir(parents=True, exist_ok=True)
-    for seed in map(int, given.seeds.split(",")):
+    seeds = [int(seed) for seed in given.seeds.split(",")]
+    for seed in seeds:
         for name in names:
             if any((row["strategy"], row["seed"]) == (name, seed) for row in read_rows(given.results)):
                 continue
@@ -138,7 +139,7 @@ def main() -> int:
                 f"{row['seconds']:.0f} s; {time.time() - began:.0f} s in all",
                 file=sys.stderr,
             )
-    print(json.dumps(write_table(read_rows(given.results), given.table)))
+    print(json.dumps(write_table(complete(read_rows(given.results), seeds), given.table)))
     return 0
 
 

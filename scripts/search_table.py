@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,15 @@ def write_table(rows: Sequence[Row], folder: Path | None) -> dict[str, Any]:
             if shown:
                 plot(shown, folder / name)
     return figures
+
+
+def complete(rows: Iterable[Row], seeds: Collection[int]) -> list[Row]:
+    """The rows of these seeds, of the strategies that were measured on all of them: medians compare the same searches."""
+    rows = [row for row in rows if row["seed"] in seeds]
+    measured: dict[str, set[int]] = {}
+    for row in rows:
+        measured.setdefault(row["strategy"], set()).add(row["seed"])
+    return [row for row in rows if measured[row["strategy"]] == set(seeds)]
 
 
 def figures_of(rows: Sequence[Row]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 
 from scripts import search_table
 from scripts.measure_search import read_rows
-from scripts.search_table import best_parent, figures_of, markdown, variants
+from scripts.search_table import best_parent, complete, figures_of, markdown, variants
 from scripts.strategies import STRATEGIES, configuration
 
 DEMO = Path(__file__).parents[2] / "demo" / "search.yaml"
@@ -130,6 +130,12 @@ def test_strategies_and_variants_have_pictures_of_their_own(tmp_path: Path, monk
     text = (tmp_path / "search.md").read_text()
     assert "\n\n| gradient search, but |" in text
     assert "polished" not in text and "coarse" not in text, "rows of strategies that are gone are not shown"
+
+
+def test_a_table_has_what_was_measured_on_all_of_its_seeds() -> None:
+    rows = [row("reference", seed, 0.8, {}) for seed in (1, 2, 3)] + [row("gradient search", 2, 0.9, {})]
+    assert complete(rows, [1, 2]) == rows[:2], "one seed of the other strategy is missing"
+    assert complete(rows, [2]) == [rows[1], rows[3]]
 
 
 def test_every_strategy_is_a_change_to_the_search_file(tmp_path: Path) -> None:
