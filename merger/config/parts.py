@@ -289,7 +289,7 @@ class GradientSettings(Settings):
         "that. 1 is a rate that falls from the first step on; such a search ends without a decay of its own.",
     )
     eps: NotNegative = Field(
-        default=1e-3,
+        default=0.3,
         description="Gradients below this share of the root mean square of all are not scaled up to a full step. With "
         "more, weights that matter little stay closer to their start.",
     )
@@ -304,16 +304,16 @@ class GradientSettings(Settings):
         description="The weight that every layer and donor starts with: near the base, where all donors matter.",
     )
     backprop_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
-        default=0.5,
-        description="Share of the sampling steps that gradients pass through. Half of them find as much as all, in "
-        "less time.",
+        default=0.25,
+        description="Share of the sampling steps that gradients pass through. A quarter of them find as much as half, "
+        "in less time.",
     )
     backprop_steps: Literal["last", "spread"] = Field(
-        default="last",
+        default="spread",
         description="Which sampling steps these are: the last ones, or steps at equal distances up to the last one.",
     )
     chain: Annotated[float, Field(ge=0, le=1)] = Field(
-        default=1.0,
+        default=0.0,
         description="Share of the gradient that passes from a sampling step into the step before it. 1 is the whole "
         "gradient of the image. 0 gives each step a gradient of its own.",
     )
