@@ -40,7 +40,7 @@ def write_table(rows: Sequence[Row], folder: Path | None) -> dict[str, Any]:
 
 
 def complete(rows: Iterable[Row], seeds: Collection[int]) -> list[Row]:
-    """The rows of these seeds, of the strategies that were measured on all of them: medians compare the same searches."""
+    """The rows of these seeds, of strategies measured on all of them: so medians compare the same searches."""
     rows = [row for row in rows if row["seed"] in seeds]
     measured: dict[str, set[int]] = {}
     for row in rows:
