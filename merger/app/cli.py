@@ -162,6 +162,32 @@ def make_parser() -> argparse.ArgumentParser:
     _pickles(inspect)
     _json(inspect)
 
+    rank = _command(
+        commands,
+        "rank",
+        "say which checkpoints and LoRAs of a folder a base would gain from",
+        "merger rank search.yaml loras/ models/ --page ranking.html",
+    )
+    rank.add_argument("config", type=Path, metavar="CONFIG.yaml", help="a search's configuration")
+    rank.add_argument(
+        "paths",
+        nargs="*",
+        type=Path,
+        metavar="PATH",
+        help="files, and folders of files, to rank instead of the configuration's donors",
+    )
+    rank.add_argument(
+        "--chunks",
+        type=int,
+        default=8,
+        metavar="N",
+        help="how many times the configuration's `prompts` to score the base on, each time new ones (default: 8)",
+    )
+    rank.add_argument("--page", type=Path, metavar="FILE.html", help="also write a page with a heat map")
+    rank.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the file")
+    _pickles(rank)
+    _json(rank)
+
     benchmark = _command(
         commands,
         "benchmark",

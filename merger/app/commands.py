@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from benchmark.errors import surroundings_said
-from benchmark.writing import sweep
+from benchmark.writing import sweep, whole_or_nothing
 from merger.app.runs import ROOT, Run, find_run, list_runs
 from merger.config.config import Config
 from merger.config.loading import load_config
@@ -280,6 +281,22 @@ def inspect(args: argparse.Namespace) -> int:
     found = inspect_files(args.files, _configuration(args), allow_pickle=args.allow_pickle, hashes=args.hash)
     print(json.dumps(found, ensure_ascii=False) if args.json else format_inspection(found))
     return 0 if found["fit"]["ok"] else 1
+
+
+def rank(args: argparse.Namespace) -> int:
+    """`merger rank`: which donors a base would gain from."""
+    from merger.app.rank import pool_config, rank
+    from merger.report.ranking import ranking_page, ranking_text
+
+    overrides = [*args.set, *(["allow_pickle=true"] if args.allow_pickle else [])]
+    config = pool_config(args.config, args.paths, overrides, allow_pickle=args.allow_pickle)
+    with whole_or_nothing(args.page) if args.page else nullcontext() as page:  # refused before the work, not after it
+        ranking, said = rank(config, args.chunks)
+        if page:
+            page.write_text(ranking_page(ranking, said), encoding="utf-8")
+    found = said | {"donors": ranking.to_json()}
+    print(json.dumps(found, ensure_ascii=False) if args.json else ranking_text(ranking, said))
+    return 0
 
 
 def describe(run: Run) -> dict[str, Any]:
