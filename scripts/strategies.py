@@ -59,8 +59,8 @@ _GRADIENT = {
 _CHANNEL = {
     **_GRADIENT,
     "granularity": "channel",
-    "gradient.steps": 64,
-    "gradient.learning_rate": 0.09,
+    "gradient.steps": 68,
+    "gradient.decay": 0.25,
     "gradient.eps": 0.3,
     "gradient.backprop_fraction": 0.25,
     "gradient.backprop_steps": "spread",
@@ -85,10 +85,14 @@ WAYS: Mapping[str, Strategy] = {
         "control: donors replaced by noise of the same norm", _GRADIENT, noise=True
     ),
     "gradient search, channel": Strategy(
-        "a weight per output channel, 64 steps, detached gradients through 2 of 8 sampling steps", _CHANNEL
+        "a weight per output channel, 68 steps, detached gradients through 2 of 8 sampling steps", _CHANNEL
+    ),
+    "gradient search, channel, falling": Strategy(
+        "64 steps by channel, whose learning rate falls from the first one on",
+        {**_CHANNEL, "gradient.steps": 64, "gradient.learning_rate": 0.09, "gradient.decay": 1.0},
     ),
     "gradient search, channel, noise donors": Strategy(
-        "control: the same 64 steps on donors replaced by noise of the same norm", _CHANNEL, noise=True
+        "control: the same 68 steps on donors replaced by noise of the same norm", _CHANNEL, noise=True
     ),
 }
 

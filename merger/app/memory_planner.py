@@ -224,8 +224,7 @@ class _Planner:
     def _steps(self, how: Differentiation, images: int) -> FreshSteps:
         space = self.session.sources.space
         layers = sorted({layer for parameter in space.parameters for layer in parameter.layers})
-        shift = self.session.config.gradient.shift
-        return self.runtime.gradient_steps(layers, how, widths=space.widths, micro_batch=images, shift=shift)
+        return self.runtime.gradient_steps(layers, how, widths=space.widths, micro_batch=images)
 
     def _modules(self) -> list[nn.Module]:
         parts: Iterable[Any] = (

@@ -19,7 +19,7 @@ _OFF = {"polish": 0, "coarse_to_fine": {}}
 _THEN = {"block_names": EARLIER, "distinct_prompts": False}
 """Settings that 0.1.0 did not have, at the values that do what it did. Later run folders name every setting."""
 
-GRADIENT_THEN = {"backprop_steps": "last", "chain": 1.0, "decay": 1.0, "eps": 1e-3, "searches": 1, "shift": 0.0}
+GRADIENT_THEN = {"backprop_steps": "last", "chain": 1.0, "decay": 1.0, "eps": 1e-3, "searches": 1}
 """The same for the parts of `gradient`."""
 
 _RESULT = {"luck": "optimism"}

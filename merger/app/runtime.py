@@ -69,12 +69,11 @@ class Runtime:
         *,
         widths: Mapping[str, int] | None = None,
         micro_batch: int | None = None,
-        shift: float = 0.0,
     ) -> FreshSteps:
         """Score and gradient of a blend on the prompts of its step.
 
-        layers: those whose weights are searched. widths, micro_batch, shift: as `BlendGradients` wants them. The
-        runtime must have been loaded with `gradients`.
+        layers: those whose weights are searched. widths, micro_batch: as `BlendGradients` wants them. The runtime must
+        have been loaded with `gradients`.
         """
         generator = cast(DifferentiableGenerator, self.generator)
         tagger = cast(DifferentiableTagger, self.exam.taggers[TAGGER])
@@ -92,7 +91,6 @@ class Runtime:
                 layers=layers,
                 widths=widths,
                 floors=self.exam.floors,
-                shift=shift,
             ),
             self.exam.step_prompts,
         )

@@ -317,11 +317,6 @@ class GradientSettings(Settings):
         description="Share of the gradient that passes from a sampling step into the step before it. 1 is the whole "
         "gradient of the image. 0 gives each step a gradient of its own.",
     )
-    shift: Annotated[float, Field(ge=0, le=0.25)] = Field(
-        default=0.0,
-        description="How far an image is moved before the tagger reads it in a gradient step, as a share of its sides. "
-        "Each image is moved by its own amount. What fools the tagger alone rarely survives that. 0 moves none.",
-    )
     eval_every: Count = Field(
         default=8,
         description="Number of steps between two evaluations of the current blend on the fixed search prompts.",

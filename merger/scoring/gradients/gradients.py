@@ -36,7 +36,6 @@ from merger.scoring.gradients.checkpointing import checkpointed
 from merger.scoring.gradients.findings import StepFindings
 from merger.scoring.gradients.reduction import searched_parameters, weight_gradients
 from merger.scoring.gradients.sampling import DifferentiableGenerator, Differentiation
-from merger.scoring.gradients.shifting import shifted
 from merger.scoring.objective import Metric
 from merger.search.space import Floats
 from merger.search.trials import Score
@@ -88,9 +87,8 @@ class BlendGradients:
     None takes the generator's batch size. It is halved, for good, if a GPU's memory does not suffice; nothing but
     rounding depends on it. layers: those whose weights need gradients; None for all. widths: {layer of one tensor: its
     number of channels} where channels have weights of their own. floors: what a blend must keep;
-    the score then loses what is below them, and the base's images are generated too, without gradients. shift: how far
-    images are moved before the tagger reads them, as a share of their sides (`merger.scoring.gradients.shifting`).
-    Raises ConfigError for a tagger or an objective without gradients.
+    the score then loses what is below them, and the base's images are generated too, without gradients. Raises
+    ConfigError for a tagger or an objective without gradients.
     """
 
     def __init__(
@@ -105,7 +103,6 @@ class BlendGradients:
         layers: Collection[str] | None = None,
         widths: Mapping[str, int] | None = None,
         floors: Floors | None = None,
-        shift: float = 0.0,
     ) -> None:
         if not hasattr(tagger, "logits"):
             raise ConfigError(f"{tagger.name}: this tagger cannot be differentiated, so there is no gradient to follow")
@@ -113,7 +110,7 @@ class BlendGradients:
             raise ConfigError(f"objective '{metric.kind}' has no gradient. Use {' or '.join(OBJECTIVES)}.")
         self.live, self.generator, self.tagger, self.metric, self.how = live, generator, tagger, metric, how
         self.micro_batch = micro_batch or generator.batch_size
-        self.floors, self.shift = floors, shift
+        self.floors = floors
         self.layers = tuple(layer for layer in live.layers if layers is None or layer in layers)
         self.widths = {layer: (widths or {}).get(layer, 1) for layer in self.layers}
         self._searched = tuple(searched_parameters(live, self.layers, self.widths))
@@ -182,15 +179,14 @@ class BlendGradients:
         how = Differentiation(recompute=False)  # no parameter asks for gradients, so there is no graph to save
 
         def logs(rows: np.ndarray) -> Tensor:
-            prompts = [findings.prompts[row] for row in rows]
-            images = self.generator.draw(prompts, self.live.module, how)
-            return logsigmoid(self._logits(images, prompts, columns)).detach().cpu()
+            images = self.generator.draw([findings.prompts[row] for row in rows], self.live.module, how)
+            return logsigmoid(self._logits(images, columns)).detach().cpu()
 
         return torch.cat([*self._by_micro_batch(len(findings.prompts), logs)])
 
-    def _logits(self, images: Tensor, prompts: Sequence[Prompt], columns: np.ndarray) -> Tensor:
+    def _logits(self, images: Tensor, columns: np.ndarray) -> Tensor:
         """[B, 3, H, W] -> [B, T]: the tagger's, of the tags in `columns`, in the type that taggers compute in."""
-        images = shifted(images.to(torch.promote_types(images.dtype, torch.float32)), prompts, self.shift)
+        images = images.to(torch.promote_types(images.dtype, torch.float32))
         return logits_of(self.tagger, images)[:, torch.from_numpy(columns).to(images.device)]
 
     def _by_micro_batch(self, prompts: int, compute: Callable[[np.ndarray], Tensor]) -> Iterator[Tensor]:
@@ -261,7 +257,7 @@ class BlendGradients:
         """
         prompts = [findings.prompts[row] for row in rows]
         images = self.generator.draw(prompts, self.live.module, self.how)
-        logits = self._logits(images, prompts, columns)
+        logits = self._logits(images, columns)
         asked = torch.from_numpy(findings.asked[rows]).to(images.device)
         values = logsigmoid(logits) if self.metric.kind == "log_probability" else torch.sigmoid(logits)
         parts = torch.where(asked, values, 0).sum(dim=1) / asked.sum(dim=1)

@@ -125,7 +125,6 @@ OTHER: dict[str, Any] = {
     "gradient.backprop_fraction": 1.0,
     "gradient.backprop_steps": "last",
     "gradient.eps": 0.5,
-    "gradient.shift": 0.05,
     "gradient.chain": 0.5,
     "gradient.decay": 0.5,
     "gradient.searches": 2,

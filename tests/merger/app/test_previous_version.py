@@ -68,7 +68,6 @@ def test_old_keys_of_a_run_are_read(previous: Path) -> None:
         "chain": 1.0,
         "decay": 1.0,
         "eps": 1e-3,
-        "shift": 0.0,
         "searches": 1,
         "learning_rate": 0.05,
         "start": 0.2,
