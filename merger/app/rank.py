@@ -1,7 +1,7 @@
 """`merger rank`: which of a folder's checkpoints and LoRAs a base would gain from, by one gradient at the base.
 
-The score's gradient in the base's parameters is taken on fresh prompts, chunk by chunk, and kept in files of a temporary
-folder. Then each donor is read once, where it lies, and none is held: twenty donors need the memory of one.
+The score's gradient in the base's parameters is computed on fresh prompts, chunk by chunk, and kept in files of a
+temporary folder. Then each donor is read once, where it lies, and none is held: twenty donors need the memory of one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from merger.layers.channels import CHANNEL
 from merger.scoring.gradients.gradients import BlendGradients
 from merger.scoring.gradients.kept import KeptGradients
 from merger.scoring.gradients.reduction import searched_parameters
-from merger.scoring.ranking import Ranking, keep, slopes
+from merger.scoring.ranking import Ranking, keep, products
 
 LEAST_CHUNKS = 2
 _MODEL_FOLDERS = ("model_index.json", "unet", "transformer")
@@ -67,9 +67,8 @@ def _members(path: Path, allow_pickle: bool) -> Iterator[Path]:
         return
     endings = (".safetensors", *(_PICKLES if allow_pickle else ()))
     for each in sorted(path.iterdir()):
-        if each.is_dir() and _is_model(each):
-            yield each
-        elif each.suffix in endings and not each.name.endswith(".recipe.safetensors") and each.is_file():
+        weights = each.suffix in endings and not each.name.endswith(".recipe.safetensors")
+        if _is_model(each) if each.is_dir() else weights:
             yield each
 
 
@@ -95,7 +94,7 @@ def rank(config: Config, chunks: int) -> tuple[Ranking, dict[str, Any]]:
     steps, live = planned.steps.gradients, runtime.live
     live.hold_in("file")  # each donor is read once
     gradients = KeptGradients(
-        live, steps.generator, steps.tagger, steps.metric, steps.how, micro_batch=steps.micro_batch, shift=steps.shift
+        live, steps.generator, steps.tagger, steps.metric, steps.how, micro_batch=steps.micro_batch
     )
     half = gradients.parameters[0].dtype.itemsize < 4
     values = []
@@ -107,7 +106,7 @@ def rank(config: Config, chunks: int) -> tuple[Ranking, dict[str, Any]]:
             values.append(score.value)
             print(f"chunk {chunk + 1} of {chunks}: the base scores {score.value:.4f}", file=sys.stderr)
         numbered = searched_parameters(live, gradients.layers)
-        table = slopes(list(numbered), files, len(gradients.layers), len(live.donors))
+        table = products(list(numbered), files, len(gradients.layers), len(live.donors))
     ranking = Ranking(gradients.layers, live.donors, table)
     said = {
         "base": session.sources.base.name,

@@ -13,7 +13,7 @@ from merger.scoring.ranking import Ranking
 
 MOST_ROWS = 60
 
-_STYLE = """body { font: 14px/1.5 system-ui, sans-serif; margin: 2rem; color-scheme: light; background: #fff; color: #222 }
+_STYLE = """body { font: 14px/1.5 system-ui, sans-serif; margin: 2rem; background: #fff; color: #222 }
 svg text { font-size: 12px } svg .num { font-size: 10px } div { overflow-x: auto } table { border-spacing: 1rem 0 }
 td { text-align: right } td:nth-child(2) { text-align: left }"""
 
@@ -23,7 +23,7 @@ def ranking_text(ranking: Ranking, said: Mapping[str, Any]) -> str:
     (whole, error), tuned = ranking.whole, ranking.tuned
     wide = max(5, *(len(name) for name in ranking.donors))
     lines = [
-        f"{said['base']} scores {said['score']:.4f} ({said['objective'].replace('_', ' ')}) on {said['prompts']} prompts. "
+        f"{said['base']} scores {said['score']:.4f} (mean log probability of the tags) on {said['prompts']} prompts.",
         "Gain per unit of weight, for small weights:",
         f"  # {'donor':{wide}}  one weight for all layers  one for each layer",
     ]
@@ -49,14 +49,14 @@ def _map_lines(ranking: Ranking) -> list[str]:
     return lines
 
 
-def _mark(slope: float, error: float) -> str:
-    if abs(slope) < 2 * error or not slope:
+def _mark(gradient: float, error: float) -> str:
+    if abs(gradient) < 2 * error or not gradient:
         return "."
-    return ("+" if slope > 0 else "-") * (2 if abs(slope) >= 4 * error else 1)
+    return ("+" if gradient > 0 else "-") * (2 if abs(gradient) >= 4 * error else 1)
 
 
 def ranking_page(ranking: Ranking, said: Mapping[str, Any]) -> str:
-    """The same as a page of HTML, with the slopes as a heat map: donors down, layers across."""
+    """The same as a page of HTML, with the gradients as a heat map: donors down, layers across."""
     (whole, error), tuned, (mean, _) = ranking.whole, ranking.tuned, ranking.by_layer
     donors = [ranking.donors[d] for d in ranking.order]
     largest = float(np.abs(mean).max()) or 1.0
@@ -72,9 +72,9 @@ def ranking_page(ranking: Ranking, said: Mapping[str, Any]) -> str:
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Donors for {escape(said["base"])}</title>'
         f"<style>{_STYLE}</style><h1>Donors for {escape(said['base'])}</h1>"
-        f"<p>The slope of the score ({escape(said['objective'].replace('_', ' '))}, {said['score']:.4f} at the base) on "
-        f"{said['prompts']} prompts, per unit of weight.</p>"
+        f"<p>The gain in mean log probability of the tags per unit of weight, for small weights. The base has "
+        f"{said['score']:.4f}, on {said['prompts']} prompts.</p>"
         "<table><tr><th>#</th><th>donor</th><th>one weight for all layers</th><th>one for each layer</th></tr>"
-        f"{rows}</table><h2>Layer by layer</h2><p>Slopes as shares of the largest, {largest:.4f}: orange gains, blue "
+        f"{rows}</table><h2>Layer by layer</h2><p>Gains as shares of the largest, {largest:.4f}: orange gains, blue "
         f"loses.</p><div>{heat_map(cells, ranking.layers, donors)}</div></html>"
     )

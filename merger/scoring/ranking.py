@@ -2,10 +2,10 @@
 
 L layers, D donors, C chunks of prompts.
 
-A blend is linear in its weights, so the slope of the score along a donor, at the base, is the dot product of the score's
-gradient with the donor's difference. It says what a small weight would gain or lose, per unit of weight, layer by layer.
-Its noise is that of the prompts: each chunk has prompts of its own, and the spread between chunks gives the standard
-error of the mean.
+A blend is linear in its weights, so the score's gradient in a donor's weight, at the base, is the dot product of its
+gradient in the parameters with the donor's difference. It says what a small weight would gain or lose, per unit of
+weight, layer by layer. Its noise is that of the prompts: each chunk has prompts of its own, and the spread between
+chunks gives the standard error of the mean.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Ranking:
-    """slopes: [C, L, D], of the mean score of a chunk's prompts in each blend weight, at the base."""
+    """gradients: [C, L, D], of the mean score of a chunk's prompts in each blend weight, at the base."""
 
     layers: tuple[str, ...]
     donors: tuple[str, ...]
-    slopes: Floats
+    gradients: Floats
 
     @property
     def by_layer(self) -> tuple[Floats, Floats]:
         """(mean, standard error) over chunks, [L, D] each."""
-        return _mean(self.slopes)
+        return _mean(self.gradients)
 
     @property
     def whole(self) -> tuple[Floats, Floats]:
         """(mean, standard error) of a weight that all layers share, [D] each."""
-        return _mean(self.slopes.sum(axis=1))
+        return _mean(self.gradients.sum(axis=1))
 
     @property
     def tuned(self) -> Floats:
-        """[D]: the slope if each layer has a weight of its own, of the same root mean square as a shared one.
+        """[D]: the gradient if each layer has a weight of its own, of the same root mean square as a shared one.
 
-        That is the norm of the layers' slopes times the root of L, less what noise adds to it in the mean.
+        That is the norm of the layers' gradients times the root of L, less what noise adds to it in the mean.
         """
         mean, error = self.by_layer
         return np.sqrt(np.clip((mean**2 - error**2).sum(axis=0), 0, None) * len(self.layers))
@@ -66,11 +66,11 @@ class Ranking:
         return [
             {
                 "donor": self.donors[d],
-                "slope": float(whole[d]),
+                "gradient": float(whole[d]),
                 "stderr": float(error[d]),
                 "tuned": float(tuned[d]),
                 "layers": {
-                    layer: {"slope": float(mean[at, d]), "stderr": float(errors[at, d])}
+                    layer: {"gradient": float(mean[at, d]), "stderr": float(errors[at, d])}
                     for at, layer in enumerate(self.layers)
                 },
             }
@@ -88,7 +88,7 @@ def keep(gradients: Sequence[Tensor], dtype: torch.dtype, file: Path) -> None:
     save_file({str(place): gradient.to(dtype) for place, gradient in enumerate(gradients)}, file)
 
 
-def slopes(searched: Sequence[SearchedParameter], files: Sequence[Path], layers: int, donors: int) -> Floats:
+def products(searched: Sequence[SearchedParameter], files: Sequence[Path], layers: int, donors: int) -> Floats:
     """[C, L, D]: the dot products of the gradients in `files` with every donor's differences.
 
     searched: the parameters, in the files' order; `at` is the number of its layer. Each donor is read once.

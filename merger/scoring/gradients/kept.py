@@ -1,8 +1,8 @@
 """The gradient of the score in every parameter, kept: what any donor would gain follows from it, donor by donor.
 
-A gradient step reduces gradients to those of the blend weights while they are delivered, so it reads every donor again
-and again. Where only the base is asked about, the gradient in its parameters can be kept instead, and each donor is read
-once afterwards, however many there are.
+A gradient step reduces gradients to those of the blend weights while they are delivered, so it reads every donor in
+every step. Where only the base is asked about, the gradient in its parameters can be kept instead, and each donor is
+read once afterwards, however many there are.
 """
 
 from __future__ import annotations
