@@ -32,7 +32,7 @@ from merger.scoring.gradients.steps import FreshSteps
 from merger.scoring.gradients.ways import Way, ways
 from merger.scoring.objective import TAGGER
 
-_CONTEXT = 500_000_000  # bytes that CUDA takes for itself, and that torch does not count
+CONTEXT = 500_000_000  # bytes that CUDA takes for itself, and that torch does not count
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class _Planner:
         self.device = torch.device(session.device)
         self.gpu = self.device.type == "cuda"
         self.limited = config.memory_limit is not None
-        self.context = _CONTEXT if self.gpu and self.limited else 0
+        self.context = CONTEXT if self.gpu and self.limited else 0
         self.plain = differentiation(config)
         self.streams = not config.blends_text
         self.models = nbytes_of(self._modules(), self.device, live.parameters)
