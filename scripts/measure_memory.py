@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from benchmark.pipelines.generation import GenerationSettings
 from benchmark.pipelines.lending import lent
@@ -42,7 +41,7 @@ from merger.scoring.gradients.ways import OTHERS, Way, ways
 from scripts.full_size_models import FAMILIES, TINY
 from scripts.gpu_checks.full_size import SIDES, Model
 from scripts.gpu_checks.models import prompts_of
-from scripts.weightless import META, Operations, no_values, weightless_model
+from scripts.weightless import META, Operations, modules_of, no_values, weightless_model
 
 GB = 10**9
 HOLDS: tuple[Hold, ...] = ("device", "host", "file")
@@ -88,9 +87,9 @@ class Case:
 
     def choice(self, allowed: int) -> MemoryChoice:
         """What the product chooses a plan from, on a GPU with so many bytes."""
-        live, parts = self.model.live, self.model.generator.pipeline.components.values()
-        modules = [part for part in (*parts, self.model.tagger.model) if isinstance(part, nn.Module)]
-        models, text = nbytes_of(modules, META, live.parameters), nbytes_of(text_encoders(self.pipeline), META)
+        live = self.model.live
+        models = nbytes_of(modules_of(self.model), META, live.parameters)
+        text = nbytes_of(text_encoders(self.model.generator.pipeline), META)
         largest = max(parameter.numel() for parameter in live.parameters)
         blending = blending_nbytes(largest, live.parameters[0].element_size(), len(live.donors), gpu=True)
         free = max(allowed - CONTEXT - models - live.live_nbytes, 0)
@@ -104,11 +103,6 @@ class Case:
             text=text,
             drawing=lambda: self.drawing,
         )
-
-    @property
-    def pipeline(self) -> Any:
-        """The family's pipeline."""
-        return self.model.generator.pipeline
 
     @functools.cache  # noqa: B019 - a case lives as long as the program
     def operations(self, how: Differentiation | None) -> float:

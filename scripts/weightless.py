@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_any
 from torch.utils.flop_counter import flop_registry
@@ -102,6 +102,12 @@ def weightless_model(family: Family, settings: GenerationSettings, folder: Path,
     layers = group(list(blended), CHANNEL)
     live = LiveDenoiser(pipeline.unet, cast(Checkpoint, base), donors, layers, hold="file")
     return Model(live, DifferentiableGenerator(pipeline, settings), tagger, widths(layers, shapes))
+
+
+def modules_of(model: Model) -> list[nn.Module]:
+    """The networks of its pipeline, and the tagger's."""
+    parts = (*model.generator.pipeline.components.values(), model.tagger.model)
+    return [part for part in parts if isinstance(part, nn.Module)]
 
 
 class Operations(TorchDispatchMode):
