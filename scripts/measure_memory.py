@@ -3,7 +3,9 @@
     python -m scripts.measure_memory               plans for Stable Diffusion 1.5 and SDXL, as Markdown
     python -m scripts.measure_memory --tiny        the same with networks of a few kilobytes
 
-Plans are the product's own, for a GPU, with two donors in fp16 by channel. Networks have their true shapes, and no
+    python -m scripts.measure_memory --real sd1    real steps of a random SD 1.5 on this CPU, beside their plans
+
+Plans are the product's own, for a GPU, with two donors by channel. Networks have their true shapes, and no
 weights (`scripts.weightless`). Memory is followed from operation to operation; what kernels take for themselves is not
 seen. Operations are matrix products, convolutions and attention.
 """
@@ -21,10 +23,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from benchmark.pipelines.generation import GenerationSettings
 from benchmark.pipelines.lending import lent
+from benchmark.pipelines.loading import dtypes
 from benchmark.pipelines.quiet import quiet_diffusers
 from benchmark.pipelines.text_visits import text_encoders
 from benchmark.taggers.asking import probabilities_of
@@ -41,6 +42,8 @@ from merger.scoring.gradients.ways import OTHERS, Way, ways
 from scripts.full_size_models import FAMILIES, TINY
 from scripts.gpu_checks.full_size import SIDES, Model
 from scripts.gpu_checks.models import prompts_of
+from scripts.real_memory import WAYS, measure_real
+from scripts.real_memory import tell as tell_real_step
 from scripts.weightless import META, Operations, modules_of, no_values, weightless_model
 
 GB = 10**9
@@ -49,6 +52,8 @@ STEPS = 12
 PLAIN = Differentiation(0.5)
 LIMITS = {"sd1": (6 * GB,), "sdxl": (12 * GB, 24 * GB)}
 """Bytes that plans are asked for."""
+CASES = (("sd1", "fp16"), ("sdxl", "fp16"), ("sdxl", "bf16"))
+"""SDXL's VAE overflows in fp16, so its pipeline decodes in float32 then, and in bf16 it does not."""
 TITLES = {"sd1": "Stable Diffusion 1.5", "sdxl": "SDXL"}
 _MOST = 64  # prompts
 
@@ -156,7 +161,6 @@ def plans_of(case: Case, limits: Sequence[int]) -> Iterator[tuple[str, MemoryPla
 def tell_plans(case: Case, limits: Sequence[int]) -> None:
     """Print a table of the plans, and each as the product prints it."""
     found = list(plans_of(case, limits))
-    print(f"{TITLES[case.name]} at {case.side} x {case.side}, {STEPS} sampling steps, {STEPS // 2} with gradients:\n")
     print("| plan | memory | images at once | operations of an image in a step |")
     print("| --- | --- | --- | --- |")
     for asked, plan in found:
@@ -205,21 +209,42 @@ def tell_operations(case: Case) -> None:
     print()
 
 
+def tell_case(name: str, dtype: str, *, tiny: bool) -> None:
+    """Measure a family in a type, and print all of it."""
+    side = 64 if tiny else SIDES[name]
+    settings = GenerationSettings(steps=STEPS, sampler="ddim", width=side, height=side, batch_size=1)
+    family = (TINY if tiny else FAMILIES)[name]
+    with tempfile.TemporaryDirectory() as folder, quiet_diffusers(), no_values():
+        case = Case(name, weightless_model(family, settings, Path(folder), dtypes()[dtype]), side)
+        print(f"{TITLES[name]} at {side} x {side} in {dtype}, {STEPS} sampling steps, {STEPS // 2} with gradients:\n")
+        tell_plans(case, LIMITS[name])
+        print("What one image takes:\n")
+        tell_parts(case)
+        tell_operations(case)
+
+
+def tell_real(name: str, ways: Sequence[str], *, tiny: bool, folder: Path | None) -> bool:
+    """Take real steps and print a table; whether every one is near its plan."""
+    print(f"| model | type | way | planned | measured | measured / planned | seconds |\n|{' --- |' * 7}", flush=True)
+    with tempfile.TemporaryDirectory(dir=folder) as made:
+        near = [tell_real_step(measure_real(name, way, tiny=tiny, folder=Path(made))) for way in ways]
+    return all(near)
+
+
 def main(arguments: Sequence[str]) -> int:
-    """Measure and print."""
+    """Measure and print; 1 if a real step is not near its plan."""
     parser = argparse.ArgumentParser(prog="measure_memory", description=__doc__.splitlines()[0])
     parser.add_argument("--tiny", action="store_true", help="networks of a few kilobytes, to try the program")
     parser.add_argument("--only", choices=LIMITS, help="one of the two families")
+    parser.add_argument("--real", choices=LIMITS, help="a real step of this family in place of plans")
+    parser.add_argument("--ways", choices=WAYS, nargs="+", default=list(WAYS), help="how real steps are computed")
+    parser.add_argument("--folder", type=Path, help="where a real step's files are written for a while; 7 or 21 GB")
     options = parser.parse_args(arguments)
-    families = TINY if options.tiny else FAMILIES
-    for name in [options.only] if options.only else LIMITS:
-        side = 64 if options.tiny else SIDES[name]
-        settings = GenerationSettings(steps=STEPS, sampler="ddim", width=side, height=side, batch_size=1)
-        with tempfile.TemporaryDirectory() as folder, quiet_diffusers(), no_values():
-            case = Case(name, weightless_model(families[name], settings, Path(folder), torch.float16), side)
-            tell_parts(case)
-            tell_plans(case, LIMITS[name])
-            tell_operations(case)
+    if options.real:
+        return 0 if tell_real(options.real, options.ways, tiny=options.tiny, folder=options.folder) else 1
+    for name, dtype in CASES:
+        if options.only in (None, name):
+            tell_case(name, dtype, tiny=options.tiny)
     return 0
 
 
