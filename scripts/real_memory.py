@@ -55,9 +55,9 @@ _WHOLE_BLOCKS = {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": 
 def measure_real(name: str, way: str, *, tiny: bool, folder: Path) -> dict[str, Any]:
     """Plan and measurement of a step, in bytes. folder: where the files are written, if they are not there."""
     plan = planned(name, way, tiny=tiny)
-    _write(name, folder / "tiny", tiny=True)
+    write(name, folder / "tiny", tiny=True)
     if not tiny:
-        _write(name, folder, tiny=False)
+        write(name, folder, tiny=False)
     command = [sys.executable, "-m", "scripts.real_memory", name, way, str(folder), *(["--tiny"] if tiny else [])]
     done = subprocess.run(
         command, cwd=ROOT, env=os.environ | _WHOLE_BLOCKS, stdout=subprocess.PIPE, text=True, check=True
@@ -88,7 +88,8 @@ def _settings(*, tiny: bool) -> GenerationSettings:
     return GenerationSettings(steps=2, sampler="ddim", width=side, height=side, batch_size=1)
 
 
-def _write(name: str, folder: Path, *, tiny: bool) -> None:
+def write(name: str, folder: Path, *, tiny: bool) -> None:
+    """Write base, donors, configuration and tagger, unless they are there."""
     family = (TINY if tiny else FAMILIES)[name]
     write_pipeline(family, folder / "pipeline")
     for each in ("base", *DONORS):
