@@ -66,11 +66,11 @@ class Meter:
         row: dict[str, Any] = {"step": name}
         with suppress(OSError):  # else the peak is that of the process so far
             Path("/proc/self/clear_refs").write_text("5")
-        done, seen = threading.Event(), [_memory("RssAnon")]
+        done, seen = threading.Event(), [own_memory()]
 
         def watch() -> None:
             while not done.wait(0.01):
-                seen.append(max(seen.pop(), _memory("RssAnon")))
+                seen.append(max(seen.pop(), own_memory()))
 
         watcher = threading.Thread(target=watch, daemon=True)
         watcher.start()
@@ -81,7 +81,7 @@ class Meter:
             done.set()
             watcher.join()
         row["seconds"] = round(time.perf_counter() - began, 2)
-        row |= {"own": max(seen[0], _memory("RssAnon")), "with_files": _memory("VmHWM")}
+        row |= {"own": max(seen[0], own_memory()), "with_files": _memory("VmHWM")}
         self.rows.append(row)
         self.say(row)
 
@@ -257,6 +257,11 @@ def too_much(rows: list[dict[str, Any]]) -> list[str]:
         for row in rows
         if row["own"] > limits.get(row["step"], LIMIT)
     ]
+
+
+def own_memory() -> int:
+    """Bytes that this process has of its own: anonymous pages."""
+    return _memory("RssAnon")
 
 
 def _memory(which: str) -> int:

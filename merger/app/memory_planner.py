@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any, cast
 
 import torch
 from torch import nn
 
 from benchmark.pipelines.text_visits import text_encoders
+from merger.app.memory_choice import MemoryChoice
 from merger.app.memory_plan import MemoryPlan
 from merger.app.runtime import Runtime
 from merger.app.session import Session
@@ -31,7 +32,7 @@ from merger.scoring.gradients.steps import FreshSteps
 from merger.scoring.gradients.ways import Way, ways
 from merger.scoring.objective import TAGGER
 
-_CONTEXT = 500_000_000  # bytes that CUDA takes for itself, and that torch does not count
+CONTEXT = 500_000_000  # bytes that CUDA takes for itself, and that torch does not count
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class _Planner:
         self.device = torch.device(session.device)
         self.gpu = self.device.type == "cuda"
         self.limited = config.memory_limit is not None
-        self.context = _CONTEXT if self.gpu and self.limited else 0
+        self.context = CONTEXT if self.gpu and self.limited else 0
         self.plain = differentiation(config)
         self.streams = not config.blends_text
         self.models = nbytes_of(self._modules(), self.device, live.parameters)
@@ -100,30 +101,16 @@ class _Planner:
     def _with_gradients(self) -> MemoryPlan:
         """The cheapest plan that fits; the one that takes least if none does and it may be tried all the same."""
         measured = self._measurements(self.room)
-        best: MemoryPlan | None = None
-        rank: tuple[float, int] = (math.inf, 0)
-        for way in sorted(self._ways, key=lambda way: self._rank(way, self.most)):
-            if rank <= self._rank(way, self.most):  # it could not be cheaper, so it is not measured
-                break
-            plan = self._plan(way, measured)
-            if plan is not None and plan.step is not None and plan.total <= plan.allowed:
-                found = self._rank(way, plan.step.images)
-                best, rank = (plan, found) if found < rank else (best, rank)
+        best = self._choice.cheapest(measured)
         if best is not None:
             return best
-        least = self._least(measured)
-        if least is not None and not self.limited and self.session.config.method != "auto":
+        auto = self.session.config.method == "auto"
+        if self.limited or not auto:
+            measured = self._measurements(math.inf)
+        least = self._choice.least(measured)
+        if least is not None and not self.limited and not auto:
             return least
         raise NoRoom(self._refusal(least))
-
-    def _least(self, measured: Measurements) -> MemoryPlan | None:
-        """The plan that takes least; None if even that is more than there is."""
-        if self.limited or self.session.config.method != "auto":
-            measured = self._measurements(math.inf)
-        saving = [way for way in self._ways if way.hold == "file" and way.how.streamed == self.streams]
-        most = max(way.savings for way in saving)
-        plans = [self._plan(way, measured) for way in saving if way.savings == most]
-        return min((plan for plan in plans if plan is not None), key=lambda plan: plan.total, default=None)
 
     def _refusal(self, least: MemoryPlan | None) -> str:
         if not self.limited:
@@ -136,7 +123,7 @@ class _Planner:
 
     def _without(self) -> MemoryPlan:
         """Where base and donors lie, and how many images are drawn at once, of a search without gradients."""
-        plans = [self._places(hold) for hold in self._holds]
+        plans = [self._choice.places(hold) for hold in self._holds]
         found = next((plan for plan in plans if plan.total <= plan.allowed), None)
         if found is None and self.limited:
             raise NoRoom(
@@ -145,36 +132,35 @@ class _Planner:
             )
         return found or plans[-1]
 
-    def _places(self, hold: Hold, text_aside: bool = False) -> MemoryPlan:
-        """A plan without gradients. Where memory is limited, plain trials keep to the limit too."""
-        live = self.runtime.live
-        models = self.models - (self.text if text_aside else 0)
-        plan = MemoryPlan(
-            self.allowed,
-            models,
-            live.live_nbytes,
-            live.copies_nbytes,
-            self.context,
-            hold,
-            self.batch,
-            live.blending_nbytes,
+    @cached_property
+    def _choice(self) -> MemoryChoice:
+        """What the plan is chosen from. Where memory is limited, plain trials keep to the limit too."""
+        config, live = self.session.config, self.runtime.live
+        width, height = config.size
+        return MemoryChoice(
+            MemoryPlan(
+                self.allowed,
+                self.models,
+                live.live_nbytes,
+                live.copies_nbytes,
+                self.context,
+                self._holds[0],
+                self.batch,
+                live.blending_nbytes,
+            ),
+            self._ways,
+            partial(
+                Way.cost,
+                calls=len(self.plain.differentiated(config.steps)),
+                steps=config.steps,
+                megapixels=width * height / 1e6,
+                gpu=self.gpu,
+            ),
+            self.most,
+            self.streams,
+            self.text,
+            (lambda: self._drawing) if self.limited else None,
         )
-        if not self.limited:
-            return plan
-        batch = max(1, min(self.batch, (plan.allowed - plan.held) // self._drawing))
-        return replace(plan, batch=batch, drawing=batch * self._drawing)
-
-    def _plan(self, way: Way, measured: Measurements) -> MemoryPlan | None:
-        """The plan of computing in this way, with as many images at once as fit; None if it was too much to measure."""
-        image = measured.of(way.how)
-        if image is None:
-            return None
-        plan = self._places(way.hold, way.text_aside)
-        step = image.of_step(way.how, plan.held, 1)
-        if way.text_aside:
-            step = replace(step, visiting=self.text)
-        images = step.most_images(plan.allowed - plan.held, self.most)
-        return replace(plan, way=way, step=replace(step, images=max(images, 1)))
 
     def _measurements(self, room: float) -> Measurements:
         def taker(how: Differentiation) -> BlendGradients:
@@ -212,14 +198,6 @@ class _Planner:
             return "device", "file"
         fits = self.runtime.live.copies_nbytes <= SHARE * free_memory(torch.device("cpu"))
         return ("device", "host", "file") if fits else ("device", "file")
-
-    def _rank(self, way: Way, images: int) -> tuple[float, int]:
-        """What a way costs an image, with so many at once; of equal ones the plainer comes first."""
-        config = self.session.config
-        width, height = config.size
-        calls = len(self.plain.differentiated(config.steps))
-        cost = way.cost(images, calls=calls, steps=config.steps, megapixels=width * height / 1e6, gpu=self.gpu)
-        return cost, way.savings
 
     def _steps(self, how: Differentiation, images: int) -> FreshSteps:
         space = self.session.sources.space

@@ -120,11 +120,8 @@ class LiveDenoiser:
     @property
     def blending_nbytes(self) -> int:
         """The most that a blend takes on the device while it is computed, besides what is held."""
-        largest = max(layer.live.numel() for layer in self._layers.values())
-        live = next(iter(self._layers.values())).live
-        scratch = 3 * 4 * min(GPU_CHUNK if live.is_cuda else CPU_CHUNK, largest)
-        # A layer that did not change is blended afresh once more, beside the live one.
-        return largest * live.element_size() + scratch + (fetched_nbytes(len(self.donors)) if live.is_cuda else 0)
+        live = max((layer.live for layer in self._layers.values()), key=torch.Tensor.numel)
+        return blending_nbytes(live.numel(), live.element_size(), len(self.donors), gpu=live.is_cuda)
 
     def hold_in(self, hold: Hold) -> None:
         """Hold base and donors elsewhere from now on. The live weights stay as they are."""
@@ -227,6 +224,13 @@ class LiveDenoiser:
             raise BlendNotApplied(
                 f"the weights of {layer} were changed to {list(row)}, but its tensors did not change."
             )
+
+
+def blending_nbytes(largest: int, itemsize: int, donors: int, *, gpu: bool) -> int:
+    """The most that a blend takes while it is computed, if the largest layer has so many elements of so many bytes."""
+    scratch = 3 * 4 * min(GPU_CHUNK if gpu else CPU_CHUNK, largest)
+    # A layer that did not change is blended afresh once more, beside the live one.
+    return largest * itemsize + scratch + (fetched_nbytes(donors) if gpu else 0)
 
 
 def checksum_of(buffers: Mapping[str, Tensor]) -> str:

@@ -221,7 +221,7 @@ def _measure(
     other = torch.cuda.memory_allocated(bench.device) - model.live.nbytes if bench.cuda else 0
     found: list[Any] = []
     seconds = clocked(bench, lambda: found.append(gradients.measure(model.weights, prompts)))
-    _check(found[0])
+    check_step(found[0])
     peak = torch.cuda.max_memory_allocated(bench.device) if bench.cuda else 0
     reserved = torch.cuda.max_memory_reserved(bench.device) if bench.cuda else 0
     expected = other + plan.bytes
@@ -266,7 +266,7 @@ def planned(bench: Bench, model: Model, prompts: tuple[Prompt, ...], how: Differ
     return Plan(at_once, memory.held + memory.needed(at_once), parts)
 
 
-def _check(found: Any) -> None:
+def check_step(found: Any) -> None:
     """Raise RuntimeError unless a step has finite images and a finite gradient that is not 0 throughout."""
     score, gradients, evaluation = found
     values = np.concatenate([np.ravel(weight) for row in gradients.values() for weight in row.values()])

@@ -115,6 +115,8 @@ def _part(kind: Any, folder: Path, device: torch.device, dtype: torch.dtype) -> 
 def filled(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
     """A module from the `meta` device, on a device and with values: random, or 0, 1, 2, ... where they are whole."""
     nn.Module.to(module, dtype).to_empty(device=device)  # diffusers' own `to` warns of casting
+    if device.type == "meta":  # where there are no values
+        return module.requires_grad_(False).eval()
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         shape = tuple(tensor.shape)
         if tensor.is_floating_point():
