@@ -91,6 +91,10 @@ WAYS: Mapping[str, Strategy] = {
         "64 steps by channel, whose learning rate falls from the first one on",
         {**_CHANNEL, "gradient.steps": 64, "gradient.learning_rate": 0.09, "gradient.decay": 1.0},
     ),
+    "gradient search, channel, three searches": Strategy(
+        "the weights of three searches by channel of 100 steps averaged, and their strength tuned",
+        {**_CHANNEL, "gradient.steps": 100, "gradient.searches": 3},
+    ),
     "gradient search, channel, noise donors": Strategy(
         "control: the same 68 steps on donors replaced by noise of the same norm", _CHANNEL, noise=True
     ),
