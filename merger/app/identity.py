@@ -17,6 +17,8 @@ from benchmark.prompts.prompt_set import fingerprint
 from merger.app.exam import Exam
 from merger.app.previous_version import GRADIENT_THEN
 from merger.app.sources import BlendSources
+from merger.blend.prepared import minus_of, steps_of
+from merger.checkpoints.checkpoint import Checkpoint
 from merger.config.config import Config
 from merger.config.parts import Settings
 from merger.errors import StudyError
@@ -52,6 +54,8 @@ BY_CONTENT = {
     "donors.path": ("source DONOR",),
     "donors.name": ("source DONOR", "weights searched"),
     "donors.bounds": ("weights searched",),
+    "donors.minus": ("source DONOR",),
+    "donors.prepare": ("source DONOR",),
     "pipeline": ("pipeline",),
     "vae": ("vae",),
     "text_encoders_from": ("text_encoders_from",),
@@ -129,7 +133,7 @@ def _by_value() -> list[str]:
 
 def identity_of_sources(sources: BlendSources) -> dict[str, str]:
     """The part of an identity that decides which blend some weights are. Hashes every source once."""
-    named = {f"source {source.name}": source.sha256 for source in (sources.base, *sources.donors)}
+    named = {f"source {source.name}": _source(source) for source in (sources.base, *sources.donors)}
     granularity = sources.granularity
     named["granularity"] = granularity if isinstance(granularity, str) else json.dumps(granularity)
     if granularity == "block" and sources.block_names != EARLIER:  # which earlier versions took for granted
@@ -137,6 +141,13 @@ def identity_of_sources(sources: BlendSources) -> dict[str, str]:
     if sources.components != (DENOISER,):  # which earlier versions took for granted
         named["components"] = json.dumps(sources.components)
     return named
+
+
+def _source(source: Checkpoint) -> str:
+    """A source's hash, with what its difference is taken from and how it is prepared."""
+    minus, steps = minus_of(source), steps_of(source)
+    said = [source.sha256, *([f"minus {minus.sha256}"] if minus else [])]
+    return " ".join([*said, *(json.dumps(step.to_json()) for step in steps)])
 
 
 def check_sources(stored: Mapping[str, str], sources: BlendSources, name: str) -> None:

@@ -27,7 +27,13 @@ def local(config: Config) -> Config:
 
     base = found(config.base, "base")
     donors = tuple(
-        donor.model_copy(update={"path": found(donor.path, f"donors.{place}"), "name": name})
+        donor.model_copy(
+            update={
+                "path": found(donor.path, f"donors.{place}"),
+                "minus": found(donor.minus, f"donors.{place}.minus"),
+                "name": name,
+            }
+        )
         for place, (donor, name) in enumerate(zip(config.donors, config.donor_names, strict=True))
     )
     changed = {

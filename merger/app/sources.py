@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from merger.blend.prepared import prepare
 from merger.checkpoints.adapter import open_donor
 from merger.checkpoints.checkpoint import Checkpoint, open_checkpoint, read_unet_config
 from merger.checkpoints.compatibility import check_compatible, mixed_prediction, remarks
@@ -13,11 +14,13 @@ from merger.checkpoints.components import check_configuration
 from merger.checkpoints.text_encoders import components_of, with_text_encoders
 from merger.checkpoints.weight_files import refuse_pickled_base
 from merger.config.config import Config
+from merger.config.parts import DonorSettings
 from merger.errors import ConfigError
 from merger.export.recipe import Recipe
 from merger.layers.channels import CHANNEL, widths
 from merger.layers.grouping import group
 from merger.layers.unet import COMMUNITY, BlockNames
+from merger.preparations.spec import preparations
 from merger.search.space import Space, make_space
 from merger.weights import Weights
 
@@ -61,7 +64,7 @@ def open_sources(config: Config) -> BlendSources:
         base = with_text_encoders(base)
     check_configuration(base, config.pipeline)
     donors = tuple(
-        open_donor(donor.path, base, name=name, allow_pickle=config.allow_pickle)
+        _donor(donor, base, name, allow_pickle=config.allow_pickle)
         for donor, name in zip(config.donors, config.donor_names, strict=True)
     )
     left_out = check_compatible(base, donors)
@@ -87,3 +90,9 @@ def open_sources(config: Config) -> BlendSources:
         widths=widths(layers, shapes) if config.granularity == CHANNEL else None,
     )
     return BlendSources(base, donors, layers, space, config.granularity, config.components, config.block_names)
+
+
+def _donor(settings: DonorSettings, base: Checkpoint, name: str, *, allow_pickle: bool) -> Checkpoint:
+    opened = open_donor(settings.path, base, name=name, allow_pickle=allow_pickle)
+    minus = None if settings.minus is None else open_donor(settings.minus, base, allow_pickle=allow_pickle)
+    return prepare(opened, base, minus, preparations(settings.prepare, minus=minus is not None))

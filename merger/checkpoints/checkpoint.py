@@ -68,6 +68,11 @@ class Checkpoint:
         return {**self.denoiser, **self.text} if self.text else self.denoiser
 
     @property
+    def parts(self) -> tuple[Checkpoint, ...]:
+        """The checkpoints that it is read from: itself, or several (`merger.blend.prepared`)."""
+        return (self,)
+
+    @property
     def sha256(self) -> str:
         """SHA-256 of the file, in hex; of a folder or of shards, that of their weight files' names and hashes."""
         return self.combined(file_sha256)

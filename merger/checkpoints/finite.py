@@ -50,6 +50,11 @@ def check_range(base: Checkpoint, donors: Sequence[Checkpoint]) -> None:
 
 def _large(donor: Checkpoint) -> Iterator[tuple[str, str, float]]:
     """(blended tensor, a phrase that names it, the largest size of its values) where that is above `LARGE`."""
+    if donor.parts != (donor,):
+        for name in dict.fromkeys(name for part in donor.parts for name, _, _ in _large(part)):
+            if name in donor.blended and (size := float(donor.read(name).abs().max())) > LARGE:
+                yield name, f"{donor.path}: as it is prepared, '{name}' has values", size
+        return
     if isinstance(donor, LoraDonor):
         for name in donor.changes:
             size = float(donor.read(name).abs().max())
@@ -71,7 +76,7 @@ def _large(donor: Checkpoint) -> Iterator[tuple[str, str, float]]:
 def blended_nonfinite(base: Checkpoint, donors: Sequence[Checkpoint]) -> list[str]:
     """A phrase for each source of a blend that holds NaN or infinite values: which file, which tensor, how many."""
     lines = []
-    for source in (base, *donors):
+    for source in (base, *(part for donor in donors for part in donor.parts)):
         read = _read_keys(source)
         lines += _phrase([each for each in _nonfinite(source) if each[:2] in read])
     return lines

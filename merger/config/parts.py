@@ -28,6 +28,7 @@ from benchmark.hub_ids import is_hub_id
 from benchmark.taggers.registry import check_tagger_kind
 from benchmark.writing import there
 from merger.layers.rules import check_rules, read_rules
+from merger.preparations.spec import preparation, preparations
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
@@ -165,6 +166,12 @@ def _holds_parts(annotation: Any) -> bool:
     return any(_holds_parts(inner) for inner in get_args(annotation))
 
 
+def _preparations(value: Any) -> Any:
+    if not isinstance(value, (list, tuple)):
+        raise ValueError("give a list of preparations, for example [{trim: {density: 0.2}}, {rank: 64}]")
+    return tuple(preparation(each).to_json() for each in value)
+
+
 def _known_kind(kind: str) -> str:
     try:
         return check_tagger_kind(kind)
@@ -234,11 +241,26 @@ class DonorSettings(Settings):
     name: Name | None = Field(
         default=None, description="What weights, tables and recipes call the donor. Without one it is the file's name."
     )
+    minus: Sourced | None = Field(
+        default=None,
+        description="What the donor's difference is taken from, instead of the base: the checkpoint that it was "
+        "trained from. The blend is then base + weight x (donor - minus), known as add difference.",
+    )
+    prepare: Annotated[tuple[Mapping[str, Mapping[str, Any]], ...], BeforeValidator(_preparations)] = Field(
+        default=(),
+        description="How the difference is prepared before it is weighed: a list such as `[{trim: {density: 0.2}}, "
+        "{rank: 64}]`, one after another.",
+    )
     bounds: Bounds | None = Field(
         default=None,
         description="Lowest and highest weight of this donor, or a table of them by layer. It overrides the common "
         "`bounds`.",
     )
+
+    @model_validator(mode="after")
+    def _minus_is_given(self) -> Self:
+        preparations(self.prepare, minus=self.minus is not None)
+        return self
 
 
 class TaggerSettings(Settings):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from benchmark.pipelines.key_names import usual
 from benchmark.writing import whole_or_nothing
+from merger.blend.prepared import minus_of, steps_of
 from merger.checkpoints.checkpoint import Checkpoint
 from merger.checkpoints.families import family_named, known_families
 from merger.checkpoints.names.unet import DENOISER_PREFIX
@@ -56,7 +57,9 @@ def mecha_text(recipe: Recipe, base: Checkpoint, donors: Sequence[Checkpoint]) -
     if not config:
         known = ", ".join(family.name for family in known_families() if family.mecha)
         raise RecipeError(f"--mecha: sd-mecha knows {known} models, and {base.name} is {base.family}.")
-    for source in (base, *layout.donors):
+    if prepared := [donor.name for donor in layout.donors if steps_of(donor)]:
+        raise RecipeError(f"--mecha: {prepared[0]} is prepared, and preparations are not written for sd-mecha.")
+    for source in (base, *(part for donor in layout.donors for part in donor.parts)):
         if source.layout != "original" or len(source.files) != 1 or not source.path.is_file():
             raise RecipeError(f"--mecha: {source.path} is no single file with original keys, as sd-mecha wants it.")
         _check_keys(source, config)
@@ -67,10 +70,14 @@ def mecha_text(recipe: Recipe, base: Checkpoint, donors: Sequence[Checkpoint]) -
     current = 0
     for column, donor in enumerate(layout.donors):
         weights = _weights(layout, column)
+        taken_from = 0
+        if (minus := minus_of(donor)) is not None:
+            taken_from = len(lines) - 1
+            lines.append(_model(minus, config))
         at = len(lines) - 1
         lines += [
             _model(donor, config),
-            f'merge "subtract" &{at} &0',
+            f'merge "subtract" &{at} &{taken_from}',
             "dict " + " ".join(f"{key}={weight!r}" for key, weight in weights.items()),
             f'literal &{at + 2} model_config="{config}" merge_space="param"',
             f'merge "fallback" &{at + 3} 0.0',

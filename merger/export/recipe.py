@@ -12,11 +12,13 @@ import numpy as np
 
 from benchmark.hub_ids import id_of
 from benchmark.reading import no_repeats
+from merger.blend.prepared import minus_of, steps_of
 from merger.checkpoints.recipe_metadata import METADATA_KEY
 from merger.errors import RecipeError, did_you_mean
 from merger.layers.channels import CHANNEL
 from merger.layers.components import DENOISER, components_problem
 from merger.layers.unet import BLOCK_NAMES, COMMUNITY, EARLIER, BlockNames
+from merger.preparations.spec import Preparation, preparations
 from merger.version import __version__
 from merger.weights import Channels, Weight, Weights, by_channel, is_finite, matters
 
@@ -47,13 +49,35 @@ class SourceLike(Protocol):
 class RecipeSource:
     """A checkpoint that a blend is made of: what the weights call it, where it lay, SHA-256 of its bytes (hex).
 
-    hub: `owner/name@revision` if it came from the hub, else empty.
+    hub: `owner/name@revision` if it came from the hub, else empty. minus: what a donor's difference is taken from, if
+    not from the base. prepare: its preparations.
     """
 
     name: str
     path: str
     sha256: str
     hub: str = ""
+    minus: RecipeSource | None = None
+    prepare: tuple[Preparation, ...] = ()
+
+    @classmethod
+    def of(cls, source: SourceLike) -> RecipeSource:
+        """What a recipe notes of a checkpoint. Hashes it."""
+        where = source.path.absolute()
+        minus = minus_of(source)
+        noted = None if minus is None else cls.of(minus)
+        return cls(source.name, str(where), source.sha256, id_of(where) or "", noted, steps_of(source))
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values; what is empty is left out, as earlier versions had no such keys."""
+        table: dict[str, Any] = {"name": self.name, "path": self.path, "sha256": self.sha256}
+        if self.hub:
+            table["hub"] = self.hub
+        if self.minus is not None:
+            table["minus"] = self.minus.to_json()
+        if self.prepare:
+            table["prepare"] = [step.to_json() for step in self.prepare]
+        return table
 
 
 @dataclass(frozen=True)
@@ -143,10 +167,7 @@ class Recipe:
         block_names: BlockNames = COMMUNITY,
     ) -> Recipe:
         """The recipe of a blend of opened checkpoints; hashes their files, which takes a second or so a gigabyte."""
-        noted = [
-            RecipeSource(each.name, str(each.path.absolute()), each.sha256, id_of(each.path.absolute()) or "")
-            for each in (base, *donors)
-        ]
+        noted = [RecipeSource.of(each) for each in (base, *donors)]
         rows = {layer: dict(row) for layer, row in weights.items()}
         if by_channel(rows):  # they are kept as float32, which blends are made with anyway
             rows = {layer: {donor: _float32(weight) for donor, weight in row.items()} for layer, row in rows.items()}
@@ -167,8 +188,8 @@ class Recipe:
         if by_channel(self.weights) and channels is None:
             raise RecipeError("recipe: weights by channel need a file of their own")
         table: dict[str, Any] = {
-            "base": _noted(self.base),
-            "donors": [_noted(donor) for donor in self.donors],
+            "base": self.base.to_json(),
+            "donors": [donor.to_json() for donor in self.donors],
             "granularity": self.granularity if isinstance(self.granularity, str) else dict(self.granularity),
             "weights": {} if channels else {layer: dict(row) for layer, row in self.weights.items()},
             "dtype": self.dtype,
@@ -248,10 +269,6 @@ def _float32(weight: Weight) -> Weight:
     return weight if isinstance(weight, Channels) else float(np.float32(weight))
 
 
-def _noted(source: RecipeSource) -> dict[str, str]:
-    return {key: text for key, text in vars(source).items() if text or key != "hub"}
-
-
 def _exactly(table: Any, known: set[str], where: str) -> dict[str, Any]:
     if not isinstance(table, dict):
         raise RecipeError(f"{where}: expected a table, found {type(table).__name__}")
@@ -264,9 +281,23 @@ def _exactly(table: Any, known: set[str], where: str) -> dict[str, Any]:
 
 
 def _source(value: Any, where: str) -> RecipeSource:
-    named = {"hub": ""} | value if isinstance(value, dict) else value
-    table = _exactly(named, {"name", "path", "sha256", "hub"}, f"recipe: {where}")
-    return RecipeSource(**{key: _text(text, f"recipe: {where}: '{key}'") for key, text in table.items()})
+    named = {"hub": "", "minus": None, "prepare": []} | value if isinstance(value, dict) else value
+    table = _exactly(named, {"name", "path", "sha256", "hub", "minus", "prepare"}, f"recipe: {where}")
+    texts = {key: _text(table[key], f"recipe: {where}: '{key}'") for key in ("name", "path", "sha256", "hub")}
+    minus = None if table["minus"] is None else _source(table["minus"], f"{where}: 'minus'")
+    if minus is not None and (minus.minus is not None or minus.prepare):
+        raise RecipeError(f"recipe: {where}: 'minus' is a checkpoint as it lies, and has neither 'minus' nor 'prepare'")
+    return RecipeSource(**texts, minus=minus, prepare=steps_in(table["prepare"], minus is not None, f"recipe: {where}"))
+
+
+def steps_in(written: Any, minus: bool, where: str) -> tuple[Preparation, ...]:
+    """The preparations of a donor in a recipe. Raises RecipeError for what is none. minus: whether it has one."""
+    if not isinstance(written, list):
+        raise RecipeError(f"{where}: 'prepare' must be a list")
+    try:
+        return preparations(written, minus=minus)
+    except ValueError as error:
+        raise RecipeError(f"{where}: prepare: {error}") from None
 
 
 def _text(value: Any, where: str) -> str:

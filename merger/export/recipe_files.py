@@ -24,6 +24,7 @@ from typing import Any
 
 from benchmark.hub_ids import is_hub_id
 from benchmark.reading import NOT_JSON, no_repeats
+from merger.blend.prepared import prepare
 from merger.checkpoints.adapter import open_donor
 from merger.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from merger.checkpoints.headers import read_header
@@ -33,7 +34,7 @@ from merger.checkpoints.text_encoders import with_text_encoders
 from merger.checkpoints.weight_files import is_there
 from merger.errors import RecipeError, did_you_mean
 from merger.export.layout import changed_source
-from merger.export.recipe import CHANNELS, METHODS, Recipe, RecipeSource, WeightsFile, as_number
+from merger.export.recipe import CHANNELS, METHODS, Recipe, RecipeSource, WeightsFile, as_number, steps_in
 from merger.export.recipe_weights import read_weights
 from merger.layers.components import DENOISER, TEXT, components_problem
 from merger.layers.grouping import group
@@ -65,9 +66,7 @@ def open_recipe(path: Path, *, allow_pickle: bool = False) -> tuple[Recipe, Chec
     if not isinstance(table["donors"], list):
         raise RecipeError(f"{path}: 'donors' must be a list of paths")
     for number, entry in enumerate(table["donors"], 1):
-        said = _source(entry, folder, f"{path}: donor {number}")
-        donors.append(open_donor(said["path"], base, name=said.get("name"), allow_pickle=allow_pickle))
-        _check(donors[-1], said)
+        donors.append(_donor(entry, base, folder, f"{path}: donor {number}", allow_pickle))
     granularity = table.get("granularity", "block")
     if not isinstance(granularity, (str, dict)):
         raise RecipeError(f"{path}: 'granularity' must be a word or a table")
@@ -136,6 +135,24 @@ def _source(value: Any, folder: Path, where: str) -> dict[str, Any]:
     if is_there(here) or not named:
         return table | {"path": here}
     return {"name": named.partition("@")[0].rpartition("/")[2], **table, "path": fetched(named)}
+
+
+def _donor(entry: Any, base: Checkpoint, folder: Path, where: str, allow_pickle: bool) -> Checkpoint:
+    """A donor as a recipe says it, with what its difference is taken from and how it is prepared."""
+    more: dict[str, Any] = {}
+    if isinstance(entry, dict):
+        more = {key: entry[key] for key in ("minus", "prepare") if key in entry}
+        entry = {key: entry[key] for key in entry if key not in more}
+
+    def opened(value: Any, place: str) -> Checkpoint:
+        said = _source(value, folder, place)
+        found = open_donor(said["path"], base, name=said.get("name"), allow_pickle=allow_pickle)
+        _check(found, said)
+        return found
+
+    donor = opened(entry, where)
+    minus = opened(more["minus"], f"{where}: minus") if more.get("minus") is not None else None
+    return prepare(donor, base, minus, steps_in(more.get("prepare", []), minus is not None, where))
 
 
 def _check(opened: Checkpoint, said: Mapping[str, Any]) -> None:

@@ -17,6 +17,7 @@ import torch
 
 from benchmark.pipelines import hub
 from benchmark.writing import whole_or_nothing
+from merger.blend.prepared import prepare
 from merger.checkpoints.adapter import open_donor
 from merger.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from merger.checkpoints.headers import bytes_of, pack_header, raw_bytes, read_header
@@ -164,7 +165,7 @@ def verify(file: Path, search: Sequence[Path] = (), *, allow_pickle: bool = Fals
     base = _find(recipe.base, file, search, None, allow_pickle)
     if TEXT in recipe.components:
         base = with_text_encoders(base)
-    donors = [_find(donor, file, search, base, allow_pickle) for donor in recipe.used]
+    donors = [_donor(donor, file, search, base, allow_pickle) for donor in recipe.used]
     form = cast(Form, header.metadata.get(FORM_KEY, "base"))
     compared, differing = _compare(file, Layout(recipe, base, donors, form))
     encoders = {} if folder is None else {part: folder / part / TEXT_FILE for part in components_of(base.text)}
@@ -188,6 +189,15 @@ def _compare(file: Path, layout: Layout) -> tuple[int, list[str]]:
             differing.append(key)
         compared += 1
     return compared, differing
+
+
+def _donor(
+    source: RecipeSource, file: Path, search: Sequence[Path], base: Checkpoint, allow_pickle: bool
+) -> Checkpoint:
+    """A recipe's donor, with what its difference is taken from and how it is prepared. See `_find`."""
+    found = _find(source, file, search, base, allow_pickle)
+    minus = None if source.minus is None else _find(source.minus, file, search, base, allow_pickle)
+    return prepare(found, base, minus, source.prepare)
 
 
 def _find(
