@@ -1,7 +1,7 @@
 """Donors whose difference is not simply `donor - base`: taken from another checkpoint, or prepared.
 
-Such a donor is the base with its difference put on at weight 1, tensor by tensor, in float32. Nothing is computed before
-a tensor is read. So it is weighed, held, exported and verified like any other.
+Such a donor is the base with its difference put on at weight 1, tensor by tensor, in float32. Nothing is computed until
+a tensor is read, so it is weighed, held, exported and verified like any other.
 """
 
 from __future__ import annotations
