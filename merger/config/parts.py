@@ -246,7 +246,7 @@ class DonorSettings(Settings):
         description="What the donor's difference is taken from, instead of the base: the checkpoint that it was "
         "trained from. The blend is then base + weight x (donor - minus), known as add difference.",
     )
-    prepare: Annotated[tuple[Mapping[str, Mapping[str, Any]], ...], BeforeValidator(_preparations)] = Field(
+    prepare: Annotated[tuple[Mapping[str, Mapping[str, int | float]], ...], BeforeValidator(_preparations)] = Field(
         default=(),
         description="How the difference is prepared before it is weighed: a list such as `[{trim: {density: 0.2}}, "
         "{rank: 64}]`, one after another.",

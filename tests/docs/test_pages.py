@@ -95,7 +95,7 @@ def _over_a_minimum(raw: dict[str, object]) -> dict[str, object]:
 @pytest.mark.parametrize(("page", "text"), _blocks("yaml"))
 def test_a_configuration_on_a_page_is_valid(page: str, text: str, tmp_path: Path) -> None:
     raw = yaml.safe_load(text)
-    whole = "base" in raw and "donors" in raw
+    whole = {"base", "donors", "tagger"} <= raw.keys()
     config = parse_config(raw if whole else _over_a_minimum(raw), folder=tmp_path, where=page)
     assert isinstance(config, Config)
 

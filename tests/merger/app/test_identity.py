@@ -80,6 +80,8 @@ OTHER: dict[str, Any] = {
     "donors.path": "cool.safetensors",
     "donors.name": "other",
     "donors.bounds": [0, 1],
+    "donors.minus": "cool.safetensors",
+    "donors.prepare": [{"trim": 0.5}],
     "pipeline": "pipeline2",
     "vae": "cool.safetensors",
     "text_encoders_from": "cool.safetensors",
