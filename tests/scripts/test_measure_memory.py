@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,11 +21,28 @@ from scripts.real_memory import step, tell, write
 from scripts.weightless import no_values, weightless_model
 
 CPU = torch.device("cpu")
+SMALL = replace(  # of two blocks each, as every operation without values takes its time
+    TINY["sd1"],
+    unet=TINY["sd1"].unet
+    | {
+        "block_out_channels": (8, 16),
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "layers_per_block": 1,
+    },
+    vae=TINY["sd1"].vae
+    | {
+        "block_out_channels": (4, 8),
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+        "layers_per_block": 1,
+    },
+)
 SETTINGS = GenerationSettings(steps=2, sampler="ddim", width=64, height=64, batch_size=1)
 
 
 def with_values(folder: Path) -> Model:
-    pipeline = random_pipeline(TINY["sd1"], folder, CPU, torch.float32)
+    pipeline = random_pipeline(SMALL, folder, CPU, torch.float32)
     sources = sources_of(pipeline.unet, CPU)
     layers = group(list(sources[0].blended), CHANNEL)
     wide = widths(layers, {name: info.shape for name, info in sources[0].blended.items()})
@@ -41,7 +59,7 @@ def test_networks_without_weights_take_what_real_ones_take(tmp_path: Path) -> No
     real = with_values(tmp_path / "real")
     expected = image_memory(real.gradients(how, 1), prompts_of(real.tagger, 1)[0]).of_step(how, 0, 1)
     with no_values():
-        model = weightless_model(TINY["sd1"], SETTINGS, tmp_path / "none", torch.float32)
+        model = weightless_model(SMALL, SETTINGS, tmp_path / "none", torch.float32)
         found = image_memory(model.gradients(how, 1), prompts_of(model.tagger, 1)[0]).of_step(how, 0, 1)
     for part in ("steps", "decoder", "tagger", "gradients"):
         assert getattr(found, part) == pytest.approx(getattr(expected, part), rel=0.02, abs=20_000), part
