@@ -49,7 +49,6 @@ from scripts.weightless import META, Operations, modules_of, no_values, weightle
 GB = 10**9
 HOLDS: tuple[Hold, ...] = ("device", "host", "file")
 STEPS = 12
-PLAIN = Differentiation(0.5)
 LIMITS = {"sd1": (6 * GB,), "sdxl": (12 * GB, 24 * GB)}
 """Bytes that plans are asked for."""
 CASES = (("sd1", "fp16"), ("sdxl", "fp16"), ("sdxl", "bf16"))
@@ -60,11 +59,17 @@ _MOST = 64  # prompts
 
 @dataclass(eq=False)
 class Case:
-    """A family at its own size. name: `sd1` or `sdxl`."""
+    """A family at its own size. name: `sd1` or `sdxl`. plain: how much of the sampling carries gradients."""
 
     name: str
     model: Model
     side: int
+    plain: Differentiation
+
+    @property
+    def calls(self) -> int:
+        """Sampling steps that carry gradients."""
+        return len(self.plain.differentiated(STEPS))
 
     @cached_property
     def measured(self) -> Measurements:
@@ -88,7 +93,7 @@ class Case:
     @cached_property
     def ways(self) -> list[Way]:
         """All ways of computing a step on a GPU."""
-        return list(ways(PLAIN, HOLDS, streams=True, halves=True, inner=True, outer=OTHERS, text_aside=True))
+        return list(ways(self.plain, HOLDS, streams=True, halves=True, inner=True, outer=OTHERS, text_aside=True))
 
     def choice(self, allowed: int) -> MemoryChoice:
         """What the product chooses a plan from, on a GPU with so many bytes."""
@@ -102,7 +107,7 @@ class Case:
         return MemoryChoice(
             MemoryPlan(allowed, models, live.live_nbytes, live.copies_nbytes, CONTEXT, "device", batch, blending),
             self.ways,
-            functools.partial(Way.cost, calls=STEPS // 2, steps=STEPS, megapixels=self.side**2 / 1e6, gpu=True),
+            functools.partial(Way.cost, calls=self.calls, steps=STEPS, megapixels=self.side**2 / 1e6, gpu=True),
             min(batch, _MOST),
             streams=True,
             text=text,
@@ -111,7 +116,7 @@ class Case:
 
     @functools.cache  # noqa: B019 - a case lives as long as the program
     def operations(self, how: Differentiation | None) -> float:
-        """Of an image in a step computed so, or of a plain one; half of the sampling steps carry gradients.
+        """Of an image in a step computed so, or of a plain one.
 
         Counted in one and in two sampling steps: all others take as many as the second.
         """
@@ -119,7 +124,7 @@ class Case:
         if how is None:
             return one + (STEPS - 1) * (two - one)
         plain_one, plain_two = (self._counted(None, steps) for steps in (1, 2))
-        return one + (STEPS // 2 - 1) * (two - one) + STEPS // 2 * (plain_two - plain_one)
+        return one + (self.calls - 1) * (two - one) + (STEPS - self.calls) * (plain_two - plain_one)
 
     @functools.cache  # noqa: B019
     def _counted(self, how: Differentiation | None, steps: int) -> int:
@@ -186,7 +191,7 @@ def tell_parts(case: Case) -> None:
         ("activation checkpointing", frozenset(NETWORKS), False),
         ("both", frozenset(NETWORKS), True),
     ):
-        image = case.measured.of(Differentiation(0.5, streamed=True, checkpointed=checkpointed, halves=halves))
+        image = case.measured.of(replace(case.plain, streamed=True, checkpointed=checkpointed, halves=halves))
         assert image is not None
         parts = (image.step, image.decoder + image.fixed, image.decoded_kept + image.fixed, image.tagger)
         print(f"| {name} | {' | '.join(map(size, parts))} |")
@@ -200,23 +205,23 @@ def tell_operations(case: Case) -> None:
     print("| what is computed again | plain images |")
     print("| --- | --- |")
     for name, how in (
-        ("nothing", Differentiation(0.5, recompute=False)),
-        ("decoder and tagger", Differentiation(0.5, recompute=False, checkpointed=OTHERS)),
-        ("sampling steps", Differentiation(0.5)),
-        ("sampling steps, and activations in all networks", Differentiation(0.5, checkpointed=everything)),
+        ("nothing", replace(case.plain, recompute=False)),
+        ("decoder and tagger", replace(case.plain, recompute=False, checkpointed=OTHERS)),
+        ("sampling steps", case.plain),
+        ("sampling steps, and activations in all networks", replace(case.plain, checkpointed=everything)),
     ):
         print(f"| {name} | {case.times(how):.2f} |")
     print()
 
 
-def tell_case(name: str, dtype: str, *, tiny: bool) -> None:
+def tell_case(name: str, dtype: str, fraction: float, *, tiny: bool) -> None:
     """Measure a family in a type, and print all of it."""
     side = 64 if tiny else SIDES[name]
     settings = GenerationSettings(steps=STEPS, sampler="ddim", width=side, height=side, batch_size=1)
-    family = (TINY if tiny else FAMILIES)[name]
+    family, plain = (TINY if tiny else FAMILIES)[name], Differentiation(fraction)
     with tempfile.TemporaryDirectory() as folder, quiet_diffusers(), no_values():
-        case = Case(name, weightless_model(family, settings, Path(folder), dtypes()[dtype]), side)
-        print(f"{TITLES[name]} at {side} x {side} in {dtype}, {STEPS} sampling steps, {STEPS // 2} with gradients:\n")
+        case = Case(name, weightless_model(family, settings, Path(folder), dtypes()[dtype]), side, plain)
+        print(f"{TITLES[name]} at {side} x {side} in {dtype}, {STEPS} sampling steps, {case.calls} with gradients:\n")
         tell_plans(case, LIMITS[name])
         print("What one image takes:\n")
         tell_parts(case)
@@ -236,6 +241,8 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="measure_memory", description=__doc__.splitlines()[0])
     parser.add_argument("--tiny", action="store_true", help="networks of a few kilobytes, to try the program")
     parser.add_argument("--only", choices=LIMITS, help="one of the two families")
+    parser.add_argument("--dtype", choices=("fp16", "bf16"), help="one of the two types")
+    parser.add_argument("--fraction", type=float, default=0.5, help="share of the sampling steps with gradients")
     parser.add_argument("--real", choices=LIMITS, help="a real step of this family in place of plans")
     parser.add_argument("--ways", choices=WAYS, nargs="+", default=list(WAYS), help="how real steps are computed")
     parser.add_argument("--folder", type=Path, help="where a real step's files are written for a while; 7 or 21 GB")
@@ -243,8 +250,8 @@ def main(arguments: Sequence[str]) -> int:
     if options.real:
         return 0 if tell_real(options.real, options.ways, tiny=options.tiny, folder=options.folder) else 1
     for name, dtype in CASES:
-        if options.only in (None, name):
-            tell_case(name, dtype, tiny=options.tiny)
+        if options.only in (None, name) and options.dtype in (None, dtype):
+            tell_case(name, dtype, options.fraction, tiny=options.tiny)
     return 0
 
 

@@ -74,7 +74,7 @@ class Told:
 
 def test_plans_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with no_values():
-        case = Case("sd1", weightless_model(TINY["sd1"], SETTINGS, tmp_path, torch.float16), 64)
+        case = Case("sd1", weightless_model(TINY["sd1"], SETTINGS, tmp_path, torch.float16), 64, Differentiation(0.5))
     case.__dict__ |= {"measured": Told(), "drawing": GB, "times": lambda how: 2.0 + how.recompute}
     tell_plans(case, (4 * GB, 2 * GB))
     told = capsys.readouterr().out
