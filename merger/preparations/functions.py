@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from merger.preparations.spec import Preparation
+from merger.preparations.spec import KINDS, Kind, Preparation
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,9 @@ def add_opposite(difference: Tensor, around: Surroundings, numbers: Mapping[str,
     return difference * (2 * torch.nan_to_num(apart / (apart + along), nan=0.0))
 
 
-FUNCTIONS: Mapping[str, Callable[[Tensor, Surroundings, Mapping[str, float]], Tensor]] = {
+Function = Callable[[Tensor, Surroundings, Mapping[str, float]], Tensor]
+
+FUNCTIONS: dict[str, Function] = {
     "trim": trim,
     "dare": dare,
     "della": della,
@@ -150,3 +152,13 @@ FUNCTIONS: Mapping[str, Callable[[Tensor, Surroundings, Mapping[str, float]], Te
     "add_opposite": add_opposite,
 }
 """The function of each of `merger.preparations.spec.KINDS`."""
+
+
+def register_preparation(kind: Kind, function: Function) -> None:
+    """Add a preparation of one's own, before a configuration or a recipe that names it is read.
+
+    Raises ValueError if its name is taken by another one.
+    """
+    if KINDS.get(kind.name, kind) != kind or FUNCTIONS.get(kind.name, function) is not function:
+        raise ValueError(f"a preparation is called '{kind.name}' already")
+    KINDS[kind.name], FUNCTIONS[kind.name] = kind, function

@@ -48,7 +48,7 @@ class Kind:
 _DENSITY = Number("density", 0, 1, above=True)
 _SEED = Number("seed", 0, 2**63 - 1, whole=True, default=0)
 
-KINDS: Mapping[str, Kind] = {
+KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
         Kind("trim", (_DENSITY,)),

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from merger.preparations.functions import FUNCTIONS, Surroundings, prepared
-from merger.preparations.spec import KINDS, preparation
+from merger.preparations.functions import FUNCTIONS, Surroundings, prepared, register_preparation
+from merger.preparations.spec import KINDS, Kind, Number, preparation
 
 SHAPES = [(7, 5), (4, 3, 3, 3), (11,), (1, 6)]
 
@@ -151,6 +152,22 @@ def test_as_sd_mecha_has_it() -> None:
         kept = ties.filter_top_k(b - c, 0.5).numpy()
         assert ((kept != 0) >= (result != 0)).all() and (kept != 0).sum() - (result != 0).sum() <= 2
     assert mecha is not None
+
+
+def test_one_of_your_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    for table in (KINDS, FUNCTIONS):
+        monkeypatch.setitem(table, "mine", None)
+        del table["mine"]  # type: ignore[attr-defined]
+    kind = Kind("mine", (Number("share", 0, 1),))
+
+    def halved(difference: Tensor, _: Surroundings, numbers: Mapping[str, float]) -> Tensor:
+        return difference * numbers["share"]
+
+    register_preparation(kind, halved)
+    difference, result, _ = of({"mine": 0.5}, (3, 4))
+    np.testing.assert_array_equal(result, difference * 0.5)
+    with pytest.raises(ValueError, match="a preparation is called 'trim' already"):
+        register_preparation(Kind("trim"), halved)
 
 
 def test_steps_follow_one_another() -> None:
