@@ -162,6 +162,20 @@ def make_parser() -> argparse.ArgumentParser:
     _pickles(inspect)
     _json(inspect)
 
+    extract = _command(
+        commands,
+        "extract",
+        "write a checkpoint's difference from a base as a LoRA",
+        "merger extract runs/portraits/best.safetensors --base base.safetensors --output lora.safetensors",
+    )
+    extract.add_argument("model", type=Path, metavar="MODEL", help="the checkpoint, or an adapter of the base")
+    extract.add_argument("--base", type=Path, required=True, metavar="FILE", help="what its difference is taken from")
+    extract.add_argument("--rank", type=int, default=32, metavar="N", help="the LoRA's rank (default: 32)")
+    extract.add_argument("--output", type=Path, required=True, metavar="FILE", help="the file to write")
+    extract.add_argument("--dtype", choices=("fp16", "bf16", "fp32"), default="fp16", help="its type (default: fp16)")
+    _pickles(extract)
+    _json(extract)
+
     rank = _command(
         commands,
         "rank",

@@ -14,7 +14,7 @@ from benchmark.writing import sweep, whole_or_nothing
 from merger.app.runs import ROOT, Run, find_run, list_runs
 from merger.config.config import Config
 from merger.config.loading import load_config
-from merger.errors import InputError, Stopped, StudyError
+from merger.errors import ConfigError, InputError, Stopped, StudyError
 from merger.search.urls import located
 
 
@@ -230,6 +230,31 @@ def convert(args: argparse.Namespace) -> int:
     sweep(args.output.parent, args.output.name)
     written = rewrite(args.file, args.output)
     print(json.dumps({"file": str(written)}) if args.json else _shown(written))
+    return 0
+
+
+def extract(args: argparse.Namespace) -> int:
+    """`merger extract`: a checkpoint's difference as a LoRA."""
+    from merger.checkpoints.adapter import open_donor
+    from merger.checkpoints.checkpoint import open_checkpoint
+    from merger.checkpoints.compatibility import check_compatible
+    from merger.checkpoints.finite import check_finite
+    from merger.export.extract import extract
+
+    if args.rank < 1:
+        raise ConfigError(f"--rank {args.rank}: use at least 1")
+    sweep(args.output.parent, args.output.name)
+    base = open_checkpoint(args.base, name="base", allow_pickle=args.allow_pickle)
+    donor = open_donor(args.model, base, name="model", allow_pickle=args.allow_pickle)
+    check_compatible(base, [donor])
+    check_finite(base, [donor])
+    found = extract(base, donor, args.rank, args.output, args.dtype, lambda line: print(line, file=sys.stderr))
+    if args.json:
+        print(json.dumps(found.to_json(), ensure_ascii=False))
+        return 0
+    ends = f", and {len(found.left_out)} biases and normalisations, which a LoRA cannot hold" if found.left_out else ""
+    print(f"{found.error:.1%} of the whole difference is missing{ends}")
+    print(_shown(found.file))
     return 0
 
 
