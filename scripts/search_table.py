@@ -30,7 +30,8 @@ def write_table(rows: Sequence[Row], folder: Path | None) -> dict[str, Any]:
     figures = figures_of(rows)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "search.md").write_text(markdown(figures) + "\n" + variants(figures), encoding="utf-8")
+        tables = [markdown(figures), *([variants(figures)] if VARIANTS.keys() & figures.keys() else [])]
+        (folder / "search.md").write_text("\n".join(tables), encoding="utf-8")
         ways = [row for row in rows if row["strategy"] not in VARIANTS]
         compared = [row for row in rows if row["strategy"] in (OURS, *VARIANTS)]
         for shown, name in ((ways, "search.png"), (compared, "variants.png")):
