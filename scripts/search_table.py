@@ -30,10 +30,11 @@ def write_table(rows: Sequence[Row], folder: Path | None) -> dict[str, Any]:
     figures = figures_of(rows)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        tables = [markdown(figures), *([variants(figures)] if VARIANTS.keys() & figures.keys() else [])]
+        compares = bool(VARIANTS.keys() & figures.keys())
+        tables = [markdown(figures), *([variants(figures)] if compares else [])]
         (folder / "search.md").write_text("\n".join(tables), encoding="utf-8")
         ways = [row for row in rows if row["strategy"] not in VARIANTS]
-        compared = [row for row in rows if row["strategy"] in (OURS, *VARIANTS)]
+        compared = [row for row in rows if compares and row["strategy"] in (OURS, *VARIANTS)]
         for shown, name in ((ways, "search.png"), (compared, "variants.png")):
             if shown:
                 plot(shown, folder / name)
