@@ -48,6 +48,7 @@ _GRADIENT = {
     **_UNLIMITED,
     "method": "gradient",
     "granularity": "tensor",
+    "gradient.searches": 1,
     "gradient.steps": 48,
     "gradient.learning_rate": 0.06,
     "gradient.decay": 1.0,
